@@ -1,0 +1,88 @@
+"""trpo: trust-region policy optimization on JAX.
+
+Every public name is importable from here and loaded when first used, so that ``import trpo`` is quick and a
+simulator process that needs no JAX does not load it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trpo._version import __version__
+
+if TYPE_CHECKING:
+    from trpo.advantages import gae as gae
+    from trpo.advantages import lambda_returns as lambda_returns
+    from trpo.advantages import standardise as standardise
+    from trpo.distributions import Bernoulli as Bernoulli
+    from trpo.distributions import Categorical as Categorical
+    from trpo.distributions import DiagGaussian as DiagGaussian
+    from trpo.distributions import Distribution as Distribution
+    from trpo.distributions import MultiCategorical as MultiCategorical
+    from trpo.fisher import fisher_vp as fisher_vp
+    from trpo.linear_solve import CGInfo as CGInfo
+    from trpo.linear_solve import conjugate_gradient as conjugate_gradient
+    from trpo.networks import MLP as MLP
+    from trpo.networks import BernoulliPolicy as BernoulliPolicy
+    from trpo.networks import CategoricalPolicy as CategoricalPolicy
+    from trpo.networks import GaussianPolicy as GaussianPolicy
+    from trpo.networks import MultiCategoricalPolicy as MultiCategoricalPolicy
+    from trpo.networks import StateDependentGaussianPolicy as StateDependentGaussianPolicy
+    from trpo.networks import ValueFunction as ValueFunction
+    from trpo.networks import as_function as as_function
+    from trpo.networks import mlp as mlp
+    from trpo.objectives import importance_sampled_surrogate as importance_sampled_surrogate
+    from trpo.problem import Batch as Batch
+    from trpo.problem import LocalProblem as LocalProblem
+    from trpo.problem import sampled_problem as sampled_problem
+    from trpo.results import Result as Result
+    from trpo.results import Rule as Rule
+    from trpo.results import UpdateInfo as UpdateInfo
+    from trpo.rules import TRPO as TRPO
+    from trpo.rules import NaturalGradient as NaturalGradient
+    from trpo.rules import Penalty as Penalty
+    from trpo.running_statistics import RunningStatistics as RunningStatistics
+    from trpo.search import Evaluation as Evaluation
+    from trpo.search import line_search as line_search
+    from trpo.value_fitting import AdamFit as AdamFit
+    from trpo.value_fitting import GaussNewtonFit as GaussNewtonFit
+
+_PUBLIC = {
+    "advantages": ("gae", "lambda_returns", "standardise"),
+    "distributions": ("Bernoulli", "Categorical", "DiagGaussian", "Distribution", "MultiCategorical"),
+    "fisher": ("fisher_vp",),
+    "linear_solve": ("CGInfo", "conjugate_gradient"),
+    "networks": (
+        "MLP",
+        "BernoulliPolicy",
+        "CategoricalPolicy",
+        "GaussianPolicy",
+        "MultiCategoricalPolicy",
+        "StateDependentGaussianPolicy",
+        "ValueFunction",
+        "as_function",
+        "mlp",
+    ),
+    "objectives": ("importance_sampled_surrogate",),
+    "problem": ("Batch", "LocalProblem", "sampled_problem"),
+    "results": ("Result", "Rule", "UpdateInfo"),
+    "rules": ("TRPO", "NaturalGradient", "Penalty"),
+    "running_statistics": ("RunningStatistics",),
+    "search": ("Evaluation", "line_search"),
+    "value_fitting": ("AdamFit", "GaussNewtonFit"),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trpo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"trpo.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,59 @@
+"""Categorical distribution, for ``Discrete`` action spaces."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from trpo.distributions._kl import relative_entropy_terms
+from trpo.types import namespace
+
+
+def log_softmax(logits: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """Return logits − log Σ exp(logits) over the last axis, for NumPy and JAX arrays alike."""
+    xp = namespace(logits)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+class Categorical(eqx.Module):
+    """π(a) = exp(logits_a) / Σ_b exp(logits_b).
+
+    ``logits`` has shape ``[*batch, k]``; actions are integers in 0..k−1 of shape ``[*batch]``. Logits may be −inf
+    (an impossible action) as long as one is finite.
+
+    KL(p ‖ q) = Σ_a p_a (log p_a − log q_a); Fisher matrix in the logits: diag(p) − p pᵀ.
+    """
+
+    logits: Float[Array, "*batch k"]
+
+    def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        return jax.random.gumbel(key, leading + self.logits.shape, self.logits.dtype)
+
+    def transform(self, noise: Float[Array, "*batch k"]) -> Int[Array, "*batch"]:
+        return namespace(self.logits).argmax(self.logits + noise, axis=-1)  # the Gumbel-max construction
+
+    def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch"]:
+        return self.transform(self.noise(key))
+
+    def mode(self) -> Int[Array, "*batch"]:
+        return namespace(self.logits).argmax(self.logits, axis=-1)
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        xp = namespace(self.logits)
+        return xp.take_along_axis(log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        log_p = log_softmax(self.logits)
+        p = jnp.exp(log_p)
+        return -jnp.sum(p * jnp.where(p > 0, log_p, 0.0), axis=-1)
+
+    def kl_to(self, other: Categorical) -> Float[Array, "*batch"]:
+        return relative_entropy_terms(log_softmax(self.logits), log_softmax(other.logits)).sum(axis=-1)
+
+    def fisher_product(self, tangent: Categorical) -> Categorical:
+        p = jnp.exp(log_softmax(self.logits))
+        u = jnp.where(p > 0, tangent.logits, 0.0)
+        return Categorical(p * (u - jnp.sum(p * u, axis=-1, keepdims=True)))

@@ -1,0 +1,156 @@
+"""Multilayer perceptrons, policies and value functions (L2).
+
+Layers are written for batches against the array namespace, so one definition serves the compiled update, the
+NumPy pass that steps host environments, and any leading axes without ``vmap``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
+from trpo.types import Params, namespace
+
+Activation = Literal["tanh", "relu"]
+
+
+class MLP(eqx.Module):
+    """x ↦ W_L φ(… φ(x W_1 + b_1) …) + b_L, with tanh or ReLU between layers.
+
+    Weights are stored ``[in, out]`` and applied as ``x @ W``, so a batch is one matrix product.
+    """
+
+    weights: tuple[Float[Array, "inputs outputs"], ...]
+    biases: tuple[Float[Array, "outputs"], ...]
+    activation: Activation = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Any:
+        xp = namespace(self.weights[0])
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ weight + bias
+            if i < last:
+                x = xp.tanh(x) if self.activation == "tanh" else xp.maximum(x, 0)
+        return x
+
+
+def mlp(
+    key: PRNGKeyArray,
+    sizes: tuple[int, ...],
+    activation: Activation = "tanh",
+    last_scale: float = 1.0,
+    dtype: Any = jnp.float32,
+) -> MLP:
+    """Make an MLP with orthogonal weights and zero biases.
+
+    Hidden layers have gain √2, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
+    a policy's last layer scaled by 0.01 matters more than most choices).
+    """
+    gains = [2**0.5] * (len(sizes) - 2) + [last_scale]
+    keys = jax.random.split(key, len(gains))
+    weights = tuple(
+        jax.nn.initializers.orthogonal(gain)(k, shape, dtype)
+        for gain, k, shape in zip(gains, keys, itertools.pairwise(sizes), strict=True)
+    )
+    return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)
+
+
+class GaussianPolicy(eqx.Module):
+    """s ↦ N(network(s), diag(exp(log_std))²), σ the same in every state (TRPO paper, appendix D)."""
+
+    network: MLP
+    log_std: Float[Array, "d"]
+
+    def __call__(self, observation: Any) -> DiagGaussian:
+        xp = namespace(self.log_std)
+        mean = self.network(observation)
+        return DiagGaussian(mean, xp.broadcast_to(self.log_std, mean.shape))
+
+
+class StateDependentGaussianPolicy(eqx.Module):
+    """s ↦ N(μ(s), diag(σ(s))²): the network's outputs are the d means, then the d offsets to ``log_std``."""
+
+    network: MLP
+    log_std: Float[Array, "d"]
+
+    def __call__(self, observation: Any) -> DiagGaussian:
+        outputs = self.network(observation)
+        d = self.log_std.shape[0]
+        return DiagGaussian(outputs[..., :d], outputs[..., d:] + self.log_std)
+
+
+class CategoricalPolicy(eqx.Module):
+    """s ↦ Categorical(network(s))."""
+
+    network: MLP
+
+    def __call__(self, observation: Any) -> Categorical:
+        return Categorical(self.network(observation))
+
+
+class MultiCategoricalPolicy(eqx.Module):
+    """s ↦ independent categoricals, their logits concatenated in ``network(s)``."""
+
+    network: MLP
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, observation: Any) -> MultiCategorical:
+        return MultiCategorical(self.network(observation), self.sizes)
+
+
+class BernoulliPolicy(eqx.Module):
+    """s ↦ independent bits with logits ``network(s)``."""
+
+    network: MLP
+
+    def __call__(self, observation: Any) -> Bernoulli:
+        return Bernoulli(self.network(observation))
+
+
+class ValueFunction(eqx.Module):
+    """s ↦ V(s) in units of the running deviation of returns: a scalar for each leading index."""
+
+    network: MLP
+
+    def __call__(self, observation: Any) -> Any:
+        return self.network(observation)[..., 0]
+
+
+class ModuleFunction(eqx.Module):
+    """A module's call as a pure function ``f(params, x)``; equal for equal structures, so jit caches on it."""
+
+    static: Any = eqx.field(static=True)
+
+    def __call__(self, params: Params, x: Any) -> Any:
+        return eqx.combine(params, self.static)(x)
+
+
+def as_function(module: Any) -> tuple[ModuleFunction, Params]:
+    """Split any callable pytree into ``(f, params)`` with ``f(params, x) = module(x)``.
+
+    ``params`` holds every floating-point array of the module, each of which an update moves.
+
+    >>> import jax, trpo
+    >>> policy, params = trpo.as_function(trpo.CategoricalPolicy(trpo.mlp(jax.random.key(0), (4, 8, 2))))
+    >>> policy(params, jax.numpy.zeros((3, 4))).logits.shape
+    (3, 2)
+    """
+    params, static = eqx.partition(module, eqx.is_inexact_array)
+    return ModuleFunction(static), params
+
+
+def to_numpy(params: Params) -> Params:
+    """Return the parameters as NumPy arrays, for the host's forward pass."""
+    return jax.tree.map(np.asarray, params)
+
+
+def is_distribution(x: Any) -> bool:
+    """Return whether ``x`` offers what a policy's output must (see :class:`Distribution`)."""
+    return isinstance(x, Distribution)

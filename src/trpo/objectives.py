@@ -1,0 +1,37 @@
+"""The surrogate objective and the trust region's divergence, at the level of distributions (L2)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from trpo.distributions import Distribution
+from trpo.types import Scalar, weighted_sum
+
+
+def importance_sampled_surrogate(
+    distribution: Distribution,
+    action: Shaped[Array, "..."],
+    old_log_prob: Float[Array, "*batch"],
+    advantage: Float[Array, "*batch"],
+    weight: Float[Array, "*batch"],
+) -> Scalar:
+    """L(θ) = Σ_i w_i [π_θ(a_i|s_i) / π_old(a_i|s_i)] Â_i  (TRPO paper, eq. 14).
+
+    ``old_log_prob`` is under the policy that *sampled* the actions. With standardised advantages L(θ_old) = 0.
+    """
+    ratio = jnp.exp(distribution.log_prob(action) - old_log_prob)
+    return weighted_sum(weight, ratio * advantage)
+
+
+def mean_kl(old: Distribution, new: Distribution, weight: Float[Array, "*batch"]) -> Scalar:
+    """D̄ = Σ_i w_i KL(π_old(·|s_i) ‖ π_new(·|s_i)), in nats  (TRPO paper, eq. 12).
+
+    The old policy comes first, as in the paper, and the KL of an action vector is the *sum* over its dimensions.
+    """
+    return weighted_sum(weight, old.kl_to(new))
+
+
+def max_state_kl(old: Distribution, new: Distribution, weight: Float[Array, "*batch"]) -> Scalar:
+    """max_i KL(π_old(·|s_i) ‖ π_new(·|s_i)) over states of positive weight: the theory's D_max (eq. 8)."""
+    return jnp.max(jnp.where(weight > 0, old.kl_to(new), 0.0))

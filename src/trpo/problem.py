@@ -1,0 +1,180 @@
+"""The local problem that every update rule solves, and its builder from sampled data (L3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from trpo.distributions import Distribution
+from trpo.fisher import Linearisation, linearise
+from trpo.objectives import importance_sampled_surrogate, max_state_kl, mean_kl
+from trpo.search import Evaluation
+from trpo.types import Params, Scalar, per_state, weighted_sum
+
+
+class Batch(eqx.Module):
+    """What the policy's update needs of a batch; leading axes are free and the same in every field."""
+
+    observation: PyTree[Shaped[Array, "..."]]
+    """As the policy takes it (normalised, if the policy was run on normalised observations)."""
+    action: Shaped[Array, "..."]
+    """Unclipped, as sampled from the policy."""
+    advantage: Float[Array, "*batch"]
+    weight: Float[Array, "*batch"]
+    """≥ 0, summing to 1; 0 for padding and auto-reset steps, whose content then does not matter."""
+
+
+class LocalModel(eqx.Module):
+    """First- and second-order information about a local problem at one θ, from one primal pass."""
+
+    evaluation: Evaluation
+    gradient: Params
+    """∇L(θ)."""
+    policy: Linearisation
+    kl: Callable[[Any], Scalar]
+    weight: Float[Array, "*batch"]
+    products: Linearisation
+    """The linearisation that Fisher products use: all states, or a fixed subsample."""
+    product_weight: Float[Array, "*sample"]
+
+    def fisher_vp(self, vector: Params) -> Params:
+        """Return F v with F the Fisher matrix of π_θ, averaged over states."""
+        return self.products.fisher_vp(vector, self.product_weight)
+
+    def kl_gradient(self) -> Params:
+        """Return ∇D̄(θ): zero at the sampling policy, not at the second update of a batch."""
+        return self.policy.pull_back(self.kl)[1]
+
+    def kl_along(self, vector: Params) -> tuple[Scalar, Scalar]:
+        """Return slope and curvature of D̄ along ``vector``: ∇D̄(θ)ᵀv and vᵀF v, over all states."""
+        return self.policy.slope(self.kl, vector), self.policy.curvature(vector, self.weight)
+
+
+class LocalProblem(eqx.Module):
+    """maximise L(θ) subject to D̄(θ) = Σ_i w_i KL(π_old(·|s_i) ‖ π_θ(·|s_i)) ≤ δ  (TRPO paper, eq. 14).
+
+    All that an update rule may know: it sees no batch, environment, network, device or random key. It is a
+    pytree, so it can be an argument of a jitted function.
+    """
+
+    distributions: Callable[[Params], Distribution]
+    """θ ↦ π_θ(·|s_i) for all states."""
+    objective: Callable[[Any], Scalar]
+    """π ↦ L."""
+    old: Any
+    """π_old: the distributions of the policy that sampled the data. It stays put when a batch serves several updates."""
+    weight: Float[Array, "*batch"]
+    product_distributions: Callable[[Params], Distribution] | None = None
+    """θ ↦ π_θ on the states that enter Fisher products; all of them if None."""
+    product_weight: Float[Array, "*sample"] | None = None
+
+    def _evaluation(self, distribution: Any) -> Evaluation:
+        return Evaluation(
+            surrogate=self.objective(distribution),
+            mean_kl=mean_kl(self.old, distribution, self.weight),
+            max_state_kl=max_state_kl(self.old, distribution, self.weight),
+            entropy=weighted_sum(self.weight, distribution.entropy()),
+        )
+
+    def evaluate(self, params: Params) -> Evaluation:
+        """Return surrogate, mean and largest KL and entropy at ``params``, in one forward pass."""
+        return self._evaluation(self.distributions(params))
+
+    def surrogate(self, params: Params) -> Scalar:
+        """Return L(θ)."""
+        return self.evaluate(params).surrogate
+
+    def mean_kl(self, params: Params) -> Scalar:
+        """Return D̄(θ), in nats."""
+        return self.evaluate(params).mean_kl
+
+    def linearise(self, params: Params) -> LocalModel:
+        """Return value, gradient and Fisher products at ``params`` from a single primal pass."""
+        policy = linearise(self.distributions, params)
+        _, gradient = policy.pull_back(self.objective)
+        products, product_weight = policy, self.weight
+        if self.product_distributions is not None and self.product_weight is not None:
+            products, product_weight = linearise(self.product_distributions, params), self.product_weight
+        return LocalModel(
+            evaluation=self._evaluation(policy.distribution),
+            gradient=gradient,
+            policy=policy,
+            kl=lambda distribution: mean_kl(self.old, distribution, self.weight),
+            weight=self.weight,
+            products=products,
+            product_weight=product_weight,
+        )
+
+
+PolicyFunction = Callable[[Params, Any], Distribution]
+"""(parameters, observations with any leading axes) ↦ one distribution for each observation."""
+
+
+def sampled_problem(
+    policy: PolicyFunction, params: Params, batch: Batch, fisher_subsample: int = 1
+) -> LocalProblem:
+    """Build the local problem of a single-path batch around the policy that sampled it.
+
+    Args:
+        policy: ``policy(params, observation)`` returns a :class:`Distribution` with the batch's leading axes.
+        params: parameters of the *sampling* policy; ratios are 1 and the KL is 0 there.
+        batch: see :class:`Batch`.
+        fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
+            gradient, and the KL that the line search enforces, always use all.
+    """
+    if fisher_subsample < 1:
+        raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
+    # A NaN behind weight 0 would otherwise reach the gradient as 0 · NaN.
+    observation, action = jax.tree.map(
+        lambda leaf: jnp.where(per_state(batch.weight, leaf) > 0, leaf, 0), (batch.observation, batch.action)
+    )
+    distributions = _PolicyAt(policy, observation)
+    old = jax.lax.stop_gradient(distributions(params))
+    objective = jax.tree_util.Partial(
+        importance_sampled_surrogate,
+        action=action,
+        old_log_prob=old.log_prob(action),
+        advantage=batch.advantage,
+        weight=batch.weight,
+    )
+    if fisher_subsample == 1:
+        return LocalProblem(distributions, objective, old, batch.weight)
+    rows = _fixed_subsample(batch.weight.size, fisher_subsample)
+    take = partial(_take_rows, rows=rows, leading=batch.weight.ndim)
+    sample_weight = take(batch.weight)
+    total = jnp.sum(sample_weight)
+    return LocalProblem(
+        distributions,
+        objective,
+        old,
+        batch.weight,
+        _PolicyAt(policy, jax.tree.map(take, observation)),
+        sample_weight / jnp.where(total > 0, total, 1.0),
+    )
+
+
+class _PolicyAt(eqx.Module):
+    """θ ↦ π_θ(·|s_i) on fixed observations."""
+
+    policy: PolicyFunction = eqx.field(static=True)
+    observation: PyTree[Shaped[Array, "..."]]
+
+    def __call__(self, params: Params) -> Distribution:
+        return self.policy(params, self.observation)
+
+
+def _fixed_subsample(size: int, every: int) -> np.ndarray:
+    # A permutation that is always the same, not a stride: a stride shares factors with the number of
+    # environments and would then see only some of them.
+    return np.sort(np.random.default_rng(0).permutation(size)[: max(1, size // every)])
+
+
+def _take_rows(leaf: Array, rows: np.ndarray, leading: int) -> Array:
+    return leaf.reshape((-1,) + leaf.shape[leading:])[rows]

@@ -1,0 +1,7 @@
+"""Update rules: one file an algorithm (L4)."""
+
+from trpo.rules.natural_gradient import NaturalGradient
+from trpo.rules.penalty import Penalty, PenaltyState
+from trpo.rules.trpo import TRPO
+
+__all__ = ["TRPO", "NaturalGradient", "Penalty", "PenaltyState"]

@@ -1,0 +1,65 @@
+"""Natural policy gradient with a KL-normalised step (Kakade 2001; Duan et al. 2016, arXiv:1604.06778, "TNPG")."""
+
+from __future__ import annotations
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from trpo.problem import LocalProblem
+from trpo.results import Result, UpdateInfo
+from trpo.rules._step import check, describe, natural_direction, step_length
+from trpo.types import Params, Scalar, all_finite, tree_where
+
+
+class NaturalGradient(eqx.Module):
+    """θ' = θ + β s with s ≈ (F + λI)⁻¹ g and β = √(2δ / sᵀF s): TRPO without its line search.
+
+    δ is a *target* that the quadratic model meets, not a bound: neither the KL nor the improvement is checked.
+    Only a step to non-finite parameters, KL or surrogate is refused.
+    """
+
+    max_kl: float | Scalar = 0.01
+    """δ, in nats, under the quadratic model."""
+    damping: float | Scalar = 0.1
+    cg_iterations: int = eqx.field(static=True, default=10)
+    cg_tolerance: float | Scalar = 1e-10
+
+    def __check_init__(self) -> None:
+        check("max_kl", self.max_kl, 0, math.inf, "0.01 is usual")
+        check("damping", self.damping, 0, math.inf, "0.1 is usual, 0 solves the undamped system", strict=False)
+        check("cg_iterations", self.cg_iterations, 1, math.inf, "10 is usual", strict=False)
+        check("cg_tolerance", self.cg_tolerance, 0, 1, "1e-10 never stops early in practice", strict=False)
+
+    def init(self, params: Params) -> tuple[()]:
+        """The rule carries nothing from one update to the next."""
+        return ()
+
+    def update(self, problem: LocalProblem, params: Params, state: tuple[()]) -> tuple[Params, tuple[()], UpdateInfo]:
+        """Take one natural-gradient step on ``problem`` from ``params``."""
+        model = problem.linearise(params)
+        g, start = model.gradient, model.evaluation
+        s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)
+        usable = s.problem == Result.ACCEPTED
+        beta = jnp.where(usable, step_length(s, start.mean_kl, self.max_kl), 0.0)
+        step = jax.tree.map(lambda leaf: jnp.where(usable, beta * leaf, 0.0), s.vector)
+        new = optax.tree.add(params, step)
+        end = problem.evaluate(new)
+        finite = all_finite((new, end.surrogate, end.mean_kl))
+        result = jnp.where(finite, Result.ACCEPTED, Result.NONFINITE_TRIAL)
+        result = jnp.where(usable, result, s.problem)
+        taken = result == Result.ACCEPTED
+        info = describe(
+            result,
+            s,
+            g,
+            start,
+            tree_where(taken, end, start),
+            jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0.0), step),
+            backtracks=jnp.asarray(0),
+            step_fraction=jnp.where(taken, 1.0, 0.0),
+        )
+        return tree_where(taken, new, params), state, info

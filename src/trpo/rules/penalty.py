@@ -1,0 +1,129 @@
+"""KL-penalised policy optimisation with an adaptive coefficient."""
+
+from __future__ import annotations
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from trpo.problem import LocalProblem
+from trpo.results import Result, UpdateInfo
+from trpo.rules._step import check, describe, natural_direction
+from trpo.search import Evaluation, line_search
+from trpo.types import Params, Scalar, tree_where
+
+
+class PenaltyState(eqx.Module):
+    """What the next update needs."""
+
+    coefficient: Float[Array, ""]
+    """β, the price of one nat of mean KL."""
+
+
+class Penalty(eqx.Module):
+    """maximise L(θ) − β D̄(θ), the form that the theory suggests (TRPO paper, section 4), with β adapted.
+
+    Each update takes ``inner_steps`` Newton–CG steps, θ ← θ + ρ^j (βF + λI)⁻¹ ∇[L − β D̄](θ), each with the first j for
+    which the penalised objective improves. Then β doubles if D̄ > 1.5 δ and halves if D̄ < δ / 1.5
+    (Schulman et al. 2017, arXiv:1707.06347, section 4).
+
+    δ is the *target* of the adaptation, not a bound: the KL of an update may exceed it, and then β grows.
+    """
+
+    max_kl: float | Scalar = 0.01
+    """δ, in nats: the KL that β is adapted to."""
+    initial_coefficient: float | Scalar = 10.0
+    """β to start from."""
+    inner_steps: int = eqx.field(static=True, default=3)
+    damping: float | Scalar = 0.1
+    """λ, relative to β."""
+    cg_iterations: int = eqx.field(static=True, default=10)
+    cg_tolerance: float | Scalar = 1e-10
+    backtrack_ratio: float | Scalar = 0.8
+    max_backtracks: int = eqx.field(static=True, default=10)
+
+    def __check_init__(self) -> None:
+        check("max_kl", self.max_kl, 0, math.inf, "0.01 is usual")
+        check("initial_coefficient", self.initial_coefficient, 0, math.inf, "10 is a fair start: it adapts")
+        check("inner_steps", self.inner_steps, 1, math.inf, "3 nearly solves the penalised problem", strict=False)
+        check("damping", self.damping, 0, math.inf, "0.1 is usual", strict=False)
+        check("cg_iterations", self.cg_iterations, 1, math.inf, "10 is usual", strict=False)
+        check("cg_tolerance", self.cg_tolerance, 0, 1, "1e-10 never stops early in practice", strict=False)
+        check("backtrack_ratio", self.backtrack_ratio, 0, 1, "0.8 is usual")
+        check("max_backtracks", self.max_backtracks, 0, math.inf, "10 is usual", strict=False)
+
+    def init(self, params: Params) -> PenaltyState:
+        """Start from ``initial_coefficient``."""
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return PenaltyState(jnp.asarray(self.initial_coefficient, dtype))
+
+    def update(
+        self, problem: LocalProblem, params: Params, state: PenaltyState
+    ) -> tuple[Params, PenaltyState, UpdateInfo]:
+        """Approximately maximise the penalised objective from ``params``, then adapt β."""
+        beta = state.coefficient
+
+        def penalised(theta: Params) -> Evaluation:
+            e = problem.evaluate(theta)
+            return Evaluation(e.surrogate - beta * e.mean_kl, e.mean_kl, e.max_state_kl, e.entropy)
+
+        def newton_step(theta: Params, _: None) -> tuple[Params, UpdateInfo]:
+            model = problem.linearise(theta)
+            gradient = optax.tree.add_scale(model.gradient, -beta, model.kl_gradient())
+            s = natural_direction(model, gradient, self.damping, self.cg_iterations, self.cg_tolerance)
+            usable = s.problem == Result.ACCEPTED
+            # The direction solves (F + λI) s = ∇/max|∇|; the Newton step of the quadratic model along it is
+            # ∇ᵀs / (β sᵀF s).
+            length = optax.tree.vdot(gradient, s.vector) / (beta * jnp.where(usable, s.curvature, 1.0))
+            step = jax.tree.map(lambda leaf: jnp.where(usable, length * leaf, 0.0), s.vector)
+            tries = jnp.where(usable, self.max_backtracks, 0)
+            new, search = line_search(
+                penalised, theta, step, jnp.inf, penalised(theta), self.backtrack_ratio, tries
+            )
+            end = problem.evaluate(new)
+            failed = jnp.where(search.finite, Result.NO_IMPROVEMENT, Result.NONFINITE_TRIAL)
+            result = jnp.where(usable, jnp.where(search.accepted, Result.ACCEPTED, failed), s.problem)
+            taken = jax.tree.map(lambda leaf: search.fraction * leaf, step)
+            info = describe(
+                result,
+                s,
+                model.gradient,
+                model.evaluation,
+                end,
+                taken,
+                backtracks=jnp.where(usable, search.backtracks, 0),
+                step_fraction=search.fraction,
+            )
+            return new, info
+
+        new, infos = jax.lax.scan(newton_step, params, None, length=self.inner_steps)
+        start, end = problem.evaluate(params), problem.evaluate(new)
+        info = _summarise(infos, params, new, start, end)
+        moved = info.result == Result.ACCEPTED
+        too_far = moved & (end.mean_kl > 1.5 * self.max_kl)
+        too_near = moved & (end.mean_kl < self.max_kl / 1.5)
+        factor = jnp.where(too_far, 2.0, jnp.where(too_near, 0.5, 1.0))
+        return tree_where(moved, new, params), PenaltyState(beta * factor), info
+
+
+def _summarise(infos: UpdateInfo, params: Params, new: Params, start: Evaluation, end: Evaluation) -> UpdateInfo:
+    """Describe the inner steps as one update: accepted if any was, else the first step's reason."""
+    accepted = infos.result == Result.ACCEPTED
+    return UpdateInfo(
+        result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
+        surrogate_gain=end.surrogate - start.surrogate,
+        predicted_gain=jnp.sum(infos.predicted_gain),
+        mean_kl=end.mean_kl,
+        max_state_kl=end.max_state_kl,
+        gradient_norm=infos.gradient_norm[0],
+        step_norm=optax.tree.norm(optax.tree.sub(new, params)),
+        cg_iterations=jnp.sum(infos.cg_iterations),
+        cg_residual=infos.cg_residual[0],
+        backtracks=jnp.sum(infos.backtracks),
+        step_fraction=jnp.mean(infos.step_fraction),
+        entropy=end.entropy,
+    )
