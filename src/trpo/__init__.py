@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from trpo.advantages import gae as gae
     from trpo.advantages import lambda_returns as lambda_returns
     from trpo.advantages import standardise as standardise
+    from trpo.agent import Agent as Agent
+    from trpo.config import Config as Config
+    from trpo.config import EnvConfig as EnvConfig
+    from trpo.config import PolicyConfig as PolicyConfig
+    from trpo.config import RuleConfig as RuleConfig
+    from trpo.config import ValueConfig as ValueConfig
     from trpo.distributions import Bernoulli as Bernoulli
     from trpo.distributions import Categorical as Categorical
     from trpo.distributions import DiagGaussian as DiagGaussian
     from trpo.distributions import Distribution as Distribution
     from trpo.distributions import MultiCategorical as MultiCategorical
+    from trpo.envs import EnvironmentFailure as EnvironmentFailure
+    from trpo.envs import make_envs as make_envs
+    from trpo.evaluation import evaluate as evaluate
     from trpo.fisher import fisher_vp as fisher_vp
     from trpo.linear_solve import CGInfo as CGInfo
     from trpo.linear_solve import conjugate_gradient as conjugate_gradient
@@ -45,11 +54,20 @@ if TYPE_CHECKING:
     from trpo.running_statistics import RunningStatistics as RunningStatistics
     from trpo.search import Evaluation as Evaluation
     from trpo.search import line_search as line_search
+    from trpo.training import NonFiniteBatchError as NonFiniteBatchError
+    from trpo.training import TrainingState as TrainingState
+    from trpo.training import iterations as iterations
+    from trpo.training import make_agent as make_agent
     from trpo.value_fitting import AdamFit as AdamFit
     from trpo.value_fitting import GaussNewtonFit as GaussNewtonFit
 
 _PUBLIC = {
     "advantages": ("gae", "lambda_returns", "standardise"),
+    "agent": ("Agent",),
+    "config": ("Config", "EnvConfig", "PolicyConfig", "RuleConfig", "ValueConfig"),
+    "envs": ("EnvironmentFailure", "make_envs"),
+    "evaluation": ("evaluate",),
+    "training": ("NonFiniteBatchError", "TrainingState", "iterations", "make_agent"),
     "distributions": ("Bernoulli", "Categorical", "DiagGaussian", "Distribution", "MultiCategorical"),
     "fisher": ("fisher_vp",),
     "linear_solve": ("CGInfo", "conjugate_gradient"),

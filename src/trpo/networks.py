@@ -13,10 +13,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
-from trpo.types import Params, namespace
+from trpo.types import AnyArray, Params, namespace, per_element
 
 Activation = Literal["tanh", "relu"]
 
@@ -27,15 +27,15 @@ class MLP(eqx.Module):
     Weights are stored ``[in, out]`` and applied as ``x @ W``, so a batch is one matrix product.
     """
 
-    weights: tuple[Float[Array, "inputs outputs"], ...]
-    biases: tuple[Float[Array, "outputs"], ...]
+    weights: tuple[Float[AnyArray, "_inputs _outputs"], ...]
+    biases: tuple[Float[AnyArray, "_outputs"], ...]
     activation: Activation = eqx.field(static=True)
 
     def __call__(self, x: Any) -> Any:
         xp = namespace(self.weights[0])
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = x @ weight + bias
+            x = x @ weight + per_element(bias, x.ndim)
             if i < last:
                 x = xp.tanh(x) if self.activation == "tanh" else xp.maximum(x, 0)
         return x
@@ -66,7 +66,7 @@ class GaussianPolicy(eqx.Module):
     """s ↦ N(network(s), diag(exp(log_std))²), σ the same in every state (TRPO paper, appendix D)."""
 
     network: MLP
-    log_std: Float[Array, "d"]
+    log_std: Float[AnyArray, "d"]
 
     def __call__(self, observation: Any) -> DiagGaussian:
         xp = namespace(self.log_std)
@@ -78,12 +78,12 @@ class StateDependentGaussianPolicy(eqx.Module):
     """s ↦ N(μ(s), diag(σ(s))²): the network's outputs are the d means, then the d offsets to ``log_std``."""
 
     network: MLP
-    log_std: Float[Array, "d"]
+    log_std: Float[AnyArray, "d"]
 
     def __call__(self, observation: Any) -> DiagGaussian:
         outputs = self.network(observation)
         d = self.log_std.shape[0]
-        return DiagGaussian(outputs[..., :d], outputs[..., d:] + self.log_std)
+        return DiagGaussian(outputs[..., :d], outputs[..., d:] + per_element(self.log_std, outputs.ndim))
 
 
 class CategoricalPolicy(eqx.Module):

@@ -132,8 +132,9 @@ def sampled_problem(
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
     # A NaN behind weight 0 would otherwise reach the gradient as 0 · NaN.
-    observation, action = jax.tree.map(
-        lambda leaf: jnp.where(per_state(batch.weight, leaf) > 0, leaf, 0), (batch.observation, batch.action)
+    observation, action, advantage = jax.tree.map(
+        lambda leaf: jnp.where(per_state(batch.weight, leaf) > 0, leaf, jnp.zeros((), leaf.dtype)),
+        (batch.observation, batch.action, batch.advantage),
     )
     distributions = _PolicyAt(policy, observation)
     old = jax.lax.stop_gradient(distributions(params))
@@ -141,7 +142,7 @@ def sampled_problem(
         importance_sampled_surrogate,
         action=action,
         old_log_prob=old.log_prob(action),
-        advantage=batch.advantage,
+        advantage=advantage,
         weight=batch.weight,
     )
     if fisher_subsample == 1:

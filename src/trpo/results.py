@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, Int
@@ -94,6 +94,9 @@ class Rule(Protocol[State]):
 
     ``update`` is pure and takes no random key: the same batch gives the same bits.
     """
+
+    enforces_max_kl: ClassVar[bool]
+    """Whether an accepted update is certain to keep the mean KL at most ``max_kl``."""
 
     max_kl: Any
     """δ, the bound (or the target, for rules that don't enforce one) on the mean KL from the sampling policy."""

@@ -6,9 +6,20 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from trpo.types import namespace, per_state
+from trpo.types import AnyArray, namespace, per_element, per_state
+
+
+class Normaliser(eqx.Module):
+    """x ↦ clip((x − mean) · scale): statistics frozen for the length of an iteration."""
+
+    mean: Float[Array, "*shape"]
+    scale: Float[Array, "*shape"]
+    clip: float = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Any:
+        return namespace(self.mean).clip((x - self.mean) * self.scale, -self.clip, self.clip)
 
 
 class RunningStatistics(eqx.Module):
@@ -18,9 +29,9 @@ class RunningStatistics(eqx.Module):
     do not matter beyond rounding.
     """
 
-    count: Float[Array, ""]
-    mean: Float[Array, "*shape"]
-    deviations: Float[Array, "*shape"]
+    count: Float[AnyArray, ""]
+    mean: Float[AnyArray, "*shape"]
+    deviations: Float[AnyArray, "*shape"]
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: Any = jnp.float32) -> RunningStatistics:
@@ -28,13 +39,13 @@ class RunningStatistics(eqx.Module):
         return cls(jnp.zeros((), dtype), jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     @property
-    def variance(self) -> Float[Array, "*shape"]:
+    def variance(self) -> Float[AnyArray, "*shape"]:
         """The population variance; 1 before anything was merged."""
         xp = namespace(self.mean)
         seen = self.count > 0
         return xp.where(seen, self.deviations / xp.where(seen, self.count, 1.0), xp.ones_like(self.mean))
 
-    def merge(self, x: Float[Array, "*batch_and_shape"], present: Float[Array, "*batch"]) -> RunningStatistics:
+    def merge(self, x: Float[AnyArray, "*batch_and_shape"], present: Float[AnyArray, "*batch"]) -> RunningStatistics:
         """Return the statistics of everything so far and of ``x`` where ``present`` > 0 (a 0/1 mask)."""
         axes = tuple(range(present.ndim))
         mask = jnp.asarray(present > 0)
@@ -43,7 +54,7 @@ class RunningStatistics(eqx.Module):
         added = jnp.sum(mask, dtype=self.count.dtype)
         some = jnp.maximum(added, 1.0)
         mean = jnp.sum(x * weight, axis=axes) / some
-        deviations = jnp.sum(weight * (x - mean) ** 2, axis=axes)
+        deviations = jnp.sum(weight * (x - per_element(mean, x.ndim)) ** 2, axis=axes)
         total = jnp.maximum(self.count + added, 1.0)
         gap = mean - self.mean
         return RunningStatistics(
@@ -52,8 +63,8 @@ class RunningStatistics(eqx.Module):
             deviations=self.deviations + deviations + gap**2 * (self.count * added / total),
         )
 
-    def normalise(self, x: Any, clip: float) -> Any:
-        """Return (x − mean) / std, clipped to ±``clip``; NumPy in gives NumPy out.
+    def freeze(self, clip: float) -> Normaliser:
+        """Return the map x ↦ clip((x − mean) / std) with today's statistics.
 
         An element that has never varied has no scale of its own and is only centred.
         """
@@ -62,4 +73,8 @@ class RunningStatistics(eqx.Module):
         # The threshold is relative: rounding gives a constant of 1000 a variance of about (1000 · eps)².
         constant = variance <= (32 * xp.finfo(variance.dtype).eps) ** 2 * (1.0 + self.mean**2)
         scale = 1.0 / xp.sqrt(xp.where(constant, xp.ones_like(variance), variance))
-        return xp.clip((x - self.mean) * scale, -clip, clip)
+        return Normaliser(self.mean, scale, clip)
+
+    def normalise(self, x: Any, clip: float) -> Any:
+        """Return (x − mean) / std, clipped to ±``clip``; NumPy in gives NumPy out."""
+        return self.freeze(clip)(x)

@@ -59,7 +59,7 @@ def line_search(
     max_kl: float | Scalar,
     start: Evaluation,
     backtrack_ratio: float | Scalar = 0.8,
-    max_backtracks: int = 10,
+    max_backtracks: int | Int[Array, ""] = 10,
 ) -> tuple[Params, SearchInfo]:
     """Return the first θ + ρ^j·step, j = 0, 1, …, with L(θ_j) > L(θ), D̄(θ_j) ≤ δ and everything finite.
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-Params = PyTree[Float[Array, "..."]]
+if TYPE_CHECKING:
+    AnyArray = Array
+else:
+    AnyArray = Array | np.ndarray | np.generic
+    """What formulas that also serve the host's NumPy pass accept; NumPy reduces a vector to an ``np.generic``."""
+
+Params = PyTree[Float[AnyArray, "..."]]
 """Parameters, or a vector in their space: any pytree of floating-point arrays."""
 
 Scalar = Float[Array, ""]
@@ -42,6 +49,11 @@ def weighted_sum(weight: Float[Array, "*batch"], x: Float[Array, "*batch"]) -> S
     return jnp.sum(weight * jnp.where(weight > 0, x, 0))
 
 
-def per_state(weight: Float[Array, "*batch"], leaf: Float[Array, "..."]) -> Float[Array, "..."]:
+def per_state(weight: Float[Array, "*batch"], leaf: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """Give ``weight`` trailing axes of length one, so that it multiplies ``leaf`` state by state."""
     return jnp.reshape(weight, weight.shape + (1,) * (leaf.ndim - weight.ndim))
+
+
+def per_element(leaf: Float[AnyArray, "*element"], ndim: int) -> Float[AnyArray, "..."]:
+    """Give ``leaf`` leading axes of length one up to ``ndim``, so that it combines with an array of that many axes."""
+    return leaf.reshape((1,) * (ndim - leaf.ndim) + leaf.shape)

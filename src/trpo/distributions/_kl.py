@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from trpo.types import namespace
+from trpo.types import AnyArray, namespace
 
 
-def relative_entropy_terms(log_p: Float[Array, "*n"], log_q: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def relative_entropy_terms(log_p: Float[AnyArray, "*n"], log_q: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
     """Return terms that are each ≥ 0 and sum to Σ p (log p − log q).
 
     Since Σp = Σq = 1, the sum equals Σ p (e^Δ − 1 − Δ) with Δ = log q − log p. Near p = q this keeps the

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions._kl import relative_entropy_terms
-from trpo.types import namespace
+from trpo.types import AnyArray, namespace
 
 
-def log_sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def log_sigmoid(x: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
     """Return log(1 / (1 + e^−x)) without overflow, for NumPy and JAX arrays alike."""
     xp = namespace(x)
     return xp.minimum(x, 0.0) - xp.log1p(xp.exp(-xp.abs(x)))
@@ -24,28 +24,28 @@ class Bernoulli(eqx.Module):
     KL and entropy are sums over the d bits; the Fisher matrix in the logits is diag(p (1 − p)).
     """
 
-    logits: Float[Array, "*batch d"]
+    logits: Float[AnyArray, "*batch d"]
 
     def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "..."]:
         return jax.random.logistic(key, leading + self.logits.shape, self.logits.dtype)
 
-    def transform(self, noise: Float[Array, "*batch d"]) -> Int[Array, "*batch d"]:
+    def transform(self, noise: Float[AnyArray, "*batch d"]) -> Int[AnyArray, "*batch d"]:
         return (self.logits + noise > 0).astype("int32")
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch d"]:
         return self.transform(self.noise(key))
 
-    def mode(self) -> Int[Array, "*batch d"]:
+    def mode(self) -> Int[AnyArray, "*batch d"]:
         return (self.logits > 0).astype("int32")
 
-    def log_prob(self, action: Int[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    def log_prob(self, action: Int[AnyArray, "*batch d"]) -> Float[AnyArray, "*batch"]:
         return log_sigmoid(namespace(self.logits).where(action > 0, self.logits, -self.logits)).sum(axis=-1)
 
-    def entropy(self) -> Float[Array, "*batch"]:
+    def entropy(self) -> Float[AnyArray, "*batch"]:
         p = jax.nn.sigmoid(self.logits)
         return -jnp.sum(p * log_sigmoid(self.logits) + (1 - p) * log_sigmoid(-self.logits), axis=-1)
 
-    def kl_to(self, other: Bernoulli) -> Float[Array, "*batch"]:
+    def kl_to(self, other: Bernoulli) -> Float[AnyArray, "*batch"]:
         ones = relative_entropy_terms(log_sigmoid(self.logits), log_sigmoid(other.logits))
         zeros = relative_entropy_terms(log_sigmoid(-self.logits), log_sigmoid(-other.logits))
         return jnp.sum(ones + zeros, axis=-1)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions._kl import relative_entropy_terms
-from trpo.types import namespace
+from trpo.types import AnyArray, namespace
 
 
-def log_softmax(logits: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+def log_softmax(logits: Float[AnyArray, "*batch k"]) -> Float[AnyArray, "*batch k"]:
     """Return logits − log Σ exp(logits) over the last axis, for NumPy and JAX arrays alike."""
     xp = namespace(logits)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)
@@ -27,30 +27,30 @@ class Categorical(eqx.Module):
     KL(p ‖ q) = Σ_a p_a (log p_a − log q_a); Fisher matrix in the logits: diag(p) − p pᵀ.
     """
 
-    logits: Float[Array, "*batch k"]
+    logits: Float[AnyArray, "*batch k"]
 
     def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "..."]:
         return jax.random.gumbel(key, leading + self.logits.shape, self.logits.dtype)
 
-    def transform(self, noise: Float[Array, "*batch k"]) -> Int[Array, "*batch"]:
+    def transform(self, noise: Float[AnyArray, "*batch k"]) -> Int[AnyArray, "*batch"]:
         return namespace(self.logits).argmax(self.logits + noise, axis=-1)  # the Gumbel-max construction
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch"]:
         return self.transform(self.noise(key))
 
-    def mode(self) -> Int[Array, "*batch"]:
+    def mode(self) -> Int[AnyArray, "*batch"]:
         return namespace(self.logits).argmax(self.logits, axis=-1)
 
-    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    def log_prob(self, action: Int[AnyArray, "*batch"]) -> Float[AnyArray, "*batch"]:
         xp = namespace(self.logits)
         return xp.take_along_axis(log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
 
-    def entropy(self) -> Float[Array, "*batch"]:
+    def entropy(self) -> Float[AnyArray, "*batch"]:
         log_p = log_softmax(self.logits)
         p = jnp.exp(log_p)
         return -jnp.sum(p * jnp.where(p > 0, log_p, 0.0), axis=-1)
 
-    def kl_to(self, other: Categorical) -> Float[Array, "*batch"]:
+    def kl_to(self, other: Categorical) -> Float[AnyArray, "*batch"]:
         return relative_entropy_terms(log_softmax(self.logits), log_softmax(other.logits)).sum(axis=-1)
 
     def fisher_product(self, tangent: Categorical) -> Categorical:

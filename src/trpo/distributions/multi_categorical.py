@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions.categorical import Categorical
-from trpo.types import namespace
+from trpo.types import AnyArray, namespace
 
 
 class MultiCategorical(eqx.Module):
@@ -20,7 +20,7 @@ class MultiCategorical(eqx.Module):
     KL and entropy are sums over components; the Fisher matrix is block diagonal.
     """
 
-    logits: Float[Array, "*batch total"]
+    logits: Float[AnyArray, "*batch total"]
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def components(self) -> list[Categorical]:
@@ -30,29 +30,29 @@ class MultiCategorical(eqx.Module):
             Categorical(self.logits[..., end - size : end]) for size, end in zip(self.sizes, ends, strict=True)
         ]
 
-    def _like(self, values: Float[Array, "..."]) -> MultiCategorical:
+    def _like(self, values: Float[AnyArray, "..."]) -> MultiCategorical:
         return MultiCategorical(values, self.sizes)
 
     def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "..."]:
         return jax.random.gumbel(key, leading + self.logits.shape, self.logits.dtype)
 
-    def transform(self, noise: Float[Array, "*batch total"]) -> Int[Array, "*batch d"]:
+    def transform(self, noise: Float[AnyArray, "*batch total"]) -> Int[AnyArray, "*batch d"]:
         return self._like(self.logits + noise).mode()
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch d"]:
         return self.transform(self.noise(key))
 
-    def mode(self) -> Int[Array, "*batch d"]:
+    def mode(self) -> Int[AnyArray, "*batch d"]:
         return namespace(self.logits).stack([c.mode() for c in self.components()], axis=-1)
 
-    def log_prob(self, action: Int[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    def log_prob(self, action: Int[AnyArray, "*batch d"]) -> Float[AnyArray, "*batch"]:
         terms = [c.log_prob(action[..., i]) for i, c in enumerate(self.components())]
         return namespace(self.logits).sum(namespace(self.logits).stack(terms, axis=-1), axis=-1)
 
-    def entropy(self) -> Float[Array, "*batch"]:
+    def entropy(self) -> Float[AnyArray, "*batch"]:
         return jnp.sum(jnp.stack([c.entropy() for c in self.components()], axis=-1), axis=-1)
 
-    def kl_to(self, other: MultiCategorical) -> Float[Array, "*batch"]:
+    def kl_to(self, other: MultiCategorical) -> Float[AnyArray, "*batch"]:
         pairs = zip(self.components(), other.components(), strict=True)
         return jnp.sum(jnp.stack([p.kl_to(q) for p, q in pairs], axis=-1), axis=-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -21,6 +22,8 @@ class NaturalGradient(eqx.Module):
     δ is a *target* that the quadratic model meets, not a bound: neither the KL nor the improvement is checked.
     Only a step to non-finite parameters, KL or surrogate is refused.
     """
+
+    enforces_max_kl: ClassVar[bool] = False
 
     max_kl: float | Scalar = 0.01
     """δ, in nats, under the quadratic model."""

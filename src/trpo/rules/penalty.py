@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -33,6 +34,8 @@ class Penalty(eqx.Module):
 
     δ is the *target* of the adaptation, not a bound: the KL of an update may exceed it, and then β grows.
     """
+
+    enforces_max_kl: ClassVar[bool] = False
 
     max_kl: float | Scalar = 0.01
     """δ, in nats: the KL that β is adapted to."""

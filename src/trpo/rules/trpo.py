@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -29,6 +30,8 @@ class TRPO(eqx.Module):
     the solve but not the step length; 4. relative stopping of conjugate gradient; 5. a zero or non-finite gradient is
     an outcome with a reason.
     """
+
+    enforces_max_kl: ClassVar[bool] = True
 
     max_kl: float | Scalar = 0.01
     """δ, in nats: the paper's value for every experiment."""

@@ -1,0 +1,139 @@
+"""An agent: policy and value function with everything needed to act (L7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo.config import Config, PolicyConfig, ValueConfig
+from trpo.envs import EnvSpec, to_env_action
+from trpo.learner import Learner
+from trpo.networks import (
+    BernoulliPolicy,
+    CategoricalPolicy,
+    GaussianPolicy,
+    ModuleFunction,
+    MultiCategoricalPolicy,
+    StateDependentGaussianPolicy,
+    ValueFunction,
+    as_function,
+    mlp,
+)
+from trpo.problem import PolicyFunction
+from trpo.rollout import Actor, HostPolicy
+from trpo.running_statistics import RunningStatistics
+from trpo.value_fitting import ValueState
+
+
+def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any) -> Any:
+    """Make the policy module that ``spec``'s action space calls for, in the default floating-point type."""
+    action = spec.action
+    dtype = jnp.result_type(float)
+
+    def network(outputs: int) -> Any:
+        sizes = (spec.observation_size, *config.hidden, outputs)
+        return mlp(key, sizes, config.activation, config.last_layer_scale, dtype)
+
+    match action.kind:
+        case "box":
+            log_std = jnp.full((action.size,), math.log(config.initial_std), dtype)
+            if config.state_dependent_std:
+                return StateDependentGaussianPolicy(network(2 * action.size), log_std)
+            return GaussianPolicy(network(action.size), log_std)
+        case "discrete":
+            return CategoricalPolicy(network(action.sizes[0]))
+        case "multi_discrete":
+            return MultiCategoricalPolicy(network(sum(action.sizes)), action.sizes)
+        case "multi_binary":
+            return BernoulliPolicy(network(action.size))
+
+
+def make_value(spec: EnvSpec, config: ValueConfig, key: Any) -> ValueFunction:
+    """Make the value function: a network of its own."""
+    sizes = (spec.observation_size, *config.hidden, 1)
+    return ValueFunction(mlp(key, sizes, config.activation, 1.0, jnp.result_type(float)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """A policy for one kind of environment, with its value function, its settings and what it has learned."""
+
+    spec: EnvSpec
+    config: Config
+    policy: PolicyFunction
+    value: ModuleFunction
+    learner: Learner
+    env: Any = None
+    """The environment id or function it was made for; None means ``spec.id``."""
+
+    @classmethod
+    def create(cls, spec: EnvSpec, config: Config, policy: Any = None, env: Any = None) -> Agent:
+        """Make an untrained agent; ``policy`` may be any callable pytree that maps observations to distributions."""
+        policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
+        module = make_policy(spec, config.policy, policy_key) if policy is None else policy
+        function, params = as_function(module)
+        value, value_params = as_function(make_value(spec, config.value, value_key))
+        dtype = jnp.result_type(float)
+        learner = Learner(
+            policy=params,
+            rule=config.rule.build().init(params),
+            value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
+            observations=RunningStatistics.zeros((spec.observation_size,), dtype),
+        )
+        return cls(spec, config, function, value, learner, env)
+
+    def at(self, state: Any) -> Agent:
+        """Return the same agent with what ``state`` (of :func:`trpo.iterations`) has learned."""
+        return dataclasses.replace(self, learner=state.learner)
+
+    @property
+    def module(self) -> Any:
+        """The policy as one callable module, parameters included."""
+        static = self.policy.static if isinstance(self.policy, ModuleFunction) else None
+        return eqx.combine(self.learner.policy, static)
+
+    def actor(self) -> Actor:
+        """Return what acting needs, with statistics frozen."""
+        return self.learner.actor(self.config)
+
+    def act(self, observation: Any, deterministic: bool = True, seed: int | None = None) -> np.ndarray:
+        """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
+
+        The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the
+        distribution's mode, otherwise a sample (from ``seed``, or fresh randomness).
+        """
+        x = np.asarray(observation, np.float32)
+        size = self.spec.observation_size
+        single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1 or size == 1 and x.ndim == 1)
+        if x.size % size:
+            raise ValueError(f"observation of shape {x.shape}: must have {size} numbers, or a batch of that")
+        x = x.reshape(-1, size)
+        host = self._host_policy
+        noise = None
+        if not deterministic:
+            key = jax.random.key(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed)
+            _, distribution = host(x, None)
+            noise = np.asarray(distribution.noise(key))
+        action, _ = host(x, noise)
+        result = to_env_action(self.spec.action, action, self.config.env.rescale_actions)
+        return result[0] if single else result
+
+    @property
+    def _host_policy(self) -> HostPolicy:
+        cached = self.__dict__.get("_host")
+        if cached is None:
+            cached = HostPolicy(self.policy, self.actor(), self.spec.observation_size)
+            object.__setattr__(self, "_host", cached)  # a cache on a frozen record: same inputs, same outputs
+        return cached
+
+    def evaluate(self, episodes: int = 10, deterministic: bool = True, seed: int = 0) -> Any:
+        """Run whole episodes and return an :class:`~trpo.evaluation.Evaluation` (imported when used)."""
+        from trpo.evaluation import evaluate
+
+        return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed)

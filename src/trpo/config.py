@@ -1,0 +1,221 @@
+"""Every setting of a training run, as plain data (L7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trpo.rules import TRPO, NaturalGradient, Penalty
+from trpo.value_fitting import AdamFit, GaussNewtonFit
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environments, and how many."""
+
+    id: str = "Hopper-v5"
+    """A Gymnasium id, module:Id-v0, envpool:ID or probe:NAME."""
+    count: int = 16
+    """Environments stepped together."""
+    workers: int = 0
+    """Processes to spread them over; 0 steps them in this one."""
+    rescale_actions: bool = True
+    """Map [-1, 1] onto finite Box bounds."""
+
+    def __post_init__(self) -> None:
+        _require(self.count >= 1, "env.count", self.count, "≥ 1; 16 is usual")
+        _require(
+            0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}"
+        )
+
+
+@dataclass(frozen=True)
+class RuleConfig:
+    """The update rule. Fields that a rule does not have must keep their defaults."""
+
+    name: Literal["trpo", "natural-gradient", "penalty"] = "trpo"
+    max_kl: float = 0.01
+    """δ: bound on the mean KL of a whole iteration, in nats (a target for the other two rules)."""
+    damping: float = 0.1
+    """λ, added to the Fisher matrix in the solve."""
+    cg_iterations: int = 10
+    """Fisher products for each solve."""
+    cg_tolerance: float = 1e-10
+    """Stop the solve earlier at this relative squared residual."""
+    backtrack_ratio: float = 0.8
+    """Factor between trials of the line search."""
+    max_backtracks: int = 10
+    initial_coefficient: float = 10.0
+    """Penalty: first price of a nat of KL."""
+    inner_steps: int = 3
+    """Penalty: Newton steps for each update."""
+
+    def build(self) -> TRPO | NaturalGradient | Penalty:
+        """Return the rule; raises ValueError for values out of range."""
+        kind = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}[self.name]
+        used = {f.name for f in dataclasses.fields(kind)}
+        for f in dataclasses.fields(self):
+            if f.name not in used | {"name"} and getattr(self, f.name) != f.default:
+                raise ValueError(f"rule.{f.name}={getattr(self, f.name)!r}: rule {self.name!r} does not use it")
+        return kind(**{name: getattr(self, name) for name in used})
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy network."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu"] = "tanh"
+    initial_std: float = 0.6
+    """σ of a Gaussian policy at the start."""
+    state_dependent_std: bool = False
+    """Let the network output σ too."""
+    last_layer_scale: float = 0.01
+    """Gain of the last layer's initial weights."""
+
+    def __post_init__(self) -> None:
+        _require(all(h >= 1 for h in self.hidden), "policy.hidden", self.hidden, "positive widths, such as 64 64")
+        _require(self.initial_std > 0, "policy.initial_std", self.initial_std, "> 0; 0.6 is usual")
+        _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The value network and its fit."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu"] = "tanh"
+    method: Literal["adam", "gauss-newton"] = "adam"
+    learning_rate: float = 1e-3
+    """Adam's."""
+    epochs: int = 10
+    """Adam's passes over each batch."""
+    minibatch: int = 128
+    """Adam's minibatch; 0 uses the whole batch at once."""
+    steps: int = 5
+    """Gauss-Newton steps for each batch."""
+    max_change: float = 0.1
+    """Gauss-Newton's trust region."""
+    normalise_returns: bool = True
+    """Train on returns divided by their running standard deviation."""
+
+    def __post_init__(self) -> None:
+        _require(all(h >= 1 for h in self.hidden), "value.hidden", self.hidden, "positive widths, such as 64 64")
+        _require(self.max_change > 0, "value.max_change", self.max_change, "> 0; 0.1 is usual")
+
+    def build(self) -> AdamFit | GaussNewtonFit:
+        """Return the fit; raises ValueError for values out of range."""
+        if self.method == "adam":
+            return AdamFit(self.learning_rate, self.epochs, self.minibatch)
+        return GaussNewtonFit(max_change=self.max_change, steps=self.steps)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    steps: int = 1_000_000
+    """Environment steps to train for; the last iteration may go a little beyond."""
+    seed: int = 0
+    fragment: int = 64
+    """Steps of every environment in one iteration; the batch is env.count times this."""
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    discount: float = 0.99
+    """γ."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation."""
+    updates_per_batch: int = 1
+    """Policy updates that one batch serves, all within one max_kl."""
+    fisher_subsample: int = 1
+    """k > 1: Fisher products use a fixed 1/k of the states."""
+    standardise_advantages: bool = True
+    normalise_observations: bool = True
+    observation_clip: float = 10.0
+    """Bound on normalised observations, in standard deviations."""
+    on_nonfinite: Literal["stop", "continue"] = "stop"
+    """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
+    checkpoint_every: int = 50
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = 3
+    """Checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps", self.steps, "≥ 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
+        _require(self.fragment >= 1, "fragment", self.fragment, "≥ 1; 64 is usual")
+        _require(0 <= self.discount <= 1, "discount", self.discount, "in [0, 1]; 0.99 is usual")
+        _require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]; 0.95 is usual")
+        _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "≥ 1")
+        _require(self.fisher_subsample >= 1, "fisher_subsample", self.fisher_subsample, "≥ 1; the paper used 10")
+        _require(
+            self.observation_clip > 0 and not math.isnan(self.observation_clip),
+            "observation_clip",
+            self.observation_clip,
+            "> 0; 10 is usual",
+        )
+        _require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "≥ 1; 50 is usual")
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "≥ 1; 3 is usual")
+        self.rule.build()
+        self.value.build()
+
+    @property
+    def batch(self) -> int:
+        """Environment steps in one iteration."""
+        return self.env.count * self.fragment
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Config:
+        """Read what :meth:`to_json` wrote."""
+        return merge(cls(), data)
+
+
+def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
+    """Return ``config`` with nested ``changes`` applied; an unknown name is a ValueError that names the nearest."""
+    hints = typing.get_type_hints(type(config))
+    known = [f.name for f in dataclasses.fields(config)]
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown setting {prefix}{name}; {hint}")
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            _require(isinstance(value, dict), prefix + name, value, "a group of settings")
+            values[name] = merge(current, value, f"{prefix}{name}.")
+        else:
+            values[name] = _convert(value, hints[name], prefix + name)
+    return dataclasses.replace(config, **values)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        _require(value in typing.get_args(hint), name, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), name, value, "a list of integers")
+        return tuple(int(x) for x in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, types.UnionType) or not isinstance(hint, type):
+        return value
+    _require(type(value) is hint, name, value, f"of type {hint.__name__}")
+    return value

@@ -1,0 +1,57 @@
+"""What the rollout needs of environments that run on the host."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from trpo.envs.spaces import EnvSpec
+
+
+class Transition(NamedTuple):
+    """One step of N environments."""
+
+    observation: np.ndarray
+    """[N, features] float32: what to act on next; the first of the new episode where one ended."""
+    reward: np.ndarray
+    """[N] float32, raw."""
+    terminated: np.ndarray
+    """[N] bool: the episode reached an absorbing state; its future is worth 0."""
+    truncated: np.ndarray
+    """[N] bool: the episode was cut (a time limit); its future is worth V(final_observation)."""
+    final_observation: np.ndarray
+    """[N, features] float32: the true successor, before any reset; equal to ``observation`` where no episode ended."""
+    valid: np.ndarray
+    """[N] bool: False where the simulator only reset and ignored the action; such a step has weight 0."""
+
+
+class HostEnv(Protocol):
+    """N environments, stepped together."""
+
+    spec: EnvSpec
+    count: int
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        """Start new episodes, environment i from ``seeds[i]``; return observations ``[N, features]`` float32."""
+        ...
+
+    def step(self, action: np.ndarray) -> Transition:
+        """Apply the policy's raw actions, which are clipped and converted here and nowhere else."""
+        ...
+
+    def snapshot(self) -> Any | None:
+        """Return the simulators' whole state as JSON-able data, or None where they don't offer it."""
+        ...
+
+    def restore(self, snapshot: Any) -> None:
+        """Put a snapshot back."""
+        ...
+
+    def close(self) -> None:
+        """Release processes, memory and windows."""
+        ...
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment raised: the message names it and gives its own error."""

@@ -1,0 +1,181 @@
+"""Several environments in each of several processes, exchanging data through shared memory.
+
+A worker imports neither JAX nor the rest of the package. One environment a process is slower than none, because
+waking a process costs as much as a step; several a process share that cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from trpo.envs.gymnasium_env import GymnasiumEnvs, MakeEnv
+from trpo.envs.protocol import EnvironmentFailure, Transition
+
+FIELDS = Transition._fields
+
+
+def _layout(spec: Any, count: int, action: np.ndarray) -> dict[str, tuple[tuple[int, ...], str]]:
+    features = (count, spec.observation_size)
+    return {
+        "action": (action.shape, action.dtype.str),
+        "observation": (features, "<f4"),
+        "reward": ((count,), "<f4"),
+        "terminated": ((count,), "|b1"),
+        "truncated": ((count,), "|b1"),
+        "final_observation": (features, "<f4"),
+        "valid": ((count,), "|b1"),
+    }
+
+
+def _views(memory: SharedMemory, layout: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
+    views, offset = {}, 0
+    for name, (shape, dtype) in layout.items():
+        views[name] = np.ndarray(shape, dtype, buffer=memory.buf, offset=offset)
+        offset += -(-views[name].nbytes // 64) * 64  # every array on a cache line of its own
+    return views
+
+
+def _size(layout: dict[str, tuple[tuple[int, ...], str]]) -> int:
+    return max(64, sum(-(-int(np.prod(s)) * np.dtype(d).itemsize // 64) * 64 for s, d in layout.values()))
+
+
+def work(pipe: Connection, pickled: bytes) -> None:
+    """Serve one worker's environments until told to close."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    memory: SharedMemory | None = None
+    views: dict[str, np.ndarray] = {}
+    first, last = 0, 0
+    try:
+        name, make, first, last, rescale = cloudpickle.loads(pickled)
+        envs = GymnasiumEnvs(name, make, last - first, rescale)
+        pipe.send(("ok", envs.spec))
+        while True:
+            command, argument = pipe.recv()
+            answer: Any = None
+            if command == "attach":
+                memory_name, layout = argument
+                memory = SharedMemory(memory_name)
+                views = _views(memory, layout)
+            elif command == "step":
+                transition = envs.step(views["action"][first:last])
+                for field in FIELDS:
+                    views[field][first:last] = getattr(transition, field)
+            elif command == "close":
+                break
+            else:
+                answer = getattr(envs, command)(*argument)
+            pipe.send(("ok", answer))
+        envs.close()
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            pipe.send(("error", (type(error), str(error), traceback.format_exc())))
+    finally:
+        views.clear()
+        if memory is not None:
+            memory.close()
+
+
+class WorkerEnvs:
+    """N environments spread evenly over K processes; environment i is seeded and ordered as in one process."""
+
+    def __init__(self, name: str, make: MakeEnv, count: int, workers: int, rescale_actions: bool = True):
+        if workers > count:
+            raise ValueError(f"env.workers={workers}: must be ≤ env.count={count}, several environments per process")
+        self.count = count
+        edges = np.linspace(0, count, workers + 1).round().astype(int)
+        self._ranges = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX's threads deadlocks
+        self._pipes: list[Connection] = []
+        self._processes = []
+        self._memory: SharedMemory | None = None
+        try:
+            for first, last in self._ranges:
+                ours, theirs = context.Pipe()
+                pickled = cloudpickle.dumps((name, make, first, last, rescale_actions))
+                process = context.Process(target=work, args=(theirs, pickled), daemon=True)
+                process.start()
+                theirs.close()
+                self._pipes.append(ours)
+                self._processes.append(process)
+            self.spec = self._collect()[0]
+        except BaseException:
+            self.close()
+            raise
+
+    def _collect(self) -> list[Any]:
+        answers = []
+        for i, pipe in enumerate(self._pipes):
+            try:
+                status, answer = pipe.recv()
+            except (EOFError, ConnectionResetError) as error:
+                code = self._processes[i].exitcode
+                raise EnvironmentFailure(f"environment worker {i} died (exit code {code})") from error
+            if status == "error":
+                kind, message, trace = answer
+                if issubclass(kind, ValueError | EnvironmentFailure):
+                    raise kind(message)
+                raise EnvironmentFailure(f"environment worker {i} failed: {message}\n{trace}")
+            answers.append(answer)
+        return answers
+
+    def _ask(self, command: str, arguments: Sequence[Any]) -> list[Any]:
+        for pipe, argument in zip(self._pipes, arguments, strict=True):
+            pipe.send((command, argument))
+        return self._collect()
+
+    def _attach(self, action: np.ndarray) -> None:
+        layout = _layout(self.spec, self.count, action)
+        self._memory = SharedMemory(create=True, size=_size(layout))
+        self._views = _views(self._memory, layout)
+        self._ask("attach", [(self._memory.name, layout)] * len(self._pipes))
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        """Start new episodes."""
+        return np.concatenate(self._ask("reset", [(seeds[a:b],) for a, b in self._ranges]))
+
+    def step(self, action: np.ndarray) -> Transition:
+        """Step every environment once, the processes side by side."""
+        if self._memory is None:
+            self._attach(action)
+        self._views["action"][...] = action
+        self._ask("step", [None] * len(self._pipes))
+        return Transition(*(self._views[field].copy() for field in FIELDS))
+
+    def snapshot(self) -> Any | None:
+        """Return all environments' snapshots in order, or None if one has none."""
+        parts = self._ask("snapshot", [()] * len(self._pipes))
+        return None if any(part is None for part in parts) else [state for part in parts for state in part]
+
+    def restore(self, snapshot: Any) -> None:
+        """Put back what :meth:`snapshot` returned."""
+        self._ask("restore", [(snapshot[a:b],) for a, b in self._ranges])
+
+    def close(self) -> None:
+        """End the processes and free the shared memory."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(("close", None))
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._memory is not None:
+            self._views.clear()
+            self._memory.close()
+            self._memory.unlink()
+            self._memory = None
+        self._pipes, self._processes = [], []

@@ -1,0 +1,183 @@
+"""What is learned, and the pure functions that learn it from a trajectory (L7).
+
+One iteration is ``improve`` (policy) and then ``refit`` (value function). They are two compiled calls because the second
+is not needed before the next improvement: on the host it runs while the next fragment is being collected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from trpo.advantages import gae, lambda_returns, standardise
+from trpo.config import Config
+from trpo.networks import ModuleFunction
+from trpo.problem import Batch, LocalProblem, PolicyFunction, sampled_problem
+from trpo.results import Result, Rule, UpdateInfo
+from trpo.rollout import Actor, Trajectory
+from trpo.running_statistics import RunningStatistics
+from trpo.types import Params, Scalar, all_finite, tree_where
+from trpo.value_fitting import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict
+
+
+class Learner(eqx.Module):
+    """Everything that training changes."""
+
+    policy: Params
+    rule: Any
+    """State of the update rule."""
+    value: ValueState
+    observations: RunningStatistics
+    """Of raw observations, merged after each update."""
+
+    def actor(self, config: Config) -> Actor:
+        """Return what acting needs, with today's statistics frozen."""
+        frozen = self.observations.freeze(config.observation_clip) if config.normalise_observations else None
+        return Actor(self.policy, frozen)
+
+
+class Hyper(eqx.Module):
+    """Hyperparameters of an iteration; floats are traced, so changing one compiles nothing anew."""
+
+    rule: Any
+    value_fit: Any
+    discount: float | Scalar
+    gae_lambda: float | Scalar
+    observation_clip: float = eqx.field(static=True)
+    updates_per_batch: int = eqx.field(static=True)
+    fisher_subsample: int = eqx.field(static=True)
+    standardise_advantages: bool = eqx.field(static=True)
+    normalise_observations: bool = eqx.field(static=True)
+    normalise_returns: bool = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, config: Config) -> Hyper:
+        """Take them from a configuration."""
+        return cls(
+            rule=config.rule.build(),
+            value_fit=config.value.build(),
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+            observation_clip=config.observation_clip,
+            updates_per_batch=config.updates_per_batch,
+            fisher_subsample=config.fisher_subsample,
+            standardise_advantages=config.standardise_advantages,
+            normalise_observations=config.normalise_observations,
+            normalise_returns=config.value.normalise_returns,
+        )
+
+
+class IterationInfo(eqx.Module):
+    """What an iteration did."""
+
+    update: UpdateInfo
+    """Of all updates of the batch together: gains and backtracks summed, KL cumulative from the sampling policy."""
+    accepted_updates: Array
+    explained_variance: Float[Array, ""]
+    """Of the λ-returns by the value function before its fit."""
+    std: Float[Array, ""]
+    """Mean σ of a Gaussian policy over the batch before the update; NaN for other distributions."""
+    finite: Array
+    """False if the batch had a NaN or infinity."""
+
+
+def improve(
+    policy: PolicyFunction, value: ModuleFunction, hyper: Hyper, learner: Learner, trajectory: Trajectory
+) -> tuple[Learner, ValueBatch, IterationInfo]:
+    """Steps 3–6 and 8 of an iteration: advantages, trust-region updates, observation statistics.
+
+    Pure: no key, no environment. Returns the learner with its old value function, and the data to refit that with.
+    """
+    weight = trajectory.valid / jnp.maximum(jnp.sum(trajectory.valid), 1).astype(jnp.result_type(float))
+    clean = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory)
+    seen, following = clean.observation, clean.next_observation
+    if hyper.normalise_observations:
+        normaliser = learner.observations.freeze(hyper.observation_clip)
+        seen, following = normaliser(seen), normaliser(following)
+    v = predict(value, learner.value, seen, hyper.normalise_returns)
+    next_v = predict(value, learner.value, following, hyper.normalise_returns)
+    advantage = gae(
+        clean.reward, v, next_v, clean.terminated, clean.truncated, hyper.discount, hyper.gae_lambda
+    )
+    target = lambda_returns(advantage, v)
+    finite = all_finite((clean.observation, clean.next_observation, clean.reward, target))
+
+    scaled = standardise(advantage, weight) if hyper.standardise_advantages else advantage
+    batch = Batch(seen, clean.action, scaled, weight)
+    problem = sampled_problem(policy, learner.policy, batch, hyper.fisher_subsample)
+    params, rule_state, update, accepted = _updates(hyper, problem, learner)
+
+    observations = learner.observations.merge(clean.observation, weight) if hyper.normalise_observations else None
+    new = Learner(params, rule_state, learner.value, learner.observations if observations is None else observations)
+    kept = problem.evaluate(learner.policy)
+    info = IterationInfo(
+        update=tree_where(finite, update, _refused(update, kept)),
+        accepted_updates=jnp.where(finite, accepted, 0),
+        explained_variance=explained_variance(v, target, weight),
+        std=_mean_std(problem.old),
+        finite=finite,
+    )
+    flat = ValueBatch(seen.reshape(-1, seen.shape[-1]), target.reshape(-1), weight.reshape(-1))
+    return tree_where(finite, new, learner), flat, info
+
+
+def refit(
+    value: ModuleFunction, hyper: Hyper, state: ValueState, batch: ValueBatch, key: Any
+) -> tuple[ValueState, ValueInfo]:
+    """Step 7 of an iteration: fit the value function to the λ-returns."""
+    return fit_value(hyper.value_fit, value, state, batch, key, hyper.normalise_returns)
+
+
+def _where_valid(valid: Array, leaf: Array) -> Array:
+    mask = valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim))
+    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+
+
+def _updates(hyper: Hyper, problem: LocalProblem, learner: Learner) -> tuple[Params, Any, UpdateInfo, Array]:
+    """Apply the rule ``updates_per_batch`` times, the k-th within k/K of δ from the *sampling* policy."""
+    count = hyper.updates_per_batch
+
+    def one(carry: tuple[Params, Any], k: Array) -> tuple[tuple[Params, Any], UpdateInfo]:
+        params, state = carry
+        rule: Rule = dataclasses.replace(hyper.rule, max_kl=hyper.rule.max_kl * ((k + 1) / count))
+        params, state, info = rule.update(problem, params, state)
+        return (params, state), info
+
+    if count == 1:
+        params, state, info = hyper.rule.update(problem, learner.policy, learner.rule)
+        return params, state, info, (info.result == Result.ACCEPTED).astype(jnp.int32)
+    (params, state), infos = jax.lax.scan(one, (learner.policy, learner.rule), jnp.arange(count))
+    accepted = infos.result == Result.ACCEPTED
+    info = UpdateInfo(
+        result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
+        surrogate_gain=jnp.sum(infos.surrogate_gain),
+        predicted_gain=jnp.sum(infos.predicted_gain),
+        mean_kl=infos.mean_kl[-1],
+        max_state_kl=infos.max_state_kl[-1],
+        gradient_norm=infos.gradient_norm[0],
+        step_norm=optax.tree.norm(optax.tree.sub(params, learner.policy)),
+        cg_iterations=jnp.sum(infos.cg_iterations),
+        cg_residual=jnp.max(infos.cg_residual),
+        backtracks=jnp.sum(infos.backtracks),
+        step_fraction=jnp.mean(infos.step_fraction),
+        entropy=infos.entropy[-1],
+    )
+    return params, state, info, jnp.sum(accepted)
+
+
+def _refused(info: UpdateInfo, kept: Any) -> UpdateInfo:
+    zeros = jax.tree.map(jnp.zeros_like, info)
+    return dataclasses.replace(
+        zeros, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=kept.entropy
+    )
+
+
+def _mean_std(distribution: Any) -> Scalar:
+    log_std = getattr(distribution, "log_std", None)
+    return jnp.full((), jnp.nan) if log_std is None else jnp.mean(jnp.exp(log_std))

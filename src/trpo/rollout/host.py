@@ -1,0 +1,155 @@
+"""Single-path rollouts of host environments (L6).
+
+The policy runs as plain NumPy on its own definition, with the noise of a whole fragment drawn beforehand: for a small
+network a compiled call for every vector step costs as much as the simulator.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from trpo.envs import HostEnv
+from trpo.networks import to_numpy
+from trpo.problem import PolicyFunction
+from trpo.rollout.trajectory import Actor, Trajectory
+
+RECENT = 100
+"""Episodes over which return and length are averaged."""
+
+
+def act(policy: PolicyFunction, actor: Actor, observation: Any, noise: Any | None) -> tuple[Any, Any]:
+    """Return ``(action, distribution)``; the mode if ``noise`` is None. NumPy in, NumPy out."""
+    seen = observation if actor.normaliser is None else actor.normaliser(observation)
+    distribution = policy(actor.params, seen)
+    return (distribution.mode() if noise is None else distribution.transform(noise)), distribution
+
+
+_compiled_act = jax.jit(act, static_argnums=0)
+
+
+class HostPolicy:
+    """Acts for a batch of observations: in NumPy where the policy's definition allows it, else compiled.
+
+    A policy allows it if, given NumPy parameters, it returns NumPy arrays; those written against the array namespace
+    of their inputs do (see :mod:`trpo.networks`). Anything that insists on ``jax.numpy`` still works, at the price of
+    a compiled call for every vector step.
+    """
+
+    def __init__(self, policy: PolicyFunction, actor: Actor, observation_size: int):
+        self._policy = policy
+        zeros = np.zeros((1, observation_size), np.float32)
+        try:
+            action, distribution = act(policy, to_numpy(actor), zeros, None)
+            leaves = [action, *jax.tree.leaves(distribution)]
+            self.in_numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+        except (TypeError, AttributeError, jax.errors.JAXTypeError):
+            self.in_numpy = False
+        self.load(actor)
+
+    def load(self, actor: Actor) -> None:
+        """Act with these parameters and statistics from now on."""
+        self._actor = to_numpy(actor) if self.in_numpy else actor
+
+    def __call__(self, observation: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        """Return actions, and the distributions they come from, as NumPy arrays."""
+        if self.in_numpy:
+            return act(self._policy, self._actor, observation, noise)
+        return to_numpy(_compiled_act(self._policy, self._actor, observation, noise))
+
+
+class EpisodeStatistics:
+    """Returns and lengths of episodes, from raw rewards, across fragments."""
+
+    def __init__(self, count: int):
+        self.running_return = np.zeros(count, np.float64)
+        self.running_length = np.zeros(count, np.int64)
+        self.returns: collections.deque[float] = collections.deque(maxlen=RECENT)
+        self.lengths: collections.deque[int] = collections.deque(maxlen=RECENT)
+        self.episodes = 0
+
+    def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
+        """Record one vector step."""
+        self.running_return += np.where(valid, reward, 0.0)
+        self.running_length += valid
+        if done.any():
+            for i in np.flatnonzero(done):
+                self.returns.append(float(self.running_return[i]))
+                self.lengths.append(int(self.running_length[i]))
+            self.episodes += int(done.sum())
+            self.running_return[done] = 0.0
+            self.running_length[done] = 0
+
+    def restart(self) -> None:
+        """Forget episodes under way: their environments were reset."""
+        self.running_return[:] = 0.0
+        self.running_length[:] = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, for a checkpoint."""
+        return {
+            "running_return": self.running_return.tolist(),
+            "running_length": self.running_length.tolist(),
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "episodes": self.episodes,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> EpisodeStatistics:
+        """Read what :meth:`to_json` wrote."""
+        self = cls(len(data["running_return"]))
+        self.running_return[:] = data["running_return"]
+        self.running_length[:] = data["running_length"]
+        self.returns.extend(data["returns"])
+        self.lengths.extend(data["lengths"])
+        self.episodes = data["episodes"]
+        return self
+
+
+class HostRollout:
+    """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries."""
+
+    def __init__(self, envs: HostEnv, seeds: list[int]):
+        self.envs = envs
+        self.statistics = EpisodeStatistics(envs.count)
+        self.observation = envs.reset(seeds)
+
+    def restart(self, seeds: list[int]) -> None:
+        """Begin new episodes everywhere, as after a crash or a non-finite batch."""
+        self.observation = self.envs.reset(seeds)
+        self.statistics.restart()
+
+    def collect(self, policy: HostPolicy, noise: np.ndarray) -> Trajectory:
+        """Run ``noise.shape[0]`` steps in every environment."""
+        length = noise.shape[0]
+        rows: list[tuple[Any, ...]] = []
+        distributions: list[Any] = []
+        observation = self.observation
+        for t in range(length):
+            action, distribution = policy(observation, noise[t])
+            following = self.envs.step(action)
+            done = following.terminated | following.truncated
+            self.statistics.add(following.reward, done, following.valid)
+            rows.append((observation, action, *following[1:4], following.final_observation, following.valid))
+            distributions.append(distribution)
+            observation = following.observation
+        self.observation = observation
+        # New arrays for every fragment: the previous one may still be read by a value fit under way.
+        observations, actions, rewards, terminated, truncated, final, valid = (
+            np.stack(column) for column in zip(*rows, strict=True)
+        )
+        whole = jax.tree.map(lambda *leaves: np.stack(leaves), *distributions)
+        log_prob = np.asarray(whole.log_prob(actions))
+        return Trajectory(observations, actions, log_prob, rewards, terminated, truncated, final, valid)
+
+
+def noise_of(policy: PolicyFunction, actor: Actor, count: int, observation_size: int, length: int, key: Any) -> Any:
+    """Draw the standard noise for ``length`` steps of ``count`` environments (jit-able)."""
+    observation = jax.numpy.zeros((count, observation_size))
+    shape = eqx.filter_eval_shape(policy, actor.params, observation)
+    return jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shape).noise(key, (length,))

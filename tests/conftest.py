@@ -1,0 +1,34 @@
+"""What every test runs under: annotations are checked, and nothing broadcasts by accident.
+
+The import hook must come before the first import of ``trpo``, so it lives here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jaxtyping
+
+jaxtyping.install_import_hook("trpo", "strict_types.check")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _no_implicit_broadcasting(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``[3] + [2, 3]`` is an error, except under ``@pytest.mark.rank_promotion`` (third-party code that does it)."""
+    allowed = request.node.get_closest_marker("rank_promotion") is not None
+    with jax.numpy_rank_promotion("allow" if allowed else "raise"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision, for comparisons with dense algebra."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "rank_promotion: third-party code under test broadcasts across ranks")
