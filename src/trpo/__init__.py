@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from trpo.rules import NaturalGradient as NaturalGradient
     from trpo.rules import Penalty as Penalty
     from trpo.running_statistics import RunningStatistics as RunningStatistics
+    from trpo.runs import RunFailed as RunFailed
+    from trpo.runs import load as load
+    from trpo.runs import resume as resume
+    from trpo.runs import train as train
     from trpo.search import Evaluation as Evaluation
     from trpo.search import line_search as line_search
     from trpo.training import NonFiniteBatchError as NonFiniteBatchError
@@ -87,6 +91,7 @@ _PUBLIC = {
     "results": ("Result", "Rule", "UpdateInfo"),
     "rules": ("TRPO", "NaturalGradient", "Penalty"),
     "running_statistics": ("RunningStatistics",),
+    "runs": ("RunFailed", "load", "resume", "train"),
     "search": ("Evaluation", "line_search"),
     "value_fitting": ("AdamFit", "GaussNewtonFit"),
 }

@@ -8,7 +8,9 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from trpo.rules import TRPO, NaturalGradient, Penalty
 from trpo.value_fitting import AdamFit, GaussNewtonFit
@@ -23,7 +25,7 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 class EnvConfig:
     """Which environments, and how many."""
 
-    id: str = "Hopper-v5"
+    id: Annotated[str, tyro.conf.Suppress] = "Hopper-v5"
     """A Gymnasium id, module:Id-v0, envpool:ID or probe:NAME."""
     count: int = 16
     """Environments stepped together."""

@@ -13,8 +13,7 @@ from trpo.types import AnyArray, namespace
 
 def log_sigmoid(x: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
     """Return log(1 / (1 + e^−x)) without overflow, for NumPy and JAX arrays alike."""
-    xp = namespace(x)
-    return xp.minimum(x, 0.0) - xp.log1p(xp.exp(-xp.abs(x)))
+    return -namespace(x).logaddexp(-x, 0.0)  # not by min and |x|: their kinks give the gradient at 0 wrongly
 
 
 class Bernoulli(eqx.Module):

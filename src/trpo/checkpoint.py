@@ -1,0 +1,187 @@
+"""Checkpoints that survive a power cut and execute nothing when loaded (L8).
+
+A checkpoint is a directory::
+
+    checkpoints/00000150/
+        state.safetensors     every array: parameters, optimiser, statistics
+        state.json            format version, counters, episodes under way, simulators' snapshots
+        SHA256SUMS            checksums of both; `sha256sum -c SHA256SUMS` verifies them
+
+It is written under a temporary name, flushed to the disk, and renamed: either all of it is there or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from trpo.training import TrainingState
+
+FORMAT = 1
+TENSORS, DATA, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
+_TEMPORARY = ".tmp-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one line and says why."""
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until a directory's entries (names, renames) are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it over ``path``."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    write_durably(temporary, data)
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def named_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """Return every array of a pytree under its path, such as ``policy.network.weights[0]``."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def save(directory: Path, state: TrainingState, keep: int = 3) -> Path:
+    """Write ``state`` below ``directory`` and remove all but the newest ``keep`` checkpoints."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"{state.iteration:08d}"
+    temporary = directory / f"{_TEMPORARY}{name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    arrays = named_arrays(state.learner)
+    if state.observation is not None:
+        arrays["rollout.observation"] = np.asarray(state.observation)
+    data = {
+        "format": FORMAT,
+        "iteration": state.iteration,
+        "steps": state.steps,
+        "seconds": state.seconds,
+        "episodes": state.episodes,
+        "environments": state.environments,
+    }
+    contents = {
+        TENSORS: safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}),
+        DATA: json.dumps(data).encode(),
+    }
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
+    for file, content in {**contents, SUMS: sums.encode()}.items():
+        write_durably(temporary / file, content)
+    sync_directory(temporary)
+    final = directory / name
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.replace(final)
+    sync_directory(directory)
+    _prune(directory, keep)
+    return final
+
+
+def _prune(directory: Path, keep: int) -> None:
+    for old in checkpoints(directory)[keep:]:
+        # Renamed first: a crash while deleting must not leave half a checkpoint under a checkpoint's name.
+        doomed = old.with_name(f"{_TEMPORARY}{old.name}")
+        with contextlib.suppress(OSError):
+            old.replace(doomed)
+            shutil.rmtree(doomed)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Return complete checkpoints' directories, newest first."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    contents = {}
+    try:
+        sums = (path / SUMS).read_text()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in sums.splitlines())}
+        for file in (TENSORS, DATA):
+            contents[file] = (path / file).read_bytes()
+            if hashlib.sha256(contents[file]).hexdigest() != expected.get(file):
+                raise CheckpointError(f"checkpoint {path.name}: {file} is corrupt (its checksum differs)")
+        data = json.loads(contents[DATA])
+        arrays = safetensors.numpy.load(contents[TENSORS])
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise CheckpointError(f"checkpoint {path.name}: {missing} is missing") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {path.name}: cannot be read ({error})") from error
+    if data.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path.name}: format {data.get('format')!r}, but this version reads format {FORMAT}"
+        )
+    return arrays, data
+
+
+def load(path: Path, like: Any) -> TrainingState:
+    """Read one checkpoint into the structure of the learner ``like``.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another structure.
+    """
+    arrays, data = _read(path)
+    observation = arrays.pop("rollout.observation", None)
+    expected = named_arrays(like)
+    if arrays.keys() != expected.keys():
+        odd = sorted(arrays.keys() ^ expected.keys())
+        raise CheckpointError(f"checkpoint {path.name}: does not fit this agent (differs in {', '.join(odd[:3])})")
+    for name, leaf in expected.items():
+        if arrays[name].shape != leaf.shape:
+            shapes = f"{arrays[name].shape}, expected {leaf.shape}"
+            raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({name} has shape {shapes})")
+    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()]
+    learner = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return TrainingState(
+        learner,
+        data["iteration"],
+        data["steps"],
+        data["seconds"],
+        data["episodes"],
+        data["environments"],
+        observation,
+    )
+
+
+def load_latest(directory: Path, like: Any) -> tuple[TrainingState, list[str]]:
+    """Read the newest checkpoint that is intact; also return one line about each newer one that is not."""
+    problems: list[str] = []
+    for path in checkpoints(directory):
+        try:
+            return load(path, like), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    raise CheckpointError(f"no checkpoint in {directory}: the run ended before its first one; start it anew")

@@ -1,0 +1,200 @@
+"""The command line: ``trpo train | resume | evaluate | record | plot`` (L9).
+
+Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted (a checkpoint was written);
+1 anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from trpo._version import __version__
+
+USAGE = """\
+usage: trpo COMMAND …
+
+  trpo train ENV [--steps N] [--seed S] [--out DIR] [--preset NAME] [any setting as a flag, e.g. --rule.max-kl 0.02]
+  trpo resume RUN [--steps N]                go on from the newest checkpoint
+  trpo evaluate RUN [--episodes N] [--stochastic] [--json]
+  trpo record RUN [--out FILE]               video of an episode (mp4 or gif)
+  trpo plot RUN... [--out FILE]              curves (PNG)
+
+ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first, envpool:Hopper-v4, or probe:delayed.
+RUN is a run's directory. `trpo COMMAND --help` lists all flags.
+"""
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"trpo: {message}", file=sys.stderr)
+    return code
+
+
+def _parse(kind: Any, command: str, arguments: Sequence[str], default: Any = None) -> Any:
+    extra = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"trpo {command}", args=list(arguments), **extra)
+    except SystemExit as error:
+        if error.code:
+            raise ValueError(_one_line(said.getvalue(), command)) from error
+        raise
+
+
+def _one_line(boxed: str, command: str) -> str:
+    """Reduce tyro's boxed explanation to its first paragraph, on one line."""
+    lines = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()[1:]]
+    paragraph = itertools.takewhile(lambda line: line.strip("─"), lines)
+    return f"{' '.join(paragraph)} (see trpo {command} --help)"
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from trpo.config import Config
+    from trpo.options import Train
+    from trpo.presets import apply_preset, describe
+    from trpo.runs import train
+
+    # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
+    first = _parse(Train, "train", arguments)
+    base = Config()
+    base = dataclasses.replace(base, env=dataclasses.replace(base.env, id=first.env_id))
+    base, name, settings = apply_preset(base, first.preset)
+    options = _parse(Train, "train", arguments, Train(first.env_id, base, first.out, first.preset, first.quiet))
+    config = options.config
+    out = options.out or _fresh_directory(options.env_id, config.seed)
+    if not options.quiet:
+        changes = f": {describe(settings)}" if settings else ""
+        print(f"trpo {__version__} · {options.env_id} · preset {name}{changes} · run {out}", file=sys.stderr)
+    train(options.env_id, config=config, out=out, quiet=options.quiet)
+    if not options.quiet:
+        print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out} · trpo record {out}", file=sys.stderr)
+    return 0
+
+
+def _fresh_directory(env_id: str, seed: int) -> Path:
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
+    path = Path("runs") / f"{safe}-s{seed}"
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{safe}-s{seed}-{number}")
+        number += 1
+    return path
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    from trpo.options import Resume
+    from trpo.runs import resume
+
+
+    options = _parse(Resume, "resume", arguments)
+    resume(options.run, steps=options.steps, quiet=options.quiet)
+    return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from trpo.options import Evaluate
+    from trpo.runs import load_run
+
+
+    options = _parse(Evaluate, "evaluate", arguments)
+    agent, state, problems = load_run(options.run)
+    for problem in problems:
+        print(f"trpo: {problem}; using the one before", file=sys.stderr)
+    result = agent.evaluate(options.episodes, deterministic=not options.stochastic, seed=options.seed)
+    if options.json:
+        print(json.dumps(result.to_json()))
+    else:
+        how = "stochastic" if options.stochastic else "deterministic"
+        print(
+            f"{options.run} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
+            f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f})"
+        )
+    return 0
+
+
+def _record(arguments: Sequence[str]) -> int:
+    from trpo.options import Record
+    from trpo.recording import record
+    from trpo.runs import load
+
+
+    options = _parse(Record, "record", arguments)
+    agent = load(options.run)
+    out = record(
+        agent,
+        options.out,
+        run=options.run,
+        episodes=options.episodes,
+        deterministic=not options.stochastic,
+        seed=options.seed,
+    )
+    print(out)
+    return 0
+
+
+def _plot(arguments: Sequence[str]) -> int:
+    from trpo.options import Plot
+    from trpo.plots import plot_runs
+
+
+    options = _parse(Plot, "plot", arguments)
+    if not options.runs:
+        raise ValueError("plot needs at least one run: trpo plot RUN...")
+    print(plot_runs(options.runs, options.out or options.runs[0] / "curves.png"))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "record": _record,
+    "plot": _plot,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"trpo {__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        return _fail(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", 2)
+    from trpo.runs import RunFailed
+
+    try:
+        return command(arguments[1:])
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except RunFailed as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def entry_point() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()
