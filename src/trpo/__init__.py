@@ -96,7 +96,7 @@ _PUBLIC = {
     "value_fitting": ("AdamFit", "GaussNewtonFit"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,9 +44,7 @@ def gae(
     return advantage
 
 
-def lambda_returns(
-    advantage: Float[Array, "time *env"], value: Float[Array, "time *env"]
-) -> Float[Array, "time *env"]:
+def lambda_returns(advantage: Float[Array, "time *env"], value: Float[Array, "time *env"]) -> Float[Array, "time *env"]:
     """Return the λ-returns G^λ_t = Â_t + V(s_t): the regression targets of the value function.
 
     With λ = 1 they are discounted returns, bootstrapped where the data ends (Sutton and Barto 2018, §12.1).

@@ -110,7 +110,7 @@ class Agent:
         """
         x = np.asarray(observation, np.float32)
         size = self.spec.observation_size
-        single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1 or size == 1 and x.ndim == 1)
+        single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1 or (size == 1 and x.ndim == 1))
         if x.size % size:
             raise ValueError(f"observation of shape {x.shape}: must have {size} numbers, or a batch of that")
         x = x.reshape(-1, size)

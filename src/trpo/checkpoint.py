@@ -87,7 +87,7 @@ def save(directory: Path, state: TrainingState, keep: int = 3) -> Path:
         "environments": state.environments,
     }
     contents = {
-        TENSORS: safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}),
+        TENSORS: safetensors.numpy.save({k: np.array(v, order="C") for k, v in arrays.items()}),
         DATA: json.dumps(data).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())

@@ -96,7 +96,6 @@ def _resume(arguments: Sequence[str]) -> int:
     from trpo.options import Resume
     from trpo.runs import resume
 
-
     options = _parse(Resume, "resume", arguments)
     resume(options.run, steps=options.steps, quiet=options.quiet)
     return 0
@@ -105,7 +104,6 @@ def _resume(arguments: Sequence[str]) -> int:
 def _evaluate(arguments: Sequence[str]) -> int:
     from trpo.options import Evaluate
     from trpo.runs import load_run
-
 
     options = _parse(Evaluate, "evaluate", arguments)
     agent, state, problems = load_run(options.run)
@@ -128,7 +126,6 @@ def _record(arguments: Sequence[str]) -> int:
     from trpo.recording import record
     from trpo.runs import load
 
-
     options = _parse(Record, "record", arguments)
     agent = load(options.run)
     out = record(
@@ -146,7 +143,6 @@ def _record(arguments: Sequence[str]) -> int:
 def _plot(arguments: Sequence[str]) -> int:
     from trpo.options import Plot
     from trpo.plots import plot_runs
-
 
     options = _parse(Plot, "plot", arguments)
     if not options.runs:

@@ -36,9 +36,7 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, "env.count", self.count, "≥ 1; 16 is usual")
-        _require(
-            0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}"
-        )
+        _require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class RuleConfig:
 
     def build(self) -> TRPO | NaturalGradient | Penalty:
         """Return the rule; raises ValueError for values out of range."""
-        kind = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}[self.name]
+        kind: Any = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}[self.name]
         used = {f.name for f in dataclasses.fields(kind)}
         for f in dataclasses.fields(self):
             if f.name not in used | {"name"} and getattr(self, f.name) != f.default:

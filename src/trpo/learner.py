@@ -1,7 +1,7 @@
 """What is learned, and the pure functions that learn it from a trajectory (L7).
 
-One iteration is ``improve`` (policy) and then ``refit`` (value function). They are two compiled calls because the second
-is not needed before the next improvement: on the host it runs while the next fragment is being collected.
+One iteration is ``improve`` (policy) and then ``refit`` (value function). They are two compiled calls because the
+second is not needed before the next improvement: on the host it runs while the next fragment is being collected.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def improve(
         seen, following = normaliser(seen), normaliser(following)
     v = predict(value, learner.value, seen, hyper.normalise_returns)
     next_v = predict(value, learner.value, following, hyper.normalise_returns)
-    advantage = gae(
-        clean.reward, v, next_v, clean.terminated, clean.truncated, hyper.discount, hyper.gae_lambda
-    )
+    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, hyper.discount, hyper.gae_lambda)
     target = lambda_returns(advantage, v)
     finite = all_finite((clean.observation, clean.next_observation, clean.reward, target))
 
@@ -173,9 +171,7 @@ def _updates(hyper: Hyper, problem: LocalProblem, learner: Learner) -> tuple[Par
 
 def _refused(info: UpdateInfo, kept: Any) -> UpdateInfo:
     zeros = jax.tree.map(jnp.zeros_like, info)
-    return dataclasses.replace(
-        zeros, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=kept.entropy
-    )
+    return dataclasses.replace(zeros, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=kept.entropy)
 
 
 def _mean_std(distribution: Any) -> Scalar:

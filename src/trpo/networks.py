@@ -32,6 +32,7 @@ class MLP(eqx.Module):
     activation: Activation = eqx.field(static=True)
 
     def __call__(self, x: Any) -> Any:
+        """Apply the layers to the last axis of ``x``."""
         xp = namespace(self.weights[0])
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -69,6 +70,7 @@ class GaussianPolicy(eqx.Module):
     log_std: Float[AnyArray, "d"]
 
     def __call__(self, observation: Any) -> DiagGaussian:
+        """Return the distribution for each observation."""
         xp = namespace(self.log_std)
         mean = self.network(observation)
         return DiagGaussian(mean, xp.broadcast_to(self.log_std, mean.shape))
@@ -81,6 +83,7 @@ class StateDependentGaussianPolicy(eqx.Module):
     log_std: Float[AnyArray, "d"]
 
     def __call__(self, observation: Any) -> DiagGaussian:
+        """Return the distribution for each observation."""
         outputs = self.network(observation)
         d = self.log_std.shape[0]
         return DiagGaussian(outputs[..., :d], outputs[..., d:] + per_element(self.log_std, outputs.ndim))
@@ -92,6 +95,7 @@ class CategoricalPolicy(eqx.Module):
     network: MLP
 
     def __call__(self, observation: Any) -> Categorical:
+        """Return the distribution for each observation."""
         return Categorical(self.network(observation))
 
 
@@ -102,6 +106,7 @@ class MultiCategoricalPolicy(eqx.Module):
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(self, observation: Any) -> MultiCategorical:
+        """Return the distribution for each observation."""
         return MultiCategorical(self.network(observation), self.sizes)
 
 
@@ -111,6 +116,7 @@ class BernoulliPolicy(eqx.Module):
     network: MLP
 
     def __call__(self, observation: Any) -> Bernoulli:
+        """Return the distribution for each observation."""
         return Bernoulli(self.network(observation))
 
 
@@ -120,6 +126,7 @@ class ValueFunction(eqx.Module):
     network: MLP
 
     def __call__(self, observation: Any) -> Any:
+        """Return V for each observation."""
         return self.network(observation)[..., 0]
 
 
@@ -129,6 +136,7 @@ class ModuleFunction(eqx.Module):
     static: Any = eqx.field(static=True)
 
     def __call__(self, params: Params, x: Any) -> Any:
+        """Call the module with ``params`` in place of its own."""
         return eqx.combine(params, self.static)(x)
 
 

@@ -54,7 +54,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     """Draw return, KL, gains, explained variance, exploration and speed of ``runs`` over steps into one PNG.
 
-    Thin lines are single iterations, thick lines running means. Crosses are iterations whose update was rejected.
+    Thin lines are single iterations, thick lines running medians. Crosses are iterations whose update was rejected.
 
     Args:
         runs: directories of runs; one that is named twice is drawn once.
@@ -90,7 +90,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     window = max(run.window for run in curves)
     note = "× update rejected"
     if window > 1:
-        note = f"thin: every iteration · thick: running mean over {window} iterations · {note}"
+        note = f"thin: every iteration · thick: running median of {window} iterations · {note}"
     figure.supxlabel(note, fontsize=8.5, color="0.4")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
@@ -110,7 +110,7 @@ class _Run:
         self.rejected = np.array([r.get("result", "accepted") != "accepted" for r in records])
         n = len(records)
         self.window = 1 if n < 20 else min(51, 2 * (n // 40) + 3)
-        """Iterations in the running mean, odd."""
+        """Iterations in the running median, odd."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column with NaN where the metric is null, absent or not finite."""
@@ -118,15 +118,15 @@ class _Run:
         return np.array([x if isinstance(x, int | float) and math.isfinite(x) else np.nan for x in values], float)
 
 
-def running_mean(x: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred mean over up to ``window`` entries that are numbers; NaN where ``x`` is."""
+def running_median(x: np.ndarray, window: int) -> np.ndarray:
+    """Return the centred median over up to ``window`` entries that are numbers; NaN where ``x`` is."""
+    half = window // 2
+    padded = np.pad(x, half, constant_values=np.nan)
     present = np.isfinite(x)
-    kernel = np.ones(window)
-    total = np.convolve(np.where(present, x, 0.0), kernel, mode="full")
-    count = np.convolve(present.astype(float), kernel, mode="full")
-    middle = slice(window // 2, window // 2 + len(x))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(present, total[middle] / count[middle], np.nan)
+    result = np.full(len(x), np.nan)
+    if present.any():
+        result[present] = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window)[present], axis=-1)
+    return result
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:
@@ -163,11 +163,11 @@ def _style(axes: Any, title: str, unit: str = "") -> None:
 
 
 def _curve(axes: Any, run: _Run, name: str, style: Any = ACTUAL) -> np.ndarray:
-    """Draw one column: thin as it is, thick its running mean."""
+    """Draw one column: thin as it is, thick its running median."""
     y = run[name]
     if run.window > 1:
         axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=0.6, alpha=0.3)
-    smooth = running_mean(y, run.window)
+    smooth = running_median(y, run.window)
     # A number between two nulls has no line to be part of.
     marker = "o" if np.isfinite(y).sum() == 1 else None
     axes.plot(run.steps, smooth, linestyle=style, color=run.colour, linewidth=1.6, marker=marker, markersize=4)
@@ -175,7 +175,7 @@ def _curve(axes: Any, run: _Run, name: str, style: Any = ACTUAL) -> np.ndarray:
 
 
 def _return(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Episode return (mean of the last 100 episodes)", "undiscounted sum of rewards")
+    _style(axes, "Return, mean of the last 100 episodes", "undiscounted")
     drawn = False
     for run in curves:
         y = run["episode_return"]
@@ -187,7 +187,7 @@ def _return(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _kl(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Mean KL(π_old ‖ π) of an iteration", "nats")
+    _style(axes, "Mean KL(π_old ‖ π)", "nats")
     for run in curves:
         y = _curve(axes, run, "mean_kl")
         cross = {"linestyle": "none", "marker": "x", "markersize": 5, "markeredgewidth": 1.3}
@@ -205,18 +205,18 @@ def _kl(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _gain(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Surrogate gain of an iteration", "in units of the advantage")
+    _style(axes, "Surrogate gain", "units of the advantage")
     for run in curves:
         _curve(axes, run, "surrogate_gain")
-        axes.plot(
-            run.steps,
-            running_mean(run["predicted_gain"], run.window),
-            color=run.colour,
-            linestyle=PREDICTED,
-            linewidth=1.2,
-        )
+        predicted = running_median(run["predicted_gain"], run.window)
+        axes.plot(run.steps, predicted, color=run.colour, linestyle=PREDICTED, linewidth=1.2)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    _explain(axes, [("actual", ACTUAL), ("predicted by the linear model", PREDICTED)])
+    everything = np.concatenate([run[name] for run in curves for name in ("surrogate_gain", "predicted_gain")])
+    known = everything[np.isfinite(everything)]
+    if len(known) >= 100:  # one outlier, from one unlikely action, would flatten all the rest
+        low, high = np.quantile(known, [0.01, 0.99])
+        axes.set_ylim(min(0.0, low) - 0.1 * (high - low), high + 0.15 * (high - low))
+    _explain(axes, [("actual", ACTUAL), ("predicted (linear model)", PREDICTED)])
     _headroom(axes)
 
 
@@ -230,7 +230,7 @@ def _explained(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _std(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Standard deviation σ of the policy", "mean over action dimensions")
+    _style(axes, "Standard deviation σ of the policy", "mean over dimensions")
     drawn = [_any(_curve(axes, run, "std")) for run in curves]
     if not any(drawn):
         _message(axes, "no σ: discrete actions")
@@ -264,7 +264,10 @@ def _explain(axes: Any, entries: Sequence[tuple[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color="0.25", linewidth=1.3, linestyle=style, label=text) for text, style in entries]
-    axes.legend(handles=handles, loc="upper right", fontsize=8.5, frameon=False, ncols=len(handles), handlelength=2.6)
+    legend = axes.legend(
+        handles=handles, loc="upper right", fontsize=8.5, frameon=False, ncols=len(handles), handlelength=2.6
+    )
+    legend.set_in_layout(False)
 
 
 def _legend(figure: Any, curves: Sequence[_Run]) -> None:

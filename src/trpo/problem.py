@@ -69,7 +69,7 @@ class LocalProblem(eqx.Module):
     objective: Callable[[Any], Scalar]
     """π ↦ L."""
     old: Any
-    """π_old: the distributions of the policy that sampled the data. It stays put when a batch serves several updates."""
+    """π_old: distributions of the policy that sampled the data. It stays put when a batch serves several updates."""
     weight: Float[Array, "*batch"]
     product_distributions: Callable[[Params], Distribution] | None = None
     """θ ↦ π_θ on the states that enter Fisher products; all of them if None."""
@@ -117,9 +117,7 @@ PolicyFunction = Callable[[Params, Any], Distribution]
 """(parameters, observations with any leading axes) ↦ one distribution for each observation."""
 
 
-def sampled_problem(
-    policy: PolicyFunction, params: Params, batch: Batch, fisher_subsample: int = 1
-) -> LocalProblem:
+def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher_subsample: int = 1) -> LocalProblem:
     """Build the local problem of a single-path batch around the policy that sampled it.
 
     Args:
@@ -178,4 +176,4 @@ def _fixed_subsample(size: int, every: int) -> np.ndarray:
 
 
 def _take_rows(leaf: Array, rows: np.ndarray, leading: int) -> Array:
-    return leaf.reshape((-1,) + leaf.shape[leading:])[rows]
+    return leaf.reshape((-1, *leaf.shape[leading:]))[rows]

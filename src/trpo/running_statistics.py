@@ -14,11 +14,12 @@ from trpo.types import AnyArray, namespace, per_element, per_state
 class Normaliser(eqx.Module):
     """x ↦ clip((x − mean) · scale): statistics frozen for the length of an iteration."""
 
-    mean: Float[Array, "*shape"]
-    scale: Float[Array, "*shape"]
+    mean: Float[AnyArray, "*shape"]
+    scale: Float[AnyArray, "*shape"]
     clip: float = eqx.field(static=True)
 
     def __call__(self, x: Any) -> Any:
+        """Normalise ``x``; NumPy in gives NumPy out."""
         return namespace(self.mean).clip((x - self.mean) * self.scale, -self.clip, self.clip)
 
 

@@ -212,7 +212,7 @@ def _go_on(agent: Agent, state: TrainingState, run: Path | None, env: Any, quiet
     sinks: list[Sink] = []
     if run is not None:
         sinks = [JsonLines(run, state.iteration), TensorBoard(run, state.steps)]
-    saved = state.iteration
+    beginning, saved = state, state.iteration
     show = reporter(config.steps, quiet)
 
     def checkpoint() -> str:
@@ -226,7 +226,7 @@ def _go_on(agent: Agent, state: TrainingState, run: Path | None, env: Any, quiet
 
     with _graceful() as stop:
         try:
-            for state, metrics in iterations(env, agent, config, state):
+            for state, metrics in iterations(env, agent, config, beginning):
                 for sink in sinks:
                     sink.write(metrics)
                 show.update(metrics)

@@ -54,9 +54,9 @@ def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
 
 
 def make_agent(env: Any, config: Config | None = None, policy: Any = None) -> Agent:
-    """Return an untrained agent for ``env``: an id, a function that makes a ``gymnasium.Env``, or environments made
-    by :func:`trpo.make_envs`.
+    """Return an untrained agent for ``env``.
 
+    ``env`` is an id, a function that makes a ``gymnasium.Env``, or environments made by :func:`trpo.make_envs`;
     ``policy`` may be any callable pytree that maps observations ``[..., features]`` to a distribution.
     """
     config = config or Config()
@@ -104,8 +104,8 @@ def iterations(
         config: settings; the agent's own by default.
         state: where to go on; the agent's beginning by default.
 
-    Yields after iteration k while the value fit of k runs in the background; reading ``state`` waits for it. Stops after
-    ``config.steps`` environment steps.
+    Yields after iteration k while the value fit of k runs in the background; reading ``state`` waits for it. Stops
+    after ``config.steps`` environment steps.
 
     Raises:
         NonFiniteBatchError: a batch had a NaN or infinity and ``config.on_nonfinite`` is ``stop``.
@@ -238,5 +238,7 @@ def _number(x: Any) -> float | int | None:
 
 def _nonfinite_message(iteration: int, bad_fit: bool) -> str:
     if bad_fit:
-        return f"iteration {iteration}: the value fit of the iteration before gave a NaN or infinite loss and was refused"
+        return (
+            f"iteration {iteration}: the value fit of the iteration before gave a NaN or infinite loss and was refused"
+        )
     return f"iteration {iteration}: {Result.NONFINITE_BATCH.reason}"

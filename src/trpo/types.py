@@ -12,12 +12,13 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 if TYPE_CHECKING:
     AnyArray = Array
+    Params = Any
 else:
     AnyArray = Array | np.ndarray | np.generic
     """What formulas that also serve the host's NumPy pass accept; NumPy reduces a vector to an ``np.generic``."""
 
-Params = PyTree[Float[AnyArray, "..."]]
-"""Parameters, or a vector in their space: any pytree of floating-point arrays."""
+    Params = PyTree[Float[AnyArray, "..."]]
+    """Parameters, or a vector in their space: any pytree of floating-point arrays."""
 
 Scalar = Float[Array, ""]
 Product = Callable[[Params], Params]

@@ -26,9 +26,7 @@ class MultiCategorical(eqx.Module):
     def components(self) -> list[Categorical]:
         """Return the independent categoricals, in order."""
         ends = list(itertools.accumulate(self.sizes))
-        return [
-            Categorical(self.logits[..., end - size : end]) for size, end in zip(self.sizes, ends, strict=True)
-        ]
+        return [Categorical(self.logits[..., end - size : end]) for size, end in zip(self.sizes, ends, strict=True)]
 
     def _like(self, values: Float[AnyArray, "..."]) -> MultiCategorical:
         return MultiCategorical(values, self.sizes)

@@ -42,7 +42,8 @@ class EnvPoolEnvs:
         if env_id not in known:
             near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
             raise UnknownEnvironmentError(
-                f"unknown EnvPool environment {env_id!r}; nearest: {', '.join(near) or 'none: see envpool.list_all_envs()'}"
+                f"unknown EnvPool environment {env_id!r}; "
+                f"nearest: {', '.join(near) or 'none: see envpool.list_all_envs()'}"
             )
         self._envs = self._make(0)
         space = self._envs.observation_space

@@ -60,6 +60,7 @@ class RegisteredEnv:
         self.kwargs = kwargs
 
     def __call__(self) -> gym.Env:
+        """Make it."""
         try:
             return gym.make(self.env_id, disable_env_checker=True, **self.kwargs)
         except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
@@ -135,13 +136,15 @@ class GymnasiumEnvs:
 
     def snapshot(self) -> Any | None:
         """Return every environment's ``snapshot()`` (see the docs on environments), or None if one has none."""
-        if not all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs.envs):
+        envs: list[Any] = list(self._envs.envs)
+        if not all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in envs):
             return None
-        return [env.snapshot() for env in self._envs.envs]
+        return [env.snapshot() for env in envs]
 
     def restore(self, snapshot: Any) -> None:
         """Put back what :meth:`snapshot` returned."""
-        for env, state in zip(self._envs.envs, snapshot, strict=True):
+        envs: list[Any] = list(self._envs.envs)
+        for env, state in zip(envs, snapshot, strict=True):
             env.restore(state)
 
     def close(self) -> None:

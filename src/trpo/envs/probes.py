@@ -92,4 +92,5 @@ class MakeProbe:
         self.name = name
 
     def __call__(self) -> Probe:
+        """Make it."""
         return Probe(self.name)

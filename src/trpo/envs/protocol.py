@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Transition(NamedTuple):
     """[N] bool: False where the simulator only reset and ignored the action; such a step has weight 0."""
 
 
+@runtime_checkable
 class HostEnv(Protocol):
     """N environments, stepped together."""
 

@@ -60,7 +60,7 @@ class EnvSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EnvSpec:
         """Read what :meth:`to_json` wrote."""
-        action = {k: tuple(v) if isinstance(v, list) else v for k, v in data["action"].items()}
+        action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["action"].items()}
         action["low"] = tuple(-np.inf if x is None else x for x in action["low"])
         action["high"] = tuple(np.inf if x is None else x for x in action["high"])
         return cls(data["id"], data["observation_size"], ActionSpec(**action))

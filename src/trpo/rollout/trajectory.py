@@ -38,6 +38,3 @@ class Actor(eqx.Module):
     params: Params
     normaliser: Any
     """A :class:`~trpo.running_statistics.Normaliser`, or None."""
-
-
-

@@ -69,7 +69,13 @@ def step_length(direction: Direction, mean_kl: Scalar, max_kl: Scalar | float) -
 
 
 def describe(
-    result: Array, direction: Direction, gradient: Params, start: Evaluation, end: Evaluation, step: Params, **search: Array
+    result: Array,
+    direction: Direction,
+    gradient: Params,
+    start: Evaluation,
+    end: Evaluation,
+    step: Params,
+    **search: Array,
 ) -> UpdateInfo:
     """Assemble the record of an update that moved by ``step`` (zero if it was rejected)."""
     return UpdateInfo(

@@ -84,9 +84,7 @@ class Penalty(eqx.Module):
             length = optax.tree.vdot(gradient, s.vector) / (beta * jnp.where(usable, s.curvature, 1.0))
             step = jax.tree.map(lambda leaf: jnp.where(usable, length * leaf, 0.0), s.vector)
             tries = jnp.where(usable, self.max_backtracks, 0)
-            new, search = line_search(
-                penalised, theta, step, jnp.inf, penalised(theta), self.backtrack_ratio, tries
-            )
+            new, search = line_search(penalised, theta, step, jnp.inf, penalised(theta), self.backtrack_ratio, tries)
             end = problem.evaluate(new)
             failed = jnp.where(search.finite, Result.NO_IMPROVEMENT, Result.NONFINITE_TRIAL)
             result = jnp.where(usable, jnp.where(search.accepted, Result.ACCEPTED, failed), s.problem)
