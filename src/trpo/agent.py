@@ -109,8 +109,11 @@ class Agent:
         distribution's mode, otherwise a sample (from ``seed``, or fresh randomness).
         """
         x = np.asarray(observation, np.float32)
-        size = self.spec.observation_size
-        single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1 or (size == 1 and x.ndim == 1))
+        size, shape = self.spec.observation_size, self.spec.observation_shape
+        if shape is not None and (x.shape == shape or x.shape[1:] == shape):
+            single = x.shape == shape
+        else:
+            single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1)
         if x.size % size:
             raise ValueError(f"observation of shape {x.shape}: must have {size} numbers, or a batch of that")
         x = x.reshape(-1, size)

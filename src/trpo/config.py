@@ -21,6 +21,15 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
+def _require_choices(config: Any, prefix: str = "") -> None:
+    """Check the fields that are a choice between names."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            choices = typing.get_args(hint)
+            value = getattr(config, name)
+            _require(value in choices, prefix + name, value, f"one of {', '.join(map(str, choices))}")
+
+
 @dataclass(frozen=True)
 class EnvConfig:
     """Which environments, and how many."""
@@ -60,6 +69,9 @@ class RuleConfig:
     inner_steps: int = 3
     """Penalty: Newton steps for each update."""
 
+    def __post_init__(self) -> None:
+        _require_choices(self, "rule.")
+
     def build(self) -> TRPO | NaturalGradient | Penalty:
         """Return the rule; raises ValueError for values out of range."""
         kind: Any = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}[self.name]
@@ -84,6 +96,7 @@ class PolicyConfig:
     """Gain of the last layer's initial weights."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "policy.")
         _require(all(h >= 1 for h in self.hidden), "policy.hidden", self.hidden, "positive widths, such as 64 64")
         _require(self.initial_std > 0, "policy.initial_std", self.initial_std, "> 0; 0.6 is usual")
         _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
@@ -110,11 +123,16 @@ class ValueConfig:
     """Train on returns divided by their running standard deviation."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "value.")
         _require(all(h >= 1 for h in self.hidden), "value.hidden", self.hidden, "positive widths, such as 64 64")
         _require(self.max_change > 0, "value.max_change", self.max_change, "> 0; 0.1 is usual")
 
     def build(self) -> AdamFit | GaussNewtonFit:
         """Return the fit; raises ValueError for values out of range."""
+        unused = ("steps", "max_change") if self.method == "adam" else ("learning_rate", "epochs", "minibatch")
+        for f in dataclasses.fields(self):
+            if f.name in unused and getattr(self, f.name) != f.default:
+                raise ValueError(f"value.{f.name}={getattr(self, f.name)!r}: method {self.method!r} does not use it")
         if self.method == "adam":
             return AdamFit(self.learning_rate, self.epochs, self.minibatch)
         return GaussNewtonFit(max_change=self.max_change, steps=self.steps)
@@ -153,6 +171,7 @@ class Config:
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(self.steps >= 1, "steps", self.steps, "≥ 1")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
         _require(self.fragment >= 1, "fragment", self.fragment, "≥ 1; 64 is usual")

@@ -42,6 +42,13 @@ class MLP(eqx.Module):
         return x
 
 
+def _orthogonal(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Return a uniformly random matrix with orthonormal rows or columns, whichever are fewer."""
+    q, r = np.linalg.qr(random.normal(size=(max(shape), min(shape))))
+    q = q * np.sign(np.diag(r))  # without it QR's own sign convention would bias the draw
+    return q if shape[0] >= shape[1] else q.T
+
+
 def mlp(
     key: PRNGKeyArray,
     sizes: tuple[int, ...],
@@ -55,10 +62,11 @@ def mlp(
     a policy's last layer scaled by 0.01 matters more than most choices).
     """
     gains = [2**0.5] * (len(sizes) - 2) + [last_scale]
-    keys = jax.random.split(key, len(gains))
+    # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     weights = tuple(
-        jax.nn.initializers.orthogonal(gain)(k, shape, dtype)
-        for gain, k, shape in zip(gains, keys, itertools.pairwise(sizes), strict=True)
+        jnp.asarray(gain * _orthogonal(random, shape), dtype)
+        for gain, shape in zip(gains, itertools.pairwise(sizes), strict=True)
     )
     return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)
 
@@ -137,7 +145,11 @@ class ModuleFunction(eqx.Module):
 
     def __call__(self, params: Params, x: Any) -> Any:
         """Call the module with ``params`` in place of its own."""
-        return eqx.combine(params, self.static)(x)
+        return self.bind(params)(x)
+
+    def bind(self, params: Params) -> Any:
+        """Return the module with ``params`` in place of its own."""
+        return eqx.combine(params, self.static)
 
 
 def as_function(module: Any) -> tuple[ModuleFunction, Params]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -11,48 +10,16 @@ from typing import Any
 
 import numpy as np
 
-METRICS_FILE = "metrics.jsonl"
+from trpo.metrics import FILE, read_metrics
+
 ACTUAL, PREDICTED, BOUND = "-", (0, (2.5, 1.5)), (0, (6, 3))
 """Line styles: one for each meaning, since colours are the runs."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", "#000000")
 """Okabe and Ito's palette, distinguishable with any colour vision; its yellow is too light for lines."""
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a run, one record an iteration, in order.
-
-    A last line that was cut short (a power failure, or a run that is being written at this moment) is left out.
-    Where a resumed run repeated iterations, the later record counts.
-
-    Raises:
-        ValueError: there is no metrics file, it has no complete line, or a line inside it is not a JSON object.
-    """
-    file = Path(run) / METRICS_FILE
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; give the directory of a run, as `trpo train --out DIR` writes it")
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    records: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            iteration = int(record["iteration"])
-            float(record["steps"])
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):  # no newline at its end: cut short
-                continue
-            raise ValueError(f"{file}, line {number}: not a record of metrics; remove the line to go on") from error
-        for repeated in [i for i in reversed(records) if i >= iteration]:
-            del records[repeated]
-        records[iteration] = record
-    if not records:
-        raise ValueError(f"{file}: no iteration was recorded yet; plot it after the first one")
-    return list(records.values())
-
-
 def plot_runs(runs: Sequence[Path], out: Path) -> Path:
-    """Draw return, KL, gains, explained variance, exploration and speed of ``runs`` over steps into one PNG.
+    """Draw return, KL, surrogate gain, explained variance, σ and entropy of ``runs`` over steps into one PNG.
 
     Thin lines are single iterations, thick lines running medians. Crosses are iterations whose update was rejected.
 
@@ -76,7 +43,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     if out.suffix.lower() != ".png":
         raise ValueError(f"out={str(out)!r}: must end in .png")
     curves = [
-        _Run(label, _colour(i, len(unique)), read_metrics(run))
+        _Run(label, _colour(i, len(unique)), _records(run))
         for i, (label, run) in enumerate(zip(_labels(unique), unique, strict=True))
     ]
     figure = Figure(figsize=(13, 7.2), layout="constrained", facecolor="white")
@@ -97,6 +64,13 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     figure.savefig(partial, format="png", dpi=150)
     os.replace(partial, out)
     return out
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    records = read_metrics(run)
+    if not records:
+        raise ValueError(f"{run / FILE} has no iteration yet; plot the run after its first one")
+    return records
 
 
 class _Run:
@@ -187,11 +161,20 @@ def _return(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _kl(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Mean KL(π_old ‖ π)", "nats")
+    _style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
     for run in curves:
         y = _curve(axes, run, "mean_kl")
-        cross = {"linestyle": "none", "marker": "x", "markersize": 5, "markeredgewidth": 1.3}
-        axes.plot(run.steps[run.rejected], y[run.rejected], color=run.colour, **cross, clip_on=False, zorder=5)
+        if run.rejected.any():
+            axes.plot(
+                run.steps[run.rejected],
+                y[run.rejected],
+                color=run.colour,
+                linestyle="none",
+                marker="x",
+                markersize=5,
+                clip_on=False,
+                zorder=5,
+            )
     bounds = [run["max_kl"] for run in curves]
     known = {f"{x:.3g}" for column in bounds for x in column[np.isfinite(column)]}
     for run, bound in zip(curves, bounds, strict=True):

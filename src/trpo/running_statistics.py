@@ -20,7 +20,8 @@ class Normaliser(eqx.Module):
 
     def __call__(self, x: Any) -> Any:
         """Normalise ``x``; NumPy in gives NumPy out."""
-        return namespace(self.mean).clip((x - self.mean) * self.scale, -self.clip, self.clip)
+        mean, scale = per_element(self.mean, x.ndim), per_element(self.scale, x.ndim)
+        return namespace(mean).clip((x - mean) * scale, -self.clip, self.clip)
 
 
 class RunningStatistics(eqx.Module):

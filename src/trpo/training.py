@@ -172,15 +172,18 @@ class _Loop:
             value, value_info = self.compiled.refit(self.hyper, learner.value, batch, fit_key)
             if info.finite:
                 learner = dataclasses.replace(learner, value=value)
+            else:
+                value_info = None  # there was nothing to fit
             now = time.perf_counter()
-            self.state = self._state(learner, iteration, steps, now - began)
-            metrics = self._metrics(info, fitted, now - started, collected - started)
             bad_fit = fitted is not None and not bool(fitted.finite)
             if not info.finite or bad_fit:
-                if self.config.on_nonfinite == "stop":
-                    kept = dataclasses.replace(self.state, learner=previous)
-                    raise NonFiniteBatchError(kept, _nonfinite_message(iteration, bad_fit))
+                # Before the state is recorded: going on from it must not meet the broken simulation again.
                 self.rollout.restart(env_seeds(self.config.seed, iteration, self.config.env.count))
+            self.state = self._state(learner, iteration, steps, now - began)
+            metrics = self._metrics(info, fitted, now - started, collected - started)
+            if (not info.finite or bad_fit) and self.config.on_nonfinite == "stop":
+                kept = dataclasses.replace(self.state, learner=previous)
+                raise NonFiniteBatchError(kept, _nonfinite_message(iteration, bad_fit))
             yield self.state, metrics
 
     def _noise(self, learner: Learner, iteration: int) -> Any:

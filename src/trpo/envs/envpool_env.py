@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ class EnvPoolEnvs:
         space = self._envs.observation_space
         if not hasattr(space, "low"):
             raise UnsupportedSpaceError(f"observation space of envpool:{env_id} is {space}; only Box is supported")
-        self.spec = EnvSpec(f"envpool:{env_id}", int(np.prod(space.shape)), action_spec(self._envs.action_space))
+        shape = tuple(space.shape)
+        self.spec = EnvSpec(f"envpool:{env_id}", math.prod(shape), action_spec(self._envs.action_space), shape)
         self._ended = np.zeros(count, bool)
 
     def _make(self, seed: int) -> Any:

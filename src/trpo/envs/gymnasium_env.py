@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,15 +64,17 @@ class RegisteredEnv:
         """Make it."""
         try:
             return gym.make(self.env_id, disable_env_checker=True, **self.kwargs)
-        except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
-            raise UnknownEnvironmentError(_unknown(self.env_id, error)) from error
+        except ImportError as error:
+            raise UnknownEnvironmentError(f"environment {self.env_id!r} cannot be imported: {error}") from error
         except gym.error.DependencyNotInstalled as error:
             raise UnknownEnvironmentError(f"environment {self.env_id!r} needs another package: {error}") from error
+        except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
+            if self.env_id.split(":")[-1] in gym.registry:
+                raise
+            raise UnknownEnvironmentError(_unknown(self.env_id)) from error
 
 
-def _unknown(env_id: str, error: Exception) -> str:
-    if ":" in env_id and isinstance(error, ModuleNotFoundError):
-        return f"cannot import {env_id.split(':')[0]!r} for environment {env_id!r}: {error}"
+def _unknown(env_id: str) -> str:
     known = list(gym.registry)
     near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(near)}" if near else "see `gymnasium.pprint_registry()` for the names"
@@ -91,62 +94,79 @@ def make_one(make: MakeEnv) -> gym.Env:
 
 
 class GymnasiumEnvs:
-    """N environments stepped one after the other in this process, with same-step auto-reset."""
+    """N environments stepped one after the other in this process, with same-step auto-reset.
+
+    This differs from ``gymnasium.vector.SyncVectorEnv`` in: 1. an observation is copied before the environment is
+    touched again, so that one which hands out the same array every time still has a true final observation; 2. ``info``
+    is ignored, so its shapes and types may vary.
+    """
 
     def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True):
         self.count = count
         self._rescale = rescale_actions
-        self._envs = gym.vector.SyncVectorEnv(
-            [lambda: make_one(make)] * count, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
-        )
-        space = self._envs.single_observation_space
-        self.spec = EnvSpec(name, int(np.prod(space.shape or ())), action_spec(self._envs.single_action_space))
+        self._envs: list[gym.Env] = []
+        try:
+            self._envs.extend(make_one(make) for _ in range(count))
+            space = self._envs[0].observation_space
+            shape = tuple(space.shape or ())
+            self.spec = EnvSpec(name, math.prod(shape), action_spec(self._envs[0].action_space), shape)
+        except BaseException:
+            self.close()
+            raise
 
     def _flat(self, observation: Any) -> np.ndarray:
-        return np.array(observation, np.float32).reshape(self.count, -1)  # a copy: the vector env reuses its buffer
+        return np.asarray(observation, np.float32).reshape(self.spec.observation_size)
+
+    def _failure(self, error: Exception) -> EnvironmentFailure:
+        return EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}")
 
     def reset(self, seeds: list[int]) -> np.ndarray:
         """Start new episodes."""
-        observation, _ = self._envs.reset(seed=list(seeds))
-        return self._flat(observation)
+        observation = np.empty((self.count, self.spec.observation_size), np.float32)
+        try:
+            for i, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
+                observation[i] = self._flat(env.reset(seed=seed)[0])
+        except Exception as error:
+            raise self._failure(error) from error
+        return observation
 
     def step(self, action: np.ndarray) -> Transition:
         """Step every environment once."""
+        converted = to_env_action(self.spec.action, action, self._rescale)
+        final = np.empty((self.count, self.spec.observation_size), np.float32)
+        reward = np.empty(self.count, np.float32)
+        terminated, truncated = np.empty(self.count, bool), np.empty(self.count, bool)
+        first: dict[int, np.ndarray] = {}
         try:
-            observation, reward, terminated, truncated, info = self._envs.step(
-                to_env_action(self.spec.action, action, self._rescale)
-            )
+            for i, env in enumerate(self._envs):
+                seen, reward[i], terminated[i], truncated[i], _ = env.step(converted[i])
+                final[i] = self._flat(seen)
+                if terminated[i] or truncated[i]:
+                    first[i] = self._flat(env.reset()[0]).copy()
         except Exception as error:
-            raise EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}") from error
-        observation = self._flat(observation)
-        final = observation
-        done = terminated | truncated
-        if done.any():
-            final = observation.copy()
-            for i in np.flatnonzero(done):
-                final[i] = np.asarray(info["final_obs"][i], np.float32).ravel()
-        return Transition(
-            observation,
-            np.asarray(reward, np.float32),
-            terminated.copy(),
-            truncated.copy(),
-            final,
-            np.ones(self.count, bool),
-        )
+            raise self._failure(error) from error
+        observation = final
+        if first:
+            observation = final.copy()
+            for i, row in first.items():
+                observation[i] = row
+        return Transition(observation, reward, terminated, truncated, final, np.ones(self.count, bool))
 
     def snapshot(self) -> Any | None:
         """Return every environment's ``snapshot()`` (see the docs on environments), or None if one has none."""
-        envs: list[Any] = list(self._envs.envs)
+        envs: list[Any] = self._envs
         if not all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in envs):
             return None
         return [env.snapshot() for env in envs]
 
     def restore(self, snapshot: Any) -> None:
         """Put back what :meth:`snapshot` returned."""
-        envs: list[Any] = list(self._envs.envs)
+        envs: list[Any] = self._envs
         for env, state in zip(envs, snapshot, strict=True):
             env.restore(state)
 
     def close(self) -> None:
         """Close every environment."""
-        self._envs.close()
+        for env in self._envs:
+            env.close()
+        self._envs = []

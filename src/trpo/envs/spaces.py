@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
@@ -49,6 +50,8 @@ class EnvSpec:
     id: str
     observation_size: int
     action: ActionSpec
+    observation_shape: tuple[int, ...] | None = None
+    """Of one observation (flattened, for a Dict or Tuple), if known: what tells one from a batch of one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return strict JSON data: infinite bounds become None."""
@@ -63,7 +66,8 @@ class EnvSpec:
         action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["action"].items()}
         action["low"] = tuple(-np.inf if x is None else x for x in action["low"])
         action["high"] = tuple(np.inf if x is None else x for x in action["high"])
-        return cls(data["id"], data["observation_size"], ActionSpec(**action))
+        shape = data.get("observation_shape")
+        return cls(data["id"], data["observation_size"], ActionSpec(**action), None if shape is None else tuple(shape))
 
 
 def action_spec(space: gym.Space) -> ActionSpec:
@@ -100,6 +104,15 @@ def check_observation_space(space: gym.Space, part: str = "") -> None:
             raise UnsupportedSpaceError(f"{where}: {space} is not supported; supported are {SUPPORTED}")
 
 
+@functools.lru_cache(maxsize=64)
+def _box(spec: ActionSpec, rescale: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Return bounds and the map middle + half·a of a Box, computed once for each space."""
+    low, high = np.asarray(spec.low), np.asarray(spec.high)
+    bounded = np.isfinite(low) & np.isfinite(high) & rescale
+    top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
+    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.issubdtype(np.dtype(spec.dtype), np.integer)
+
+
 def to_env_action(spec: ActionSpec, action: np.ndarray, rescale: bool) -> np.ndarray:
     """Convert policy actions ``[N, size]`` (or ``[N]`` for ``discrete``) to the environment's ``[N, *shape]``.
 
@@ -115,14 +128,10 @@ def to_env_action(spec: ActionSpec, action: np.ndarray, rescale: bool) -> np.nda
         return (action + np.asarray(spec.start)).astype(spec.dtype).reshape(shape)
     if spec.kind == "multi_binary":
         return action.astype(spec.dtype).reshape(shape)
-    low, high = np.asarray(spec.low), np.asarray(spec.high)
-    value = np.nan_to_num(np.asarray(action, np.float64), posinf=np.inf, neginf=-np.inf)
-    if rescale:
-        bounded = np.isfinite(low) & np.isfinite(high)
-        half = np.where(bounded, (np.where(bounded, high, 0) - np.where(bounded, low, 0)) / 2, 1.0)
-        middle = np.where(bounded, (np.where(bounded, high, 0) + np.where(bounded, low, 0)) / 2, 0.0)
-        value = middle + half * value
-    value = np.clip(value, low, high)
-    if np.issubdtype(np.dtype(spec.dtype), np.integer):
+    low, high, middle, half, integral = _box(spec, rescale)
+    value = middle + half * action
+    value[np.isnan(value)] = 0.0
+    value = np.minimum(np.maximum(value, low), high)
+    if integral:
         value = np.rint(value)
     return value.astype(spec.dtype).reshape(shape)

@@ -18,10 +18,13 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from trpo.envs.gymnasium_env import GymnasiumEnvs, MakeEnv
+from trpo.envs.gymnasium_env import GymnasiumEnvs, MakeEnv, UnknownEnvironmentError
 from trpo.envs.protocol import EnvironmentFailure, Transition
+from trpo.envs.spaces import UnsupportedSpaceError
 
 FIELDS = Transition._fields
+SENT = (UnknownEnvironmentError, UnsupportedSpaceError, ValueError, EnvironmentFailure, Exception)
+"""What a worker's error is reported as, the first that fits: a user's own class may not survive the journey."""
 
 
 def _layout(spec: Any, count: int, action: np.ndarray) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -79,8 +82,9 @@ def work(pipe: Connection, pickled: bytes) -> None:
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone
     except Exception as error:
+        kind = next(kind for kind in SENT if isinstance(error, kind))
         with contextlib.suppress(OSError):
-            pipe.send(("error", (type(error), str(error), traceback.format_exc())))
+            pipe.send(("error", (kind, f"{type(error).__name__}: {error}", str(error), traceback.format_exc())))
     finally:
         views.clear()
         if memory is not None:
@@ -119,20 +123,29 @@ class WorkerEnvs:
         for i, pipe in enumerate(self._pipes):
             try:
                 status, answer = pipe.recv()
-            except (EOFError, ConnectionResetError) as error:
-                code = self._processes[i].exitcode
-                raise EnvironmentFailure(f"environment worker {i} died (exit code {code})") from error
+            except (EOFError, OSError) as error:
+                raise self._death(i) from error
             if status == "error":
-                kind, message, trace = answer
-                if issubclass(kind, ValueError | EnvironmentFailure):
+                kind, summary, message, trace = answer
+                if kind is not Exception:
                     raise kind(message)
-                raise EnvironmentFailure(f"environment worker {i} failed: {message}\n{trace}")
+                raise EnvironmentFailure(f"environment worker {i} failed: {summary}\n{trace}")
             answers.append(answer)
         return answers
 
+    def _death(self, i: int) -> EnvironmentFailure:
+        self._processes[i].join(timeout=1)  # its pipe closes a moment before its exit code is known
+        code = self._processes[i].exitcode
+        return EnvironmentFailure(
+            f"environment worker {i} died (exit code {code}; a negative one is the signal that killed it)"
+        )
+
     def _ask(self, command: str, arguments: Sequence[Any]) -> list[Any]:
-        for pipe, argument in zip(self._pipes, arguments, strict=True):
-            pipe.send((command, argument))
+        for i, (pipe, argument) in enumerate(zip(self._pipes, arguments, strict=True)):
+            try:
+                pipe.send((command, argument))
+            except OSError as error:
+                raise self._death(i) from error
         return self._collect()
 
     def _attach(self, action: np.ndarray) -> None:
@@ -171,6 +184,7 @@ class WorkerEnvs:
             process.join(timeout=5)
             if process.is_alive():
                 process.terminate()
+                process.join()
         for pipe in self._pipes:
             pipe.close()
         if self._memory is not None:

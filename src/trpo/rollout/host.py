@@ -7,6 +7,8 @@ network a compiled call for every vector step costs as much as the simulator.
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,19 +19,25 @@ from trpo.envs import HostEnv
 from trpo.networks import to_numpy
 from trpo.problem import PolicyFunction
 from trpo.rollout.trajectory import Actor, Trajectory
+from trpo.running_statistics import Normaliser
 
 RECENT = 100
 """Episodes over which return and length are averaged."""
 
 
-def act(policy: PolicyFunction, actor: Actor, observation: Any, noise: Any | None) -> tuple[Any, Any]:
+def act(
+    policy: Callable[[Any], Any], normaliser: Normaliser | None, observation: Any, noise: Any | None
+) -> tuple[Any, Any]:
     """Return ``(action, distribution)``; the mode if ``noise`` is None. NumPy in, NumPy out."""
-    seen = observation if actor.normaliser is None else actor.normaliser(observation)
-    distribution = policy(actor.params, seen)
-    return (distribution.mode() if noise is None else distribution.transform(noise)), distribution
+    distribution = policy(observation if normaliser is None else normaliser(observation))
+    # Through the class: binding a method of an Equinox module costs more than the arithmetic of a small batch.
+    kind = type(distribution)
+    return (kind.mode(distribution) if noise is None else kind.transform(distribution, noise)), distribution
 
 
-_compiled_act = jax.jit(act, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _compiled_act(policy: PolicyFunction, actor: Actor, observation: Any, noise: Any | None) -> tuple[Any, Any]:
+    return act(partial(policy, actor.params), actor.normaliser, observation, noise)
 
 
 class HostPolicy:
@@ -44,7 +52,8 @@ class HostPolicy:
         self._policy = policy
         zeros = np.zeros((1, observation_size), np.float32)
         try:
-            action, distribution = act(policy, to_numpy(actor), zeros, None)
+            host = to_numpy(actor)
+            action, distribution = act(partial(policy, host.params), host.normaliser, zeros, None)
             leaves = [action, *jax.tree.leaves(distribution)]
             self.in_numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
         except (TypeError, AttributeError, jax.errors.JAXTypeError):
@@ -54,11 +63,13 @@ class HostPolicy:
     def load(self, actor: Actor) -> None:
         """Act with these parameters and statistics from now on."""
         self._actor = to_numpy(actor) if self.in_numpy else actor
+        bind = getattr(self._policy, "bind", None)  # put the module together once, not at every step
+        self._module = bind(self._actor.params) if bind else partial(self._policy, self._actor.params)
 
     def __call__(self, observation: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, Any]:
         """Return actions, and the distributions they come from, as NumPy arrays."""
         if self.in_numpy:
-            return act(self._policy, self._actor, observation, noise)
+            return act(self._module, self._actor.normaliser, observation, noise)
         return to_numpy(_compiled_act(self._policy, self._actor, observation, noise))
 
 

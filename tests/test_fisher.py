@@ -1,0 +1,177 @@
+"""F v against the dense Hessian of the mean KL, for every distribution and kind of network. PITFALLS rows 5, 14, 15."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from problems import LEADING, SETTINGS, batch_of, uneven_weight
+
+import trpo
+from trpo.fisher import linearise
+
+every_setting = pytest.mark.parametrize("name", SETTINGS)
+
+
+@functools.cache
+def dense(name: str) -> dict[str, np.ndarray]:
+    """By automatic differentiation only, in float64: the Hessian, and the Fisher matrix that products assemble."""
+    with jax.enable_x64(True):
+        setting, weight = SETTINGS[name](jnp.float64), uneven_weight(jnp.float64)
+        flat, unravel = ravel_pytree(setting.params)
+
+        def distributions(vector: jax.Array) -> Any:
+            return setting.policy(unravel(vector), setting.observation)
+
+        def mean_kl(vector: jax.Array) -> jax.Array:
+            kl = distributions(flat).kl_to(distributions(vector))
+            return jnp.sum(weight * kl)
+
+        def assembled(vector: jax.Array) -> jax.Array:
+            return jax.vmap(trpo.fisher_vp(distributions, vector, weight))(jnp.eye(vector.size))
+
+        hessian, products = jax.jit(lambda v: (jax.hessian(mean_kl)(v), assembled(v)))(flat)
+        return {"hessian": np.asarray(hessian), "products": np.asarray(products)}
+
+
+@every_setting
+def test_product_is_the_dense_hessian_of_the_mean_kl(name: str) -> None:
+    """PITFALLS rows 5 and 14 (the recurrent policy needs no double backward: the Hessian is the test's, not ours)."""
+    matrices = dense(name)
+    scale = np.abs(matrices["hessian"]).max()
+    assert scale > 1e-3
+    np.testing.assert_allclose(matrices["products"], matrices["hessian"], rtol=1e-8, atol=1e-11 * scale)
+
+
+@every_setting
+def test_symmetric_and_positive_semi_definite(name: str) -> None:
+    products = dense(name)["products"]
+    np.testing.assert_allclose(products, products.T, atol=1e-13 * np.abs(products).max())
+    assert np.linalg.eigvalsh((products + products.T) / 2).min() >= -1e-13 * np.abs(products).max()
+
+
+@every_setting
+def test_float32_products_curvature_and_slope(name: str) -> None:
+    """Pytree vectors in float32; vᵀF v without a transpose; the slope of D̄ is zero at the sampling policy."""
+    setting = SETTINGS[name](jnp.float32)
+    batch = batch_of(setting)
+    flat, unravel = ravel_pytree(setting.params)
+    vector = np.random.default_rng(0).normal(size=flat.size).astype(np.float32)
+
+    @jax.jit
+    def compute(params: Any, batch: trpo.Batch, vector: jax.Array) -> tuple:
+        model = trpo.sampled_problem(setting.policy, params, batch).linearise(params)
+        v = unravel(vector)
+        return model.fisher_vp(v), *model.kl_along(v), model.kl_gradient()
+
+    product, slope, curvature, kl_gradient = compute(setting.params, batch, vector)
+    assert jax.tree.structure(product) == jax.tree.structure(setting.params)
+    hessian = dense(name)["hessian"]
+    scale = np.abs(hessian @ vector).max()
+    np.testing.assert_allclose(ravel_pytree(product)[0], hessian @ vector, rtol=1e-3, atol=2e-5 * scale)
+    np.testing.assert_allclose(curvature, vector @ hessian @ vector, rtol=1e-4)
+    assert abs(float(slope)) <= 1e-6 * max(scale, 1.0) * np.linalg.norm(vector)
+    np.testing.assert_allclose(ravel_pytree(kl_gradient)[0], 0, atol=2e-6)
+
+
+def test_slope_and_curvature_away_from_the_sampling_policy(x64: None) -> None:
+    """At a second update of a batch the KL has a slope: ∇D̄ᵀv by the dense gradient, vᵀF v with F of the *current* π."""
+    setting = SETTINGS["categorical-relu"](jnp.float64)
+    batch = batch_of(setting)
+    flat, unravel = ravel_pytree(setting.params)
+    rng = np.random.default_rng(1)
+    there, vector = flat + 0.1 * rng.normal(size=flat.size), jnp.asarray(rng.normal(size=flat.size))
+
+    @jax.jit
+    def compute(there: jax.Array) -> tuple:
+        problem = trpo.sampled_problem(setting.policy, setting.params, batch)
+        model = problem.linearise(unravel(there))
+
+        def kl_from_there(v: jax.Array) -> jax.Array:
+            here = setting.policy(unravel(there), setting.observation)
+            return jnp.sum(batch.weight * here.kl_to(setting.policy(unravel(v), setting.observation)))
+
+        old = setting.policy(setting.params, setting.observation)
+        gradient = jax.grad(
+            lambda v: jnp.sum(batch.weight * old.kl_to(setting.policy(unravel(v), setting.observation)))
+        )(there)
+        return (*model.kl_along(unravel(vector)), model.kl_gradient(), gradient, jax.hessian(kl_from_there)(there))
+
+    slope, curvature, kl_gradient, gradient, hessian = compute(there)
+    np.testing.assert_allclose(ravel_pytree(kl_gradient)[0], gradient, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(slope, gradient @ vector, rtol=1e-8)
+    np.testing.assert_allclose(curvature, vector @ hessian @ vector, rtol=1e-8)
+
+
+def test_one_primal_pass_serves_every_product() -> None:
+    calls = []
+
+    def distributions(params: jax.Array) -> trpo.Categorical:
+        calls.append(1)
+        return trpo.Categorical(jnp.sin(params)[None])
+
+    linear = linearise(distributions, jnp.arange(3.0))
+    for _ in range(3):
+        linear.fisher_vp(jnp.ones(3), jnp.ones(1))
+    assert len(calls) == 1
+
+
+def test_states_of_weight_zero_do_not_matter() -> None:
+    """PITFALLS row 15, at the level of products; NaN content is the business of ``sampled_problem`` (test_problem)."""
+    setting, weight = SETTINGS["gaussian-tanh"](jnp.float32), uneven_weight()
+    vector = jax.tree.map(jnp.ones_like, setting.params)
+
+    @jax.jit
+    def product(observation: jax.Array) -> Any:
+        return trpo.fisher_vp(lambda p: setting.policy(p, observation), setting.params, weight)(vector)
+
+    moved = jnp.where((weight == 0)[..., None], 50.0, setting.observation)
+    for a, b in zip(jax.tree.leaves(product(setting.observation)), jax.tree.leaves(product(moved)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_subsample_is_fixed_and_is_the_fisher_matrix_of_those_states(x64: None) -> None:
+    setting = SETTINGS["gaussian-tanh"](jnp.float64)
+    batch = batch_of(setting)
+    every = 3
+    number = batch.weight.size // every
+    flat, unravel = ravel_pytree(setting.params)
+
+    @jax.jit
+    def assemble(batch: trpo.Batch) -> tuple:
+        model = trpo.sampled_problem(setting.policy, setting.params, batch, every).linearise(setting.params)
+        rows = jax.vmap(lambda v: ravel_pytree(model.fisher_vp(unravel(v)))[0])(jnp.eye(flat.size))
+        v = unravel(jnp.ones(flat.size))
+        return rows, model.product_weight, model.gradient, model.kl_along(v)[1]
+
+    subsampled, weight, gradient, curvature = assemble(batch)
+    np.testing.assert_array_equal(subsampled, assemble(batch)[0])
+    assert weight.shape == (number,)
+    np.testing.assert_allclose(jnp.sum(weight), 1.0, rtol=1e-12)
+    # Which states? Ask each one: perturb its observation and see whether the product changes.
+    used = np.zeros(LEADING, bool)
+    for index in np.ndindex(LEADING):
+        moved = trpo.Batch(batch.observation.at[index].add(1.0), batch.action, batch.advantage, batch.weight)
+        used[index] = not np.array_equal(assemble(moved)[0], subsampled)
+    assert used.sum() == number - np.sum(np.asarray(weight) == 0)
+    assert len(set(np.nonzero(used)[1])) > 1  # not all from one environment
+    # The Hessian of the mean KL over exactly those states.
+    w = jnp.where(used, batch.weight, 0.0)
+    w = w / w.sum()
+    old = setting.policy(setting.params, setting.observation)
+    hessian = jax.jit(
+        jax.hessian(lambda v: jnp.sum(w * old.kl_to(setting.policy(unravel(v), setting.observation))))
+    )(flat)
+    np.testing.assert_allclose(subsampled, hessian, rtol=1e-8, atol=1e-11)
+    # Gradient and curvature along a step still use all states.
+    full = dense("gaussian-tanh")["hessian"]
+    np.testing.assert_allclose(curvature, np.ones(flat.size) @ full @ np.ones(flat.size), rtol=1e-8)
+    reference = jax.jit(
+        lambda b: trpo.sampled_problem(setting.policy, setting.params, b).linearise(setting.params).gradient
+    )(batch)
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(reference)[0], rtol=1e-10, atol=1e-14)
