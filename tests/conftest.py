@@ -5,9 +5,20 @@ The import hook must come before the first import of ``trpo``, so it lives here 
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import jaxtyping
+
+# Many tests and the processes that they start compile the same functions: once is enough for a whole session.
+_cache = tempfile.mkdtemp(prefix="trpo-tests-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 jaxtyping.install_import_hook("trpo", "strict_types.check")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,37 +24,48 @@ class Setting(NamedTuple):
     observation: Any
 
 
-def _features(key: jax.Array, dtype: Any, size: int = 3) -> jax.Array:
-    return jax.random.normal(key, (*LEADING, size), dtype)
+def _features(key: jax.Array, size: int = 3) -> jax.Array:
+    return jax.random.normal(key, (*LEADING, size), jnp.float32)
 
 
-def _module(make: Callable[[jax.Array, Any], Any]) -> Callable[[Any], Setting]:
-    def setting(dtype: Any) -> Setting:
-        keys = jax.random.split(jax.random.key(0), 2)
-        policy, params = trpo.as_function(make(keys[0], dtype))
-        params = jax.tree.map(lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size, dtype=dtype)).reshape(leaf.shape), params)
-        return Setting(policy, params, _features(keys[1], dtype))
-
-    return setting
+def _module(make: Callable[[jax.Array], Any]) -> Setting:
+    keys = jax.random.split(jax.random.key(0), 2)
+    policy, params = trpo.as_function(make(keys[0]))
+    params = jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    return Setting(policy, params, _features(keys[1]))
 
 
-def _masked(dtype: Any) -> Setting:
+def _gaussian() -> Setting:
+    return _module(lambda key: trpo.GaussianPolicy(trpo.mlp(key, (3, 4, 2)), jnp.array([-0.5, 0.1], jnp.float32)))
+
+
+def _state_dependent() -> Setting:
+    log_std = jnp.array([-0.5, 0.1], jnp.float32)
+    return _module(lambda key: trpo.StateDependentGaussianPolicy(trpo.mlp(key, (3, 5, 4), "relu"), log_std))
+
+
+def _multi() -> Setting:
+    return _module(lambda key: trpo.MultiCategoricalPolicy(trpo.mlp(key, (3, 4, 5), "relu"), (2, 3)))
+
+
+def _masked() -> Setting:
     """Dict observations; the mask forbids actions with −inf. The parameters are a plain dict of the user's."""
 
     def policy(params: dict, observation: dict) -> trpo.Categorical:
-        logits = jnp.tanh(observation["x"]) @ params["w"] + params["b"].reshape(1, 1, -1)
+        logits = jnp.tanh(observation["x"]) @ params["w"]
+        logits = logits + params["b"].reshape((1,) * (logits.ndim - 1) + (-1,))
         return trpo.Categorical(jnp.where(observation["allowed"], logits, -jnp.inf))
 
     keys = jax.random.split(jax.random.key(1), 3)
     allowed = np.random.default_rng(0).random((*LEADING, 4)) < 0.6
     allowed[..., 1] = True
-    params = {"w": jax.random.normal(keys[0], (3, 4), dtype), "b": 0.1 * jnp.arange(4, dtype=dtype)}
-    return Setting(policy, params, {"x": _features(keys[1], dtype), "allowed": jnp.asarray(allowed)})
+    params = {"w": jax.random.normal(keys[0], (3, 4), jnp.float32), "b": 0.1 * jnp.arange(4, dtype=jnp.float32)}
+    return Setting(policy, params, {"x": _features(keys[1]), "allowed": jnp.asarray(allowed)})
 
 
-def _recurrent(dtype: Any) -> Setting:
+def _recurrent() -> Setting:
     """A GRU unrolled over [time, env] by ``lax.scan``, its memory cleared where an episode begins."""
-    hidden = 3
+    hidden = 2
 
     def policy(params: dict, observation: dict) -> trpo.DiagGaussian:
         def step(h: jax.Array, inputs: tuple) -> tuple:
@@ -65,51 +77,55 @@ def _recurrent(dtype: Any) -> Setting:
             h = (1 - z) * h + z * candidate
             return h, h
 
-        start = jnp.zeros((LEADING[1], hidden), dtype)
+        start = jnp.zeros((LEADING[1], hidden), params["head"].dtype)
         _, states = jax.lax.scan(step, start, (observation["x"], observation["reset"]))
         mean = states @ params["head"]
         return trpo.DiagGaussian(mean, jnp.broadcast_to(params["log_std"], mean.shape))
 
     keys = jax.random.split(jax.random.key(2), 4)
     params = {
-        "gates": jax.random.normal(keys[0], (2 + hidden, 2 * hidden), dtype),
-        "candidate": jax.random.normal(keys[1], (2 + hidden, hidden), dtype),
-        "head": jax.random.normal(keys[2], (hidden, 2), dtype),
-        "log_std": jnp.array([-0.3, 0.2], dtype),
+        "gates": jax.random.normal(keys[0], (2 + hidden, 2 * hidden), jnp.float32),
+        "candidate": jax.random.normal(keys[1], (2 + hidden, hidden), jnp.float32),
+        "head": jax.random.normal(keys[2], (hidden, 2), jnp.float32),
+        "log_std": jnp.array([-0.3, 0.2], jnp.float32),
     }
-    reset = jnp.zeros(LEADING, bool).at[0].set(True).at[1, 2].set(True)
-    return Setting(policy, params, {"x": _features(keys[3], dtype, 2), "reset": reset})
+    reset = np.zeros(LEADING, bool)
+    reset[0] = reset[1, 2] = True
+    reset[2, 1] = True  # an episode begins after the step of weight 0 (an auto-reset step)
+    return Setting(policy, params, {"x": _features(keys[3], 2), "reset": jnp.asarray(reset)})
 
 
-def _equinox(dtype: Any) -> Setting:
+def _equinox() -> Setting:
     """``equinox.nn.MLP``, written for one input, under ``vmap``."""
-    network = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(3), dtype=dtype)
+    network = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(3), dtype=jnp.float32)
     params, static = eqx.partition(network, eqx.is_inexact_array)
 
     def policy(params: Any, observation: jax.Array) -> trpo.Bernoulli:
-        return trpo.Bernoulli(jax.vmap(jax.vmap(eqx.combine(params, static)))(observation))
+        return trpo.Bernoulli(jnp.vectorize(eqx.combine(params, static), signature="(i)->(o)")(observation))
 
-    return Setting(policy, params, _features(jax.random.key(4), dtype))
+    return Setting(policy, params, _features(jax.random.key(4)))
 
 
-SETTINGS: dict[str, Callable[[Any], Setting]] = {
-    "gaussian-tanh": _module(
-        lambda key, dtype: trpo.GaussianPolicy(trpo.mlp(key, (3, 4, 2), dtype=dtype), jnp.array([-0.5, 0.1], dtype))
-    ),
-    "state-dependent-relu": _module(
-        lambda key, dtype: trpo.StateDependentGaussianPolicy(
-            trpo.mlp(key, (3, 5, 4), "relu", dtype=dtype), jnp.array([-0.5, 0.1], dtype)
-        )
-    ),
-    "categorical-relu": _module(lambda key, dtype: trpo.CategoricalPolicy(trpo.mlp(key, (3, 5, 3), "relu", dtype=dtype))),
-    "multi-tanh": _module(
-        lambda key, dtype: trpo.MultiCategoricalPolicy(trpo.mlp(key, (3, 3, 5), dtype=dtype), (2, 3))
-    ),
-    "bernoulli-tanh": _module(lambda key, dtype: trpo.BernoulliPolicy(trpo.mlp(key, (3, 4, 2), dtype=dtype))),
+_BUILDERS: dict[str, Callable[[], Setting]] = {
+    "gaussian-tanh": _gaussian,
+    "state-dependent-relu": _state_dependent,
+    "multi-relu": _multi,
     "masked-dict": _masked,
     "recurrent-gru": _recurrent,
-    "equinox-mlp": _equinox,
+    "equinox-bernoulli": _equinox,
 }
+SETTINGS = tuple(_BUILDERS)
+
+
+@functools.cache
+def setting(name: str, dtype: Any = np.float32) -> Setting:
+    """Return a setting whose float32 values are the same numbers in every ``dtype``."""
+    made = _BUILDERS[name]()
+
+    def cast(x: jax.Array) -> jax.Array:
+        return jnp.asarray(np.asarray(x), dtype if x.dtype == jnp.float32 else x.dtype)
+
+    return Setting(made.policy, *jax.tree.map(cast, (made.params, made.observation)))
 
 
 def uneven_weight(dtype: Any = jnp.float32) -> jax.Array:
@@ -119,14 +135,22 @@ def uneven_weight(dtype: Any = jnp.float32) -> jax.Array:
     return jnp.asarray(w / w.sum(), dtype)
 
 
-def batch_of(setting: Setting, seed: int = 0) -> trpo.Batch:
+@functools.cache
+def _sampler(name: str, dtype: Any) -> Callable[..., jax.Array]:
+    policy = setting(name, dtype).policy
+    return jax.jit(lambda params, observation, key: policy(params, observation).sample(key))
+
+
+@functools.cache
+def batch_of(name: str, dtype: Any = np.float32, seed: int = 0) -> trpo.Batch:
     """Actions sampled from the policy, standardised random advantages, uneven weights."""
-    dtype = jax.tree.leaves(setting.params)[0].dtype
-    keys = jax.random.split(jax.random.key(seed), 2)
-    action = jax.jit(lambda p: setting.policy(p, setting.observation).sample(keys[0]))(setting.params)
-    weight = uneven_weight(dtype)
-    advantage = jax.jit(trpo.standardise)(jax.random.normal(keys[1], LEADING, dtype), weight)
-    return trpo.Batch(setting.observation, action, advantage, weight)
+    _, params, observation = setting(name, dtype)
+    action = _sampler(name, dtype)(params, observation, jax.random.key(seed))
+    weight = np.asarray(uneven_weight(dtype))
+    advantage = np.random.default_rng(seed).normal(size=LEADING)
+    advantage = advantage - np.sum(weight * advantage)
+    advantage = advantage / np.sqrt(np.sum(weight * advantage**2))
+    return trpo.Batch(observation, action, jnp.asarray(advantage, dtype), jnp.asarray(weight))
 
 
 def poisoned(batch: trpo.Batch) -> trpo.Batch:

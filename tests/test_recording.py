@@ -13,8 +13,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import trpo
 from PIL import Image
+
+import trpo
 from trpo import recording
 from trpo.recording import GifWriter, default_path, headless_backend, record
 

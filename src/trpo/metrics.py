@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from trpo.checkpoint import replace_durably
 from trpo.training import Metrics
@@ -12,6 +12,7 @@ from trpo.training import Metrics
 FILE = "metrics.jsonl"
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the metrics of every iteration."""
 

@@ -16,7 +16,7 @@ from trpo.distributions import Distribution
 from trpo.fisher import Linearisation, linearise
 from trpo.objectives import importance_sampled_surrogate, max_state_kl, mean_kl
 from trpo.search import Evaluation
-from trpo.types import Params, Scalar, per_state, weighted_sum
+from trpo.types import Params, Scalar, per_element, per_state, weighted_sum
 
 
 class Batch(eqx.Module):
@@ -129,10 +129,8 @@ def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
-    # A NaN behind weight 0 would otherwise reach the gradient as 0 · NaN.
-    observation, action, advantage = jax.tree.map(
-        lambda leaf: jnp.where(per_state(batch.weight, leaf) > 0, leaf, jnp.zeros((), leaf.dtype)),
-        (batch.observation, batch.action, batch.advantage),
+    observation, action, advantage = _without_absent_rows(
+        (batch.observation, batch.action, batch.advantage), batch.weight
     )
     distributions = _PolicyAt(policy, observation)
     old = jax.lax.stop_gradient(distributions(params))
@@ -157,6 +155,20 @@ def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher
         _PolicyAt(policy, jax.tree.map(take, observation)),
         sample_weight / jnp.where(total > 0, total, 1.0),
     )
+
+
+def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
+    # A NaN behind weight 0 would reach the gradient as 0 · NaN. Zeros are no cure: an observation of zeros may be
+    # invalid (a mask that allows no action gives NaN as well). So rows of weight 0 become copies of the first that counts.
+    present = weight > 0
+    first = (jnp.arange(weight.size) == jnp.argmax(present)).reshape(weight.shape)
+
+    def clean(leaf: Array) -> Array:
+        only_first = jnp.where(per_state(first, leaf), leaf, jnp.zeros((), leaf.dtype))
+        row = jnp.sum(only_first, axis=tuple(range(weight.ndim)), dtype=leaf.dtype)
+        return jnp.where(per_state(present, leaf), leaf, per_element(row, leaf.ndim))
+
+    return jax.tree.map(clean, tree)
 
 
 class _PolicyAt(eqx.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
@@ -14,6 +14,7 @@ PLAIN_INTERVAL = 10.0
 """Seconds between lines where output is not a terminal."""
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Shows how a run is going."""
 

@@ -229,8 +229,8 @@ class _Loop:
         return metrics
 
 
-def _mean(values: Any) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: Any) -> float | int | None:
+    return _number(np.mean(values)) if values else None
 
 
 def _number(x: Any) -> float | int | None:

@@ -50,11 +50,11 @@ def weighted_sum(weight: Float[Array, "*batch"], x: Float[Array, "*batch"]) -> S
     return jnp.sum(weight * jnp.where(weight > 0, x, 0))
 
 
-def per_state(weight: Float[Array, "*batch"], leaf: Shaped[Array, "..."]) -> Float[Array, "..."]:
+def per_state(weight: Shaped[Array, "*batch"], leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Give ``weight`` trailing axes of length one, so that it multiplies ``leaf`` state by state."""
     return jnp.reshape(weight, weight.shape + (1,) * (leaf.ndim - weight.ndim))
 
 
-def per_element(leaf: Float[AnyArray, "*element"], ndim: int) -> Float[AnyArray, "..."]:
+def per_element(leaf: Shaped[AnyArray, "*element"], ndim: int) -> Shaped[AnyArray, "..."]:
     """Give ``leaf`` leading axes of length one up to ``ndim``, so that it combines with an array of that many axes."""
     return leaf.reshape((1,) * (ndim - leaf.ndim) + leaf.shape)

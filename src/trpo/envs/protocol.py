@@ -27,6 +27,7 @@ class Transition(NamedTuple):
 
 
 @runtime_checkable
+@runtime_checkable
 class HostEnv(Protocol):
     """N environments, stepped together."""
 

@@ -70,7 +70,7 @@ class HostPolicy:
         """Return actions, and the distributions they come from, as NumPy arrays."""
         if self.in_numpy:
             return act(self._module, self._actor.normaliser, observation, noise)
-        return to_numpy(_compiled_act(self._policy, self._actor, observation, noise))
+        return jax.device_get(_compiled_act(self._policy, self._actor, observation, noise))
 
 
 class EpisodeStatistics:
@@ -88,7 +88,8 @@ class EpisodeStatistics:
         self.running_return += np.where(valid, reward, 0.0)
         self.running_length += valid
         if done.any():
-            for i in np.flatnonzero(done):
+            # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
+            for i in np.flatnonzero(done & np.isfinite(self.running_return)):
                 self.returns.append(float(self.running_return[i]))
                 self.lengths.append(int(self.running_length[i]))
             self.episodes += int(done.sum())

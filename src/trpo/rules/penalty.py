@@ -30,7 +30,7 @@ class Penalty(eqx.Module):
 
     Each update takes ``inner_steps`` Newton–CG steps, θ ← θ + ρ^j (βF + λI)⁻¹ ∇[L − β D̄](θ), each with the first j for
     which the penalised objective improves. Then β doubles if D̄ > 1.5 δ and halves if D̄ < δ / 1.5
-    (Schulman et al. 2017, arXiv:1707.06347, section 4).
+    (Schulman et al. 2017, arXiv:1707.06347, section 4). It doubles as well if no step improved the objective.
 
     δ is the *target* of the adaptation, not a bound: the KL of an update may exceed it, and then β grows.
     """
@@ -74,7 +74,7 @@ class Penalty(eqx.Module):
             e = problem.evaluate(theta)
             return Evaluation(e.surrogate - beta * e.mean_kl, e.mean_kl, e.max_state_kl, e.entropy)
 
-        def newton_step(theta: Params, _: None) -> tuple[Params, UpdateInfo]:
+        def newton_step(theta: Params, _: None) -> tuple[Params, tuple[UpdateInfo, Params]]:
             model = problem.linearise(theta)
             gradient = optax.tree.add_scale(model.gradient, -beta, model.kl_gradient())
             s = natural_direction(model, gradient, self.damping, self.cg_iterations, self.cg_tolerance)
@@ -99,29 +99,35 @@ class Penalty(eqx.Module):
                 backtracks=jnp.where(usable, search.backtracks, 0),
                 step_fraction=search.fraction,
             )
-            return new, info
+            return new, (info, model.gradient)
 
-        new, infos = jax.lax.scan(newton_step, params, None, length=self.inner_steps)
+        new, (infos, gradients) = jax.lax.scan(newton_step, params, None, length=self.inner_steps)
         start, end = problem.evaluate(params), problem.evaluate(new)
-        info = _summarise(infos, params, new, start, end)
+        step = optax.tree.sub(new, params)
+        predicted_gain = optax.tree.vdot(jax.tree.map(lambda leaf: leaf[0], gradients), step)
+        info = _summarise(infos, predicted_gain, step, start, end)
         moved = info.result == Result.ACCEPTED
-        too_far = moved & (end.mean_kl > 1.5 * self.max_kl)
+        # A search that found nothing had steps too long by far: β was too small, and would stay so for ever.
+        failed = (info.result == Result.NO_IMPROVEMENT) | (info.result == Result.NONFINITE_TRIAL)
+        too_far = failed | moved & (end.mean_kl > 1.5 * self.max_kl)
         too_near = moved & (end.mean_kl < self.max_kl / 1.5)
         factor = jnp.where(too_far, 2.0, jnp.where(too_near, 0.5, 1.0))
         return tree_where(moved, new, params), PenaltyState(beta * factor), info
 
 
-def _summarise(infos: UpdateInfo, params: Params, new: Params, start: Evaluation, end: Evaluation) -> UpdateInfo:
+def _summarise(
+    infos: UpdateInfo, predicted_gain: Scalar, step: Params, start: Evaluation, end: Evaluation
+) -> UpdateInfo:
     """Describe the inner steps as one update: accepted if any was, else the first step's reason."""
     accepted = infos.result == Result.ACCEPTED
     return UpdateInfo(
         result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
         surrogate_gain=end.surrogate - start.surrogate,
-        predicted_gain=jnp.sum(infos.predicted_gain),
+        predicted_gain=predicted_gain,
         mean_kl=end.mean_kl,
         max_state_kl=end.max_state_kl,
         gradient_norm=infos.gradient_norm[0],
-        step_norm=optax.tree.norm(optax.tree.sub(new, params)),
+        step_norm=optax.tree.norm(step),
         cg_iterations=jnp.sum(infos.cg_iterations),
         cg_residual=infos.cg_residual[0],
         backtracks=jnp.sum(infos.backtracks),

@@ -1,0 +1,319 @@
+"""The command line as a user types it: real processes, real files."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import trpo
+from trpo.cli import main
+from trpo.metrics import read_metrics
+
+KEYS = {
+    "iteration", "steps", "seconds", "steps_per_second", "episode_return", "episode_length", "result",
+    "surrogate_gain", "predicted_gain", "mean_kl", "max_kl", "max_state_kl", "cg_iterations", "cg_residual",
+    "backtracks", "step_fraction", "entropy", "explained_variance",
+}  # fmt: skip
+SMALL = ["--env.count", "4", "--fragment", "8", "--policy.hidden", "8", "--value.hidden", "8"]
+
+
+@dataclasses.dataclass
+class Outcome:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def cli(*arguments, cwd=None, timeout=240):
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "trpo", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture
+def here(capfd, monkeypatch, tmp_path):
+    """Run a command in this process, from an empty directory: the same code but for the interpreter's start."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as error:
+            code = error.code
+        said = capfd.readouterr()
+        return Outcome(code, said.out, said.err)
+
+    return run
+
+
+def one_line(result, code):
+    assert result.returncode == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("trpo: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = cli("train", "probe:both", "--steps", 320, "--out", out, *SMALL, "--checkpoint-every", 3)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_train_leaves_a_run_directory(run):
+    assert (run / "config.json").is_file()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["00000006", "00000009", "00000010"]
+    assert list(run.glob("events.out.tfevents.*"))
+    records = read_metrics(run)
+    assert [r["iteration"] for r in records] == list(range(1, 11))
+    assert set(records[0]) >= KEYS
+    for r in records:
+        assert r["mean_kl"] <= r["max_kl"]
+
+
+def test_progress_is_plain_when_not_a_terminal(tmp_path, here):
+    result = here("train", "probe:both", "--steps", 64, "--out", tmp_path / "r", *SMALL)
+    assert "\x1b" not in result.stderr + result.stdout
+    assert "64/64 steps" in result.stderr
+    assert "KL" in result.stderr
+    quiet = here("train", "probe:both", "--steps", 64, "--out", tmp_path / "q", *SMALL, "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_evaluate_prints_one_json_object(run, here):
+    result = here("evaluate", run, "--episodes", 3, "--json")
+    data = json.loads(result.stdout)
+    assert set(data) == {"mean_return", "std_return", "returns", "lengths"}
+    assert len(data["returns"]) == 3
+    assert data["mean_return"] == pytest.approx(np.mean(data["returns"]))
+    assert "stochastic" in here("evaluate", run, "--stochastic").stdout
+
+
+def test_plot(run, tmp_path, here):
+    result = here("plot", run, run, "--out", tmp_path / "x.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_explicit_flags_override_the_preset(tmp_path, here):
+    result = here("train", "CartPole-v1", "--steps", 32, "--out", tmp_path / "r", *SMALL, "--rule.max-kl", 0.0321)
+    assert "preset" in result.stderr
+    config = json.loads((tmp_path / "r" / "config.json").read_text())["config"]
+    assert config["rule"]["max_kl"] == 0.0321
+    assert config["env"]["id"] == "CartPole-v1"
+    assert config["env"]["count"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "Hoper-v5"], ["Hoper-v5", "nearest", "Hopper-v5"]),
+        (["train", "probe:acton"], ["probe:action"]),
+        (["train"], ["ENV"]),
+        (["train", "probe:both", "--rule.max-kl", "-1"], ["max_kl", "-1", "(0, ∞)", "0.01"]),
+        (["train", "probe:both", "--rule.max-kl", "x"], ["--rule.max-kl"]),
+        (["train", "probe:both", "--discount", "2"], ["discount", "[0, 1]", "0.99"]),
+        (["train", "probe:both", "--no-such", "1"], ["--no-such"]),
+        (["train", "probe:both", "--preset", "mujocco"], ["mujocco", "mujoco"]),
+        (["train", "probe:both", "--env.workers", "99"], ["env.workers", "99", "env.count"]),
+        (["train", "nosuchmodule:Env-v0"], ["nosuchmodule"]),
+        (["resume", "nowhere"], ["nowhere", "config.json"]),
+        (["evaluate", "nowhere"], ["nowhere"]),
+        (["plot", "nowhere"], ["nowhere"]),
+        (["record", "nowhere"], ["nowhere"]),
+        (["fly"], ["fly", "train"]),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_exit_code_2(arguments, words, tmp_path, here):
+    line = one_line(here(*arguments), 2)
+    for word in words:
+        assert word in line
+
+
+def test_an_existing_run_is_not_overwritten(run, here):
+    before = (run / "metrics.jsonl").read_bytes()
+    assert "resume" in one_line(here("train", "probe:both", "--out", run, *SMALL), 2)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_default_directories_do_not_collide(tmp_path, here):
+    for name in ("probe-both-s0", "probe-both-s0-2"):
+        assert here("train", "probe:both", "--steps", 32, *SMALL, "--quiet").returncode == 0
+        assert (tmp_path / "runs" / name / "config.json").is_file()
+
+
+def test_help_and_version(here):
+    assert "trpo train ENV" in here("--help").stdout
+    assert "--rule.max-kl" in here("train", "--help").stdout
+    assert trpo.__version__ in here("--version").stdout
+
+
+def test_damaged_checkpoint_is_named_and_the_previous_one_used(run, tmp_path, here):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "checkpoints" / "00000010" / "state.safetensors").write_bytes(b"")
+    result = here("evaluate", copy)
+    assert result.returncode == 0
+    assert "00000010" in result.stderr
+    assert "using the one before" in result.stderr
+
+
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(tmp_path, here):  # PITFALLS row 23
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert here("train", "probe:both", "--steps", 640, "--out", whole, *SMALL, "--quiet").returncode == 0
+    assert here("train", "probe:both", "--steps", 256, "--out", parts, *SMALL, "--quiet").returncode == 0
+    assert here("resume", parts, "--steps", 640).returncode == 0
+    assert same_run(whole, parts)
+
+
+def same_run(a, b):
+    """Metrics (but for time) and every array of the newest checkpoint are equal to the bit."""
+    timed = {"seconds", "steps_per_second", "collect_seconds", "value_loss"}
+    strip = [[{k: v for k, v in r.items() if k not in timed} for r in read_metrics(x)] for x in (a, b)]
+    newest = [max((x / "checkpoints").glob("0*")) / "state.safetensors" for x in (a, b)]
+    return strip[0] == strip[1] and newest[0].read_bytes() == newest[1].read_bytes()
+
+
+def test_gymnasium_resume_says_that_the_simulator_starts_anew(tmp_path, here):
+    out = tmp_path / "r"
+    assert here("train", "CartPole-v1", "--steps", 64, "--out", out, *SMALL, "--quiet").returncode == 0
+    result = here("resume", out, "--steps", 96)
+    assert result.returncode == 0
+    assert "simulators' state is not in the checkpoint" in result.stderr
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "trpo", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_iterations(out, count, process):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(process.communicate())
+        if (out / "metrics.jsonl").is_file() and len((out / "metrics.jsonl").read_bytes().split(b"\n")) > count:
+            return
+        time.sleep(0.02)
+    raise AssertionError("training did not start")
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(tmp_path):
+    out = tmp_path / "r"
+    process = start("train", "probe:both", "--steps", 10**7, "--out", out, *SMALL, "--checkpoint-every", 10**6)
+    wait_for_iterations(out, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"trpo resume {out}" in stderr
+    assert "Traceback" not in stderr
+    last = read_metrics(out)[-1]["iteration"]
+    assert max(p.name for p in (out / "checkpoints").iterdir()) == f"{last:08d}"
+
+
+def kill_and_resume(out, kills, seed):
+    """Kill -9 at random moments, resume each time; return the iterations that each resume started from."""
+    generator = random.Random(seed)
+    process = start("train", "probe:both", "--steps", 10**7, "--out", out, *SMALL, "--checkpoint-every", 1)
+    wait_for_iterations(out, 1, process)
+    started = []
+    for _ in range(kills):
+        time.sleep(generator.uniform(0.0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        process = start("resume", out)
+        line = process.stderr.readline()
+        while not line.startswith("resuming"):
+            assert line, "resume failed"
+            assert "checkpoint" in line
+            line = process.stderr.readline()
+        started.append(int(line.split("iteration ")[1].split(",")[0]))
+        wait_for_iterations(out, started[-1] + 1, process)
+    process.send_signal(signal.SIGINT)
+    process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    return started
+
+
+def test_kill_9_then_resume(tmp_path):
+    out = tmp_path / "r"
+    started = kill_and_resume(out, 2, seed=0)
+    assert started == sorted(started)
+    assert started[0] >= 1
+    assert [r["iteration"] for r in read_metrics(out)] == list(range(1, len(read_metrics(out)) + 1))
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_random_moments(tmp_path):
+    """… and what comes out equals a run that was never interrupted, bit for bit."""
+    out, whole = tmp_path / "r", tmp_path / "whole"
+    started = kill_and_resume(out, 20, seed=1)
+    assert started == sorted(started)
+    steps = read_metrics(out)[-1]["steps"]
+    flags = ["--steps", steps, "--out", whole, *SMALL, "--quiet", "--checkpoint-every", 1000]
+    assert cli("train", "probe:both", *flags).returncode == 0
+    assert same_run(out, whole)
+
+
+ENV_MODULE = """
+import gymnasium as gym, numpy as np
+
+class Broken(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self, kind="raise"):
+        self.kind, self.steps = kind, 0
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.steps += 1
+        bad = self.steps == 20
+        if bad and self.kind == "raise":
+            raise RuntimeError("motor on fire")
+        reward = float("nan") if bad else 1.0
+        return np.zeros(2, np.float32), reward, self.steps % 5 == 0, False, {}
+
+gym.register("Raises-v0", lambda: Broken("raise"))
+gym.register("NaN-v0", lambda: Broken("nan"))
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "brokenenvs.py").write_text(ENV_MODULE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return "brokenenvs"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_raises_leaves_a_checkpoint_and_one_message(module, tmp_path, workers):
+    out = tmp_path / "r"
+    flags = ["--out", out, *SMALL, "--quiet", "--env.workers", workers]
+    line = one_line(cli("train", f"{module}:Raises-v0", *flags), 1)
+    assert "motor on fire" in line
+    assert f"trpo resume {out}" in line
+    assert max(p.name for p in (out / "checkpoints").iterdir()) == "00000002"
+
+
+def test_nonfinite_reward_stops_or_continues(module, tmp_path):  # PITFALLS row 13
+    stop = tmp_path / "stop"
+    line = one_line(cli("train", f"{module}:NaN-v0", "--out", stop, *SMALL, "--quiet"), 1)
+    assert "NaN or infinite" in line
+    assert "trpo resume" in line
+    on = tmp_path / "on"
+    flags = ["--out", on, *SMALL, "--quiet", "--on-nonfinite", "continue", "--steps", 320]
+    assert cli("train", f"{module}:NaN-v0", *flags).returncode == 0
+    results = [r["result"] for r in read_metrics(on)]
+    assert results[2] == "nonfinite_batch"
+    assert "accepted" in results[3:] or "no_signal" in results[3:]

@@ -1,0 +1,616 @@
+"""Adapters: each gives exactly what stepping the simulator by hand gives, and fails in words."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from trpo.envs import (
+    EnvironmentFailure,
+    HostEnv,
+    UnknownEnvironmentError,
+    make_envs,
+    make_single,
+)
+from trpo.envs.probes import TIME_LIMIT, Probe
+
+SEEDS = [11, 7, 2**32 - 1, 0]
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[Any], Any]]:
+    """Close what is handed to it, and then no process may be left."""
+    opened: list[Any] = []
+
+    def keep(env: Any) -> Any:
+        opened.append(env)
+        return env
+
+    yield keep
+    for env in opened:
+        env.close()
+    assert multiprocessing.active_children() == []
+
+
+def shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+def actions_for(envs: HostEnv, steps: int) -> np.ndarray:
+    """Arbitrary actions as a policy gives them, often out of bounds."""
+    random = np.random.default_rng(3)
+    spec, count = envs.spec.action, envs.count
+    if spec.kind == "discrete":
+        return random.integers(0, spec.sizes[0], (steps, count))
+    return random.normal(scale=2.0, size=(steps, count, spec.size)).astype(np.float32)
+
+
+# ---------------------------------------------------------------- a plain environment, stepped by hand
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "InvertedPendulum-v5"])
+def test_gymnasium_adapter_equals_stepping_by_hand(env_id: str, closing: Callable) -> None:
+    steps = 210  # beyond Pendulum's time limit of 200
+    envs = closing(make_envs(env_id, len(SEEDS), rescale_actions=False))
+    actions = actions_for(envs, steps)
+    plain = [gym.make(env_id) for _ in SEEDS]
+    observation = envs.reset(SEEDS)
+    by_hand = [env.reset(seed=seed)[0].astype(np.float32) for env, seed in zip(plain, SEEDS, strict=True)]
+    np.testing.assert_array_equal(observation, by_hand)
+    ends = 0
+    for action in actions:
+        after = envs.step(action)
+        assert after.observation.dtype == after.final_observation.dtype == after.reward.dtype == np.float32
+        assert after.valid.all()
+        for i, env in enumerate(plain):
+            space = env.action_space
+            own = np.clip(action[i], space.low, space.high) if isinstance(space, spaces.Box) else int(action[i])
+            seen, reward, terminated, truncated, _ = env.step(own)
+            np.testing.assert_array_equal(after.final_observation[i], seen.astype(np.float32))
+            assert after.reward[i] == np.float32(reward)
+            assert (after.terminated[i], after.truncated[i]) == (terminated, truncated)
+            if terminated or truncated:
+                ends += 1
+                seen, _ = env.reset()  # without a seed: the generator goes on
+                assert not np.array_equal(after.observation[i], after.final_observation[i])
+            np.testing.assert_array_equal(after.observation[i], seen.astype(np.float32))
+    assert ends >= len(SEEDS)
+    for env in plain:
+        env.close()
+
+
+def test_rescaled_actions_reach_the_simulator() -> None:
+    """Pendulum's cost has a term 0.001·u², and its torque bound is 2: half of [−1, 1] is u = 1."""
+    costs = {}
+    for rescale in (False, True):
+        envs = make_envs("Pendulum-v1", 1, rescale_actions=rescale)
+        envs.reset([0])
+        costs[rescale] = -envs.step(np.array([[0.5]], np.float32)).reward[0]
+        envs.close()
+    assert costs[True] - costs[False] == pytest.approx(0.001 * (1.0**2 - 0.5**2), rel=1e-3)
+
+
+class Reusing(gym.Env):
+    """Hands out one array, which it changes in place, and infos of changing type and shape."""
+
+    observation_space = spaces.Box(-100, 100, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(2)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._seen[:] = self.np_random.integers(10)
+        self._steps, self._end = 0, 1 + int(self._seen[0]) % 3
+        return self._seen, {"path": np.zeros(0)}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._steps += 1
+        self._seen += 1
+        end = self._steps == self._end
+        return self._seen, 1.0, False, end, {"path": np.zeros(self._steps), "why": "end" if end else 0}
+
+
+def test_final_observation_is_right_for_an_environment_that_reuses_its_array() -> None:
+    envs = make_envs(Reusing, 3)
+    before = envs.reset([0, 1, 2])
+    ends = 0
+    for _ in range(30):
+        after = envs.step(np.zeros(3, int))
+        np.testing.assert_array_equal(after.final_observation, before + 1)
+        ends += after.truncated.sum()
+        before = after.observation.copy()
+    assert ends > 5
+    envs.close()
+
+
+def test_transitions_are_not_overwritten_by_later_steps() -> None:
+    for env, workers in ((Reusing, 0), ("probe:both", 0), ("probe:both", 1)):
+        envs = make_envs(env, 2, workers)
+        first = envs.reset([0, 1])
+        kept = [first, *envs.step(np.zeros(2, int))]
+        expected = [array.copy() for array in kept]
+        for _ in range(5):
+            envs.step(np.ones(2, int))
+        for ours, theirs in zip(kept, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        envs.close()
+
+
+# ---------------------------------------------------------------- observation spaces
+
+
+def env_seeing(space: gym.Space, **attributes: Any) -> Callable[[], gym.Env]:
+    """Make a function for an environment that shows samples of ``space``."""
+
+    class Env(gym.Env):
+        observation_space = space
+        action_space = attributes.get("actions", spaces.Discrete(2))
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+            super().reset(seed=seed)
+            if seed is not None:
+                self.observation_space.seed(seed)
+            return self.observation_space.sample(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            return self.observation_space.sample(), 0.0, bool(self.np_random.random() < 0.3), False, {}
+
+    return Env
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        (spaces.Discrete(5, start=2), 5),
+        (spaces.MultiDiscrete([3, 4]), 7),
+        (spaces.MultiBinary(4), 4),
+        (spaces.Box(0, 255, (3, 4, 2), np.uint8), 24),
+        (spaces.Box(-1.0, 1.0, ()), 1),
+        (spaces.Dict(b=spaces.Box(0, 1, (2, 2)), a=spaces.Discrete(3)), 7),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (3,), np.float64)]), 5),
+    ],
+    ids=str,
+)
+def test_observations_are_flattened_as_gymnasium_flattens_them(space: gym.Space, size: int) -> None:
+    envs = make_envs(env_seeing(space), 1)
+    assert envs.spec.observation_size == size
+    twin = copy.deepcopy(space)
+    twin.seed(5)
+    observation = envs.reset([5])
+    for _ in range(10):
+        assert observation.shape == (1, size)
+        np.testing.assert_array_equal(observation[0], np.float32(spaces.flatten(space, twin.sample())).ravel())
+        after = envs.step(np.zeros(1, int))
+        if after.terminated[0]:
+            expected = np.float32(spaces.flatten(space, twin.sample())).ravel()
+            np.testing.assert_array_equal(after.final_observation[0], expected)
+        observation = after.observation
+    envs.close()
+
+
+def test_an_observation_that_does_not_fit_its_space_is_refused() -> None:
+    class Small(env_seeing(spaces.Box(-1, 1, (3,)))):  # type: ignore[misc]
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            return np.zeros(1), 0.0, False, False, {}
+
+    envs = make_envs(Small, 2)
+    envs.reset([0, 1])
+    with pytest.raises(EnvironmentFailure, match="Small raised ValueError"):
+        envs.step(np.zeros(2, int))
+    envs.close()
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("Hoper-v5", ["'Hoper-v5'", "nearest: Hopper-v5"]),
+        ("CartPole-v7", ["'CartPole-v7'", "CartPole-v1"]),
+        ("Hopper v5", ["'Hopper v5'", "Hopper-v5"]),  # Gymnasium calls it malformed
+        ("Zzyzx", ["'Zzyzx'", "pprint_registry"]),
+        ("no_such_module_here:X-v0", ["no_such_module_here:X-v0", "cannot be imported", "No module named"]),
+        ("probe:delay", ["probe:delayed"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_unknown_names_are_answered_with_the_nearest(env_id: str, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is checked below
+        make_envs(env_id, 1)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_versions_that_are_gone_are_the_user_s_mistake() -> None:
+    for env_id in ("Hopper-v1", "Hopper-v2"):
+        with pytest.raises(UnknownEnvironmentError, match=env_id):
+            make_envs(env_id, 1)
+
+
+def test_a_registered_environment_whose_module_is_missing_is_not_called_unknown() -> None:
+    gym.register("TrpoTestLost-v0", "no_such_module_here:Env")
+    try:
+        with pytest.raises(UnknownEnvironmentError, match=r"cannot be imported.*no_such_module_here") as caught:
+            make_envs("TrpoTestLost-v0", 1)
+        assert "nearest" not in str(caught.value)
+    finally:
+        del gym.registry["TrpoTestLost-v0"]
+
+
+def test_module_and_id_import_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trpo_test_tasks.py").write_text(
+        textwrap.dedent("""
+        import gymnasium as gym
+        from trpo.envs.probes import Probe
+        gym.register("TrpoTestTask-v0", lambda: Probe("constant"), max_episode_steps=4)
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        for workers in (0, 1):
+            envs = make_envs("trpo_test_tasks:TrpoTestTask-v0", 1, workers)
+            envs.reset([0])
+            assert envs.step(np.zeros(1, int)).reward.tolist() == [1.0]
+            envs.close()
+        single = make_single("trpo_test_tasks:TrpoTestTask-v0")
+        assert isinstance(single, gym.Env)
+    finally:
+        gym.registry.pop("TrpoTestTask-v0", None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_function_that_returns_something_else(workers: int) -> None:
+    def make() -> Any:
+        return {"not": "an environment"}
+
+    with pytest.raises(ValueError, match=r"returned dict, not a gymnasium\.Env"):
+        make_envs(make, 1, workers)
+
+
+def test_arguments_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"env\.count=0.*≥ 1"):
+        make_envs("CartPole-v1", 0)
+    with pytest.raises(ValueError, match=r"env\.workers=-1.*≥ 0"):
+        make_envs("CartPole-v1", 1, -1)
+    with pytest.raises(ValueError, match=r"env\.workers=3.*env\.count=2"):
+        make_envs("CartPole-v1", 2, 3)
+
+
+# ---------------------------------------------------------------- processes
+
+
+@pytest.mark.parametrize("env", ["probe:both", "CartPole-v1", "Pendulum-v1"])
+def test_worker_processes_equal_one_process_bit_for_bit(env: str, closing: Callable) -> None:
+    """Five environments over two processes: the shares differ in size."""
+    seeds, steps = [5, 4, 3, 2, 1], 60
+    alone, spread = closing(make_envs(env, 5)), closing(make_envs(env, 5, 2))
+    assert spread.spec == alone.spec
+    actions = actions_for(alone, steps)
+    for _ in range(2):  # a second reset, too
+        np.testing.assert_array_equal(spread.reset(seeds), alone.reset(seeds))
+        for action in actions:
+            for ours, theirs in zip(spread.step(action), alone.step(action), strict=True):
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_array_equal(ours, theirs)
+        seeds = seeds[::-1]
+
+
+def test_snapshots_pass_through_worker_processes(closing: Callable) -> None:
+    alone, spread = closing(make_envs("probe:both", 3)), closing(make_envs("probe:both", 3, 2))
+    alone.reset([1, 2, 3]), spread.reset([9, 9, 9])
+    alone.step(np.zeros(3, int))
+    spread.restore(json.loads(json.dumps(alone.snapshot())))
+    for _ in range(10):
+        for ours, theirs in zip(spread.step(np.ones(3, int)), alone.step(np.ones(3, int)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_environments_without_snapshots_say_so(closing: Callable) -> None:
+    for workers in (0, 1):
+        assert closing(make_envs("CartPole-v1", 1, workers)).snapshot() is None
+
+
+def test_a_worker_does_not_import_jax(closing: Callable) -> None:
+    def make() -> gym.Env:
+        import sys
+
+        from trpo.envs.probes import Probe
+
+        if "jax" in sys.modules:
+            raise ValueError("jax is loaded")
+        return Probe("constant")
+
+    closing(make_envs(make, 1, 1))
+
+
+def breaking_env(when: str) -> Callable[[], gym.Env]:
+    """Make a function, to be sent by value, for an environment that raises an error of its own class."""
+
+    def make() -> gym.Env:
+        import gymnasium
+
+        class OwnError(Exception):
+            def __init__(self, a: int, b: int):
+                super().__init__(f"door {a} of {b} is locked")
+
+        class Broken(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+            action_space = gymnasium.spaces.Discrete(2)
+            steps = 0
+
+            def __init__(self) -> None:
+                if when == "init":
+                    raise OwnError(1, 2)
+
+            def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+                if when == "reset" or (when == "auto-reset" and self.steps):
+                    raise OwnError(1, 2)
+                return self.observation_space.low, {}
+
+            def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+                self.steps += 1
+                if when == "step" and self.steps == 3:
+                    raise OwnError(1, 2)
+                return self.observation_space.low, 0.0, self.steps == 3, False, {}
+
+        return Broken()
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("when", ["init", "reset", "auto-reset", "step"])
+def test_an_environment_that_raises(when: str, workers: int) -> None:
+    before = shared_memory()
+    if when == "init" and workers == 0:
+        with pytest.raises(Exception, match="door 1 of 2 is locked"):  # its own, with its own traceback
+            make_envs(breaking_env(when), 2)
+        return
+
+    def run() -> None:
+        envs = make_envs(breaking_env(when), 2, workers)
+        try:
+            envs.reset([0, 1])
+            for _ in range(5):
+                envs.step(np.zeros(2, int))
+        finally:
+            envs.close()
+
+    with pytest.raises(EnvironmentFailure, match="OwnError: door 1 of 2 is locked"):
+        run()
+    assert multiprocessing.active_children() == []
+    assert shared_memory() <= before
+
+
+@pytest.mark.parametrize("kind", ["ValueError('three')", "UnicodeDecodeError('utf8', b'', 0, 1, 'three')"])
+def test_a_value_error_in_a_worker_is_a_value_error_here(kind: str) -> None:
+    def make() -> gym.Env:
+        raise eval(kind)
+
+    with pytest.raises(ValueError, match="three"):
+        make_envs(make, 1, 1)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_killed_worker(moment: str) -> None:
+    """Between two steps the parent cannot write to it, within a step it cannot read from it."""
+    before = shared_memory()
+    limit = 3 if moment == "during" else 10**9
+
+    def make() -> gym.Env:
+        import os
+        import signal
+
+        from trpo.envs.probes import Probe
+
+        class Suicidal(Probe):
+            steps = 0
+
+            def step(self, action: Any) -> Any:
+                self.steps += 1
+                if self.steps == limit:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().step(action)
+
+        return Suicidal("endless")
+
+    envs = make_envs(make, 4, 2)
+    envs.reset([0, 1, 2, 3])
+    envs.step(np.zeros(4, int))
+    if moment == "before":
+        victim = sorted(multiprocessing.active_children(), key=lambda process: process.pid)[-1]
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.join(5)
+    if moment == "during":
+        envs.step(np.zeros(4, int))  # two environments in a worker, and each takes its third step next
+    with pytest.raises(EnvironmentFailure, match=r"environment worker \d died \(exit code -9"):
+        envs.step(np.zeros(4, int))
+    envs.close()
+    envs.close()  # twice does no harm
+    assert multiprocessing.active_children() == []
+    assert shared_memory() <= before
+
+
+def test_workers_leave_nothing_behind_and_print_nothing() -> None:
+    """In a process of its own: the resource tracker complains about leaks when the interpreter ends."""
+    program = """
+        import numpy as np
+        from trpo.envs import make_envs
+        if __name__ == "__main__":
+            envs = make_envs("probe:both", 4, 2)
+            envs.reset([0, 1, 2, 3])
+            for _ in range(3):
+                envs.step(np.zeros(4, int))
+            envs.close()
+    """
+    before = shared_memory()
+    done = run_program(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert shared_memory() <= before
+
+
+def run_program(program: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_making_a_mujoco_environment_prints_nothing() -> None:
+    """MuJoCo writes to the file descriptor, which Python's capturing does not see."""
+    pytest.importorskip("mujoco")
+    program = """
+        from trpo.envs import make_envs, make_single
+        envs = make_envs("HalfCheetah-v5", 2)
+        print(envs.reset([0, 1]).shape)
+        make_single("HalfCheetah-v5").close()
+    """
+    done = run_program(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(2, 17)\n", "")
+
+
+def test_what_else_mujoco_says_is_passed_on() -> None:
+    mujoco = pytest.importorskip("mujoco")
+    from trpo.envs import quiet_mujoco
+
+    previous = mujoco.get_mju_user_warning()
+    with quiet_mujoco(), pytest.warns(UserWarning, match="unstable"):
+        mujoco.get_mju_user_warning()("simulation is unstable")
+    with quiet_mujoco():
+        mujoco.get_mju_user_warning()("this is deprecated")
+    assert mujoco.get_mju_user_warning() == previous
+
+
+# ---------------------------------------------------------------- EnvPool
+
+
+def test_envpool_steps_after_an_end_only_reset(closing: Callable) -> None:
+    """Its documented semantics: the step after an end ignores its action and returns the new episode's start."""
+    envpool = pytest.importorskip("envpool")
+    count, steps = 3, 120
+    envs = closing(make_envs("envpool:CartPole-v1", count, rescale_actions=False))
+    plain = envpool.make("CartPole-v1", env_type="gymnasium", num_envs=count, seed=5)
+    np.testing.assert_array_equal(envs.reset([5, 0, 0]), plain.reset()[0])
+    ended = np.zeros(count, bool)
+    length = np.zeros(count, int)
+    resets = 0
+    for action in np.random.default_rng(0).integers(0, 2, (steps, count)):
+        after = envs.step(action)
+        seen, reward, terminated, truncated, _ = plain.step(action)
+        np.testing.assert_array_equal(after.valid, ~ended)
+        np.testing.assert_array_equal(after.observation, seen)
+        np.testing.assert_array_equal(after.final_observation, seen)
+        assert not (after.terminated | after.truncated)[ended].any()
+        np.testing.assert_array_equal(after.terminated[~ended], terminated[~ended])
+        np.testing.assert_array_equal(after.reward[~ended], reward[~ended])
+        # A new episode of CartPole begins within ±0.05; one that has just fallen is far outside.
+        assert (np.abs(after.observation[ended]) <= 0.05).all()
+        assert (np.abs(after.observation[after.terminated]).max(axis=-1) > 0.2).all()
+        length = np.where(ended, 0, length + 1)
+        resets += ended.sum()
+        ended = terminated | truncated
+    assert resets >= 5
+
+
+def test_envpool_names() -> None:
+    pytest.importorskip("envpool")
+    with pytest.raises(UnknownEnvironmentError, match=r"'CartPol-v1'.*nearest: .*CartPole-v1"):
+        make_envs("envpool:CartPol-v1", 1)
+    with pytest.raises(ValueError, match=r"env\.workers=2.*use 0"):
+        make_envs("envpool:CartPole-v1", 2, 2)
+
+
+def test_envpool_is_reproducible(closing: Callable) -> None:
+    pytest.importorskip("envpool")
+    envs = closing(make_envs("envpool:CartPole-v1", 2))
+    runs = []
+    for seeds in ([3, 4], [3, 4], [5, 6]):
+        first = envs.reset(seeds)
+        runs.append(np.stack([first, *(envs.step(np.ones(2, int)).observation for _ in range(30))]))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+# ---------------------------------------------------------------- probes
+
+
+def episode(name: str, action: Any, seed: int = 0) -> tuple[float, list[float], list[float], bool, bool]:
+    """Return first observation, rewards, later observations and how it ended."""
+    env = Probe(name)
+    first, _ = env.reset(seed=seed)
+    assert env.observation_space.contains(first)
+    rewards, seen = [], []
+    for _ in range(100):
+        observation, reward, terminated, truncated, _ = env.step(action)
+        assert env.observation_space.contains(observation)
+        rewards.append(reward)
+        seen.append(float(observation[0]))
+        if terminated or truncated:
+            break
+    return float(first[0]), rewards, seen, terminated, truncated
+
+
+def test_probes_are_what_their_table_says() -> None:
+    assert episode("constant", 0) == (0.0, [1.0], [0.0], True, False)
+    assert episode("delayed", 0) == (0.0, [0.0, 1.0], [1.0, 1.0], True, False)
+    assert episode("action", 0)[1:4:2] == ([-1.0], True)
+    assert episode("action", 1)[1:4:2] == ([1.0], True)
+    assert episode("endless", 0)[1:] == ([1.0] * TIME_LIMIT, [0.0] * TIME_LIMIT, False, True)
+    signs = set()
+    for seed in range(12):
+        state, rewards, _, terminated, truncated = episode("observation", 0, seed)
+        signs.add(state)
+        assert (rewards, terminated, truncated) == ([state], True, False)
+        for action in (0, 1):
+            state, rewards, *ends = episode("both", action, seed)
+            assert rewards == [1.0 if (action == 1) == (state > 0) else -1.0]
+            assert ends[1:] == [True, False]
+        for action in (-0.5, 0.25):
+            state, rewards, *ends = episode("continuous", np.array([action], np.float32), seed)
+            assert rewards == [pytest.approx(-((action - state / 2) ** 2))]
+            assert ends[1:] == [True, False]
+    assert signs == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["both", "delayed", "endless", "continuous"])
+def test_a_restored_snapshot_goes_on_identically(name: str) -> None:
+    def run_on(env: Any, steps: int) -> list[Any]:
+        out = []
+        for _ in range(steps):
+            seen, reward, terminated, truncated, _ = env.step(np.ones(1) if name == "continuous" else 1)
+            out.append((seen.tolist(), reward, terminated, truncated))
+            if terminated or truncated:
+                out.append(env.reset()[0].tolist())
+        return out
+
+    env = Probe(name)
+    env.reset(seed=3)
+    run_on(env, 3)
+    text = json.dumps(env.snapshot(), allow_nan=False)
+    expected = run_on(env, 40)
+    other = Probe(name)
+    other.reset(seed=99)
+    run_on(other, 4)
+    other.restore(json.loads(text))
+    assert run_on(other, 40) == expected

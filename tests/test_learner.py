@@ -1,0 +1,538 @@
+"""One iteration on real batches: what is learned, what must stay put, and whether what is reported is true."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from jax.experimental.compilation_cache import compilation_cache
+
+import trpo
+import trpo.learner
+from trpo.agent import Agent
+from trpo.envs import make_envs
+from trpo.learner import Hyper, Learner
+from trpo.results import Result
+from trpo.rollout import HostPolicy, HostRollout, Trajectory
+from trpo.training import Compiled, compile_iteration
+from trpo.types import Params
+from trpo.value_fitting import predict
+
+COUNT, FRAGMENT = 4, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Most tests compile the same iteration anew; compile it once."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update(names[1], 0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def configure(env: str, **changes: Any) -> trpo.Config:
+    small = {
+        "env": trpo.EnvConfig(env, count=COUNT),
+        "fragment": FRAGMENT,
+        "policy": trpo.PolicyConfig(hidden=(8,), last_layer_scale=1.0),
+        "value": trpo.ValueConfig(hidden=(8,), minibatch=32),
+    }
+    return trpo.Config(**(small | changes))
+
+
+@dataclasses.dataclass
+class Case:
+    """A learner in the middle of a run, and the next batch that its policy collects."""
+
+    config: trpo.Config
+    agent: Agent
+    hyper: Hyper
+    compiled: Compiled
+    learner: Learner
+    trajectory: Trajectory
+
+    def improve(self, learner: Learner | None = None, trajectory: Trajectory | None = None, **changes: Any) -> Any:
+        hyper = dataclasses.replace(self.hyper, **changes)
+        given = self.learner if learner is None else learner
+        return self.compiled.improve(hyper, given, self.trajectory if trajectory is None else trajectory)
+
+    def refit(self, batch: Any, learner: Learner | None = None) -> Any:
+        state = (self.learner if learner is None else learner).value
+        return self.compiled.refit(self.hyper, state, batch, jax.random.key(5))
+
+
+def prepare(config: trpo.Config, iterations: int = 2, seed: int = 0) -> Case:
+    """Train for some iterations, so that statistics and parameters are not those of the start."""
+    agent = trpo.make_agent(config.env.id, config)
+    compiled, hyper = compile_iteration(agent, config), Hyper.of(config)
+    envs = make_envs(config.env.id, config.env.count)
+    rollout = HostRollout(envs, [seed * 100 + i for i in range(config.env.count)])
+    policy = HostPolicy(agent.policy, agent.actor(), agent.spec.observation_size)
+    learner, trajectory = agent.learner, None
+    for k in range(iterations + 1):
+        policy.load(learner.actor(config))
+        noise = compiled.noise(learner.actor(config), jax.random.key(seed), k)
+        trajectory = rollout.collect(policy, np.asarray(noise))
+        if k < iterations:
+            learner, batch, info = compiled.improve(hyper, learner, trajectory)
+            assert int(info.update.result) == Result.ACCEPTED
+            value, _ = compiled.refit(hyper, learner.value, batch, jax.random.key(k))
+            learner = dataclasses.replace(learner, value=value)
+    envs.close()
+    assert trajectory is not None
+    return Case(config, agent, hyper, compiled, learner, trajectory)
+
+
+@pytest.fixture(scope="module")
+def pendulum() -> Case:
+    return prepare(configure("Pendulum-v1"))
+
+
+@pytest.fixture(scope="module")
+def cartpole() -> Case:
+    return prepare(configure("CartPole-v1"))
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    ours, theirs = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(ours) == len(theirs)
+    for x, y in zip(ours, theirs, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def differs(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return any(np.asarray(x).tobytes() != np.asarray(y).tobytes() for x, y in pairs)
+
+
+# ---------------------------------------------------------------- an independent account, in double precision
+
+
+def network(module: Any, x: np.ndarray) -> np.ndarray:
+    weights = [np.asarray(w, np.float64) for w in module.weights]
+    biases = [np.asarray(b, np.float64) for b in module.biases]
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = np.tanh(x @ weight + bias)
+    return x @ weights[-1] + biases[-1]
+
+
+@dataclasses.dataclass
+class Account:
+    """Everything about a batch that follows from its definition."""
+
+    case: Case
+
+    def __post_init__(self) -> None:
+        statistics = self.case.learner.observations
+        self.mean = np.asarray(statistics.mean, np.float64)
+        self.std = np.sqrt(np.asarray(statistics.deviations, np.float64) / float(statistics.count))
+
+    def seen(self, raw: np.ndarray) -> np.ndarray:
+        return np.clip((raw.astype(np.float64) - self.mean) / self.std, -10, 10)
+
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        state = self.case.learner.value
+        scale = np.sqrt(float(state.returns.deviations) / float(state.returns.count))
+        module = self.case.agent.value.bind(state.params)
+        return scale * network(module.network, self.seen(raw))[..., 0]
+
+    def advantages(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return Â, targets and V, by the double loop."""
+        t, gamma, lam = self.case.trajectory, self.case.config.discount, self.case.config.gae_lambda
+        v, after = self.value(t.observation), self.value(t.next_observation)
+        delta = t.reward + gamma * np.where(t.terminated, 0, after) - v
+        advantage = np.zeros_like(delta)
+        for i in range(delta.shape[1]):
+            for start in range(delta.shape[0]):
+                for k in range(start, delta.shape[0]):
+                    advantage[start, i] += (gamma * lam) ** (k - start) * delta[k, i]
+                    if t.terminated[k, i] or t.truncated[k, i]:
+                        break
+        return advantage, advantage + v, v
+
+    def distribution(self, params: Params) -> dict[str, np.ndarray]:
+        module = self.case.agent.policy.bind(params)
+        outputs = network(module.network, self.seen(self.case.trajectory.observation))
+        if hasattr(module, "log_std"):
+            log_std = np.broadcast_to(np.asarray(module.log_std, np.float64), outputs.shape)
+            return {"mean": outputs, "std": np.exp(log_std)}
+        return {"log_p": scipy.special.log_softmax(outputs, axis=-1)}
+
+    def log_prob(self, params: Params) -> np.ndarray:
+        p, action = self.distribution(params), self.case.trajectory.action
+        if "mean" in p:
+            return scipy.stats.norm.logpdf(action, p["mean"], p["std"]).sum(-1)
+        return np.take_along_axis(p["log_p"], action[..., None], -1)[..., 0]
+
+    def kl(self, old: Params, new: Params) -> np.ndarray:
+        p, q = self.distribution(old), self.distribution(new)
+        if "mean" in p:
+            ratio = (p["std"] / q["std"]) ** 2
+            return 0.5 * (ratio - 1 - np.log(ratio) + ((p["mean"] - q["mean"]) / q["std"]) ** 2).sum(-1)
+        return (np.exp(p["log_p"]) * (p["log_p"] - q["log_p"])).sum(-1)
+
+    def entropy(self, params: Params) -> np.ndarray:
+        p = self.distribution(params)
+        if "mean" in p:
+            return scipy.stats.norm(p["mean"], p["std"]).entropy().sum(-1)
+        return -(np.exp(p["log_p"]) * p["log_p"]).sum(-1)
+
+
+every_env = pytest.mark.parametrize("name", ["pendulum", "cartpole"])
+
+
+# ---------------------------------------------------------------- row 21: the log is true
+
+
+@every_env
+@pytest.mark.parametrize("updates", [1, 3])
+def test_reported_numbers_equal_an_independent_account(name: str, updates: int, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(name)
+    account = Account(case)
+    new, _, info = case.improve(updates_per_batch=updates)
+    assert int(info.update.result) == Result.ACCEPTED
+    old = case.learner.policy
+    kl = account.kl(old, new.policy)
+    advantage, target, v = account.advantages()
+    standard = (advantage - advantage.mean()) / advantage.std()
+    ratio = np.exp(account.log_prob(new.policy) - account.log_prob(old))
+    update = info.update
+    assert float(update.mean_kl) == pytest.approx(kl.mean(), rel=2e-3)
+    assert float(update.max_state_kl) == pytest.approx(kl.max(), rel=2e-3)
+    assert kl.mean() <= case.config.rule.max_kl * (1 + 1e-3)
+    assert kl.mean() > case.config.rule.max_kl / 3
+    assert float(update.surrogate_gain) == pytest.approx((ratio * standard).mean() - standard.mean(), rel=5e-3)
+    assert float(update.entropy) == pytest.approx(account.entropy(new.policy).mean(), rel=1e-4)
+    assert float(info.explained_variance) == pytest.approx(1 - (target - v).var() / target.var(), abs=2e-3)
+    moved = [np.asarray(a, np.float64) - np.asarray(b) for a, b in zip(*map(jax.tree.leaves, (new.policy, old)), strict=True)]  # fmt: skip
+    assert float(update.step_norm) == pytest.approx(np.sqrt(sum((x**2).sum() for x in moved)), rel=1e-3)
+    assert all((x != 0).any() for x in moved)  # row 19: every leaf of the policy moves
+    if name == "pendulum":
+        assert float(info.std) == pytest.approx(account.distribution(old)["std"].mean(), rel=1e-5)
+    else:
+        assert np.isnan(info.std)
+
+
+@every_env
+def test_value_targets_are_lambda_returns_of_the_batch(name: str, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(name)
+    account = Account(case)
+    _, batch, _ = case.improve()
+    _, target, _ = account.advantages()
+    np.testing.assert_allclose(batch.target, target.ravel(), rtol=2e-3, atol=2e-3 * np.abs(target).max())
+    np.testing.assert_allclose(
+        batch.observation, account.seen(case.trajectory.observation).reshape(len(batch.target), -1), atol=1e-4
+    )
+    np.testing.assert_allclose(batch.weight, 1 / (COUNT * FRAGMENT), rtol=1e-6)
+
+
+# ---------------------------------------------------------------- rows 2 and 16: nothing has moved before the step
+
+
+@every_env
+def test_ratio_is_one_and_kl_zero_before_the_step(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update's π_old must be the π that acted: the NumPy pass stored its log-probabilities."""
+    case = request.getfixturevalue(name)
+    problems = []
+
+    def recording(*arguments: Any) -> Any:
+        problems.append(trpo.sampled_problem(*arguments))
+        return problems[-1]
+
+    monkeypatch.setattr(trpo.learner, "sampled_problem", recording)
+    trajectory = jax.tree.map(jnp.asarray, case.trajectory)
+    trpo.learner.improve(case.agent.policy, case.agent.value, case.hyper, case.learner, trajectory)
+    problem = problems[0]
+    ratio = np.exp(np.asarray(problem.old.log_prob(trajectory.action), np.float64) - case.trajectory.log_prob)
+    np.testing.assert_allclose(ratio, 1, atol=2e-4)
+    start = problem.evaluate(case.learner.policy)
+    assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
+    assert float(start.surrogate) == pytest.approx(0, abs=1e-6)
+    # The test can tell: with this batch in the statistics, ratios would be off by far more.
+    merged = case.learner.observations.merge(trajectory.observation, jnp.ones(trajectory.reward.shape))
+    seen = merged.freeze(10.0)(trajectory.observation)
+    late = case.agent.policy(case.learner.policy, seen).log_prob(trajectory.action)
+    assert np.abs(np.exp(np.asarray(late, np.float64) - case.trajectory.log_prob) - 1).max() > 0.02
+
+
+def test_observation_statistics_are_those_of_all_raw_observations_so_far() -> None:
+    config = configure("Pendulum-v1")
+    seen = []
+    agent = trpo.make_agent("Pendulum-v1", config)
+    compiled, hyper = compile_iteration(agent, config), Hyper.of(config)
+    envs = make_envs("Pendulum-v1", COUNT)
+    rollout = HostRollout(envs, list(range(COUNT)))
+    learner = agent.learner
+    for k in range(3):
+        policy = HostPolicy(agent.policy, learner.actor(config), 3)
+        trajectory = rollout.collect(policy, np.asarray(compiled.noise(learner.actor(config), jax.random.key(0), k)))
+        learner, _, _ = compiled.improve(hyper, learner, trajectory)
+        seen.append(trajectory.observation.reshape(-1, 3).astype(np.float64))
+    everything = np.concatenate(seen)
+    assert float(learner.observations.count) == len(everything)
+    np.testing.assert_allclose(learner.observations.mean, everything.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(learner.observations.variance, everything.var(0), rtol=1e-4)
+    envs.close()
+
+
+# ---------------------------------------------------------------- row 8: one budget for all updates of a batch
+
+
+class Recording(eqx.Module):
+    """TRPO that tells the bound it was given and the exact KL, from the sampling policy, of what it returns."""
+
+    enforces_max_kl: ClassVar[bool] = True
+    max_kl: Any
+    tell: Callable = eqx.field(static=True)
+
+    def init(self, params: Params) -> tuple[()]:
+        return ()
+
+    def update(self, problem: Any, params: Params, state: tuple[()]) -> Any:
+        new, state, info = trpo.TRPO(max_kl=self.max_kl).update(problem, params, state)
+        jax.debug.callback(self.tell, self.max_kl, problem.mean_kl(new), info.mean_kl, info.result, ordered=True)
+        return new, state, info
+
+
+@pytest.mark.parametrize("updates", [1, 2, 4])
+def test_cumulative_kl_is_within_the_bound_at_every_update(pendulum: Case, updates: int) -> None:
+    told: list[tuple[float, ...]] = []
+    rule = Recording(0.02, lambda *numbers: told.append(tuple(float(x) for x in numbers)))
+    new, _, info = pendulum.improve(rule=rule, updates_per_batch=updates)
+    jax.block_until_ready(new)
+    jax.effects_barrier()
+    assert len(told) == updates
+    for k, (bound, exact, reported, result) in enumerate(told):
+        assert bound == pytest.approx(0.02 * (k + 1) / updates, rel=1e-5)
+        assert exact <= bound * (1 + 1e-5)
+        assert reported == pytest.approx(exact, rel=1e-4)
+        assert result == Result.ACCEPTED
+    final = Account(pendulum).kl(pendulum.learner.policy, new.policy).mean()
+    assert final == pytest.approx(told[-1][1], rel=2e-3)
+    assert final > 0.01
+    assert int(info.accepted_updates) == updates
+    assert float(info.update.mean_kl) == pytest.approx(final, rel=2e-3)
+
+
+# ---------------------------------------------------------------- row 12: no signal
+
+
+def test_constant_reward_gives_no_step() -> None:
+    case = prepare(configure("probe:constant"), iterations=0)
+    new, batch, info = case.improve()
+    assert int(info.update.result) == Result.NO_SIGNAL
+    assert_same_bits(new.policy, case.learner.policy)
+    assert int(info.accepted_updates) == 0
+    assert float(info.update.step_norm) == float(info.update.step_fraction) == float(info.update.mean_kl) == 0.0
+    assert bool(info.finite)
+    value, _ = case.refit(batch)
+    assert differs(value.params, case.learner.value.params)  # there is something to learn for V
+
+
+def test_a_batch_without_a_single_valid_step_changes_no_policy(pendulum: Case) -> None:
+    """As when every environment resets at once, in fragments of one step."""
+    nothing = dataclasses.replace(pendulum.trajectory, valid=np.zeros((FRAGMENT, COUNT), bool))
+    new, batch, info = pendulum.improve(trajectory=nothing)
+    assert int(info.update.result) == Result.NO_SIGNAL
+    assert_same_bits(new.policy, pendulum.learner.policy)
+    assert_same_bits(new.observations, pendulum.learner.observations)
+    value, fitted = pendulum.refit(batch, new)
+    assert bool(fitted.finite)
+    assert_same_bits(value.returns, new.value.returns)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new, value)))
+
+
+# ---------------------------------------------------------------- row 13: NaN and infinity
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("field", ["reward", "observation", "next_observation"])
+def test_a_nonfinite_batch_changes_nothing(pendulum: Case, field: str, bad: float) -> None:
+    array = getattr(pendulum.trajectory, field).copy()
+    array[3, 1] = bad
+    assert_refused(pendulum, pendulum.learner, dataclasses.replace(pendulum.trajectory, **{field: array}))
+
+
+def test_a_nonfinite_value_function_changes_nothing(pendulum: Case) -> None:
+    broken = eqx.tree_at(lambda learner: jax.tree.leaves(learner.value.params)[0], pendulum.learner, replace_fn=lambda x: x * jnp.nan)  # fmt: skip
+    assert_refused(pendulum, broken, pendulum.trajectory)
+
+
+@pytest.mark.parametrize("field", ["observation", "reward"])
+def test_numbers_whose_squares_overflow_do_not_spoil_the_statistics(pendulum: Case, field: str) -> None:
+    """1e25 is finite in float32, but a running variance that has seen it is infinite for ever."""
+    array = getattr(pendulum.trajectory, field).copy()
+    array[3, 1] = 1e25
+    new, batch, info = pendulum.improve(trajectory=dataclasses.replace(pendulum.trajectory, **{field: array}))
+    value, fitted = pendulum.refit(batch, new)
+    assert not (bool(info.finite) and bool(fitted.finite))
+    for statistics in (new.observations, value.returns):
+        assert np.isfinite(statistics.variance).all()
+
+
+def assert_refused(case: Case, learner: Learner, trajectory: Trajectory) -> None:
+    new, batch, info = case.improve(learner, trajectory)
+    assert int(info.update.result) == Result.NONFINITE_BATCH
+    assert not bool(info.finite)
+    assert int(info.accepted_updates) == 0
+    assert_same_bits(new, learner)
+    assert float(info.update.mean_kl) == float(info.update.step_norm) == 0.0
+    value, fitted = case.refit(batch, learner)
+    assert not bool(fitted.finite)
+    assert_same_bits(value, learner.value)
+
+
+# ---------------------------------------------------------------- row 15: what weight 0 hides
+
+
+@every_env
+def test_content_of_invalid_steps_does_not_matter(name: str, request: pytest.FixtureRequest) -> None:
+    """Bit for bit: other numbers, other ends, NaN."""
+    case = request.getfixturevalue(name)
+    random = np.random.default_rng(0)
+    valid = random.random((FRAGMENT, COUNT)) < 0.8
+    shown = dataclasses.replace(case.trajectory, valid=valid)
+
+    def spoil(leaf: np.ndarray, content: Any) -> np.ndarray:
+        leaf = leaf.copy()
+        leaf[~valid] = content(leaf[~valid])
+        return leaf
+
+    def noise(part: np.ndarray) -> np.ndarray:
+        if part.dtype.kind == "f":
+            return random.normal(size=part.shape) * 1e3
+        return random.integers(0, 2, part.shape)
+
+    def nothing(part: np.ndarray) -> np.ndarray:
+        return np.full_like(part, np.nan) if part.dtype.kind == "f" else np.zeros_like(part)
+
+    first = case.improve(trajectory=shown)
+    assert int(first[2].update.result) == Result.ACCEPTED
+    for content in (noise, nothing):
+        fields = {
+            f.name: spoil(getattr(shown, f.name), content) for f in dataclasses.fields(shown) if f.name != "valid"
+        }
+        second = case.improve(trajectory=dataclasses.replace(shown, **fields))
+        assert_same_bits(second[0], first[0])
+        assert_same_bits(second[2], first[2])
+        assert_same_bits(case.refit(second[1]), case.refit(first[1]))
+    # And what is valid does matter.
+    assert differs(case.improve()[0].policy, first[0].policy)
+    assert float(first[0].observations.count - case.learner.observations.count) == valid.sum()
+
+
+def test_an_invalid_step_is_as_good_as_none(cartpole: Case) -> None:
+    """Appended auto-reset rows change nothing but rounding."""
+    t = cartpole.trajectory
+    ended = dataclasses.replace(t, truncated=t.truncated.copy())
+    ended.truncated[-1] = ~t.terminated[-1]  # nothing beyond the last row enters the advantages
+    padded = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:4]]), ended)
+    padded.valid[FRAGMENT:] = False
+    (a, _, one), (b, _, other) = cartpole.improve(trajectory=ended), cartpole.improve(trajectory=padded)
+    for x, y in zip(jax.tree.leaves(a.policy), jax.tree.leaves(b.policy), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+    for field in ("mean_kl", "surrogate_gain", "entropy"):
+        np.testing.assert_allclose(getattr(one.update, field), getattr(other.update, field), rtol=5e-3)
+
+
+# ---------------------------------------------------------------- row 18: separate parameters
+
+
+def last_layer_zero(learner: Learner) -> Learner:
+    """V = 0 whatever the hidden layers are."""
+
+    def zero(params: Any) -> Any:
+        weights, biases = params.network.weights, params.network.biases
+        return eqx.tree_at(lambda p: (p.network.weights[-1], p.network.biases[-1]), params, (0 * weights[-1], 0 * biases[-1]))  # fmt: skip
+
+    return eqx.tree_at(lambda one: one.value.params, learner, replace_fn=zero)
+
+
+def test_the_policy_sees_the_value_function_only_through_advantages(pendulum: Case) -> None:
+    flat = last_layer_zero(pendulum.learner)
+    other = eqx.tree_at(lambda one: one.value.params.network.weights[0], flat, replace_fn=lambda x: 5 * x + 1)
+    assert differs(flat.value.params, other.value.params)
+    (a, _, one), (b, _, two) = pendulum.improve(flat), pendulum.improve(other)
+    assert_same_bits(a.policy, b.policy)
+    assert_same_bits(one, two)
+    assert differs(a.policy, pendulum.improve()[0].policy)  # other predictions, other advantages
+
+
+def test_improving_the_policy_leaves_the_value_function_alone(pendulum: Case) -> None:
+    new, _, _ = pendulum.improve()
+    assert_same_bits(new.value, pendulum.learner.value)
+
+
+def test_the_value_fit_does_not_know_the_policy(pendulum: Case) -> None:
+    """Row 18 the other way: another policy, the same batch, the same fit."""
+    other = eqx.tree_at(lambda one: jax.tree.leaves(one.policy), pendulum.learner, replace_fn=lambda x: x + 0.1)
+    (_, one, _), (_, two, _) = pendulum.improve(), pendulum.improve(other)
+    assert_same_bits(one, two)
+    assert_same_bits(pendulum.refit(one), pendulum.refit(two, other))
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_a_subsample_of_states_for_fisher_products_keeps_the_bound(pendulum: Case) -> None:
+    whole, _, _ = pendulum.improve()
+    part, _, info = pendulum.improve(fisher_subsample=4)
+    assert differs(whole.policy, part.policy)
+    assert int(info.update.result) == Result.ACCEPTED
+    kl = Account(pendulum).kl(pendulum.learner.policy, part.policy).mean()
+    assert 0.002 < kl <= 0.01 * (1 + 1e-3)
+    assert float(info.update.mean_kl) == pytest.approx(kl, rel=2e-3)  # over all states
+
+
+def test_a_subsample_never_larger_than_the_batch(pendulum: Case) -> None:
+    new, _, info = pendulum.improve(fisher_subsample=10_000)
+    assert int(info.update.result) in (Result.ACCEPTED, Result.NO_IMPROVEMENT)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+
+
+# ---------------------------------------------------------------- row 3 and the probes: V is learned, truncation is not an end
+
+GAMMA = 0.9
+ANSWERS: dict[str, dict[float, float]] = {
+    "probe:constant": {0: 1.0},
+    "probe:observation": {-1: -1.0, 1: 1.0},
+    "probe:delayed": {0: GAMMA, 1: 1.0},
+    "probe:endless": {0: 1 / (1 - GAMMA)},
+}
+FITS = {
+    "adam": trpo.ValueConfig(hidden=(16,), learning_rate=0.01, minibatch=32),
+    "gauss-newton": trpo.ValueConfig(hidden=(16,), method="gauss-newton"),
+    "raw returns": trpo.ValueConfig(hidden=(16,), learning_rate=0.03, minibatch=0, normalise_returns=False),
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("env", ANSWERS)
+def test_values_of_the_probes(env: str, fit: str) -> None:
+    """None of these rewards depends on actions, so V is all there is to learn; ``endless`` has only time limits."""
+    config = configure(env, steps=60 * COUNT * 20, fragment=20, discount=GAMMA, value=FITS[fit])
+    agent = trpo.make_agent(env, config)
+    state = None
+    for state, _ in trpo.iterations(env, agent, config):
+        pass
+    assert state is not None
+    learner = state.learner
+    for observation, answer in ANSWERS[env].items():
+        seen = learner.actor(config).normaliser(jnp.full((1, 1), observation, jnp.float32))
+        value = predict(agent.value, learner.value, seen, config.value.normalise_returns)
+        assert float(value[0]) == pytest.approx(answer, abs=0.03 * max(1.0, answer))

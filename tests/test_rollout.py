@@ -1,0 +1,387 @@
+"""Rollouts: what is stored is what happened, in the policy's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from gymnasium import spaces
+
+import trpo
+from trpo.agent import Agent
+from trpo.envs import Transition, make_envs
+from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostRollout, Trajectory, noise_of
+from trpo.rollout.host import RECENT
+from trpo.running_statistics import RunningStatistics
+
+FEATURES = 3
+
+
+class Recorder(gym.Env):
+    """Random episodes; remembers every action it was given and every return, in its own double precision."""
+
+    def __init__(self, actions: gym.Space, log: list[dict[str, Any]]):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (FEATURES,), np.float32)
+        self.action_space = actions
+        self.log = log
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.log.append({"actions": [], "rewards": [], "done": False, "seen": [self._look()]})
+        return self.log[-1]["seen"][-1], {}
+
+    def _look(self) -> np.ndarray:
+        return self.np_random.normal(3.0, 5.0, FEATURES).astype(np.float32)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        episode = self.log[-1]
+        assert self.action_space.contains(action)
+        reward = float(self.np_random.normal(100.0, 30.0))
+        terminated, truncated = (bool(x) for x in self.np_random.random(2) < 0.1)
+        episode["actions"].append(np.copy(action))
+        episode["rewards"].append(reward)
+        episode["seen"].append(self._look())
+        episode["done"] = terminated or truncated
+        return episode["seen"][-1], reward, terminated, truncated, {}
+
+
+def recorders(actions: gym.Space, count: int) -> tuple[Any, list[list[dict[str, Any]]]]:
+    """Return environments, and the log of each."""
+    logs: list[list[dict[str, Any]]] = []
+
+    def make() -> gym.Env:
+        logs.append([])
+        return Recorder(actions, logs[-1])
+
+    return make_envs(make, count), logs
+
+
+SPACES = {
+    "box": spaces.Box(np.array([-1, 0.0], np.float32), np.array([1, 0.2], np.float32)),
+    "state-dependent": spaces.Box(np.array([-1, 0.0], np.float32), np.array([1, 0.2], np.float32)),
+    "discrete": spaces.Discrete(4, start=3),
+    "multi-discrete": spaces.MultiDiscrete([2, 3, 4]),
+    "multi-binary": spaces.MultiBinary(3),
+}
+every_kind = pytest.mark.parametrize("kind", SPACES)
+
+
+def agent_for(kind: str, spec: Any, **config: Any) -> Agent:
+    settings = trpo.Config(
+        policy=trpo.PolicyConfig(
+            hidden=(8,), state_dependent_std=kind == "state-dependent", last_layer_scale=1.0, initial_std=0.8
+        ),
+        **config,
+    )
+    return Agent.create(spec, settings)
+
+
+def statistics() -> RunningStatistics:
+    """Statistics as after some training, whose mean and scale matter."""
+    seen = np.random.default_rng(1).normal([3.0, -2.0, 0.5], [5.0, 0.1, 2.0], (200, FEATURES)).astype(np.float32)
+    return RunningStatistics.zeros((FEATURES,)).merge(jnp.asarray(seen), jnp.ones(200))
+
+
+def collected(kind: str, count: int = 3, length: int = 40) -> tuple[Agent, Actor, Trajectory, list]:
+    envs, logs = recorders(SPACES[kind], count)
+    agent = agent_for(kind, envs.spec)
+    actor = Actor(agent.learner.policy, statistics().freeze(2.0))
+    noise = noise_of(agent.policy, actor, count, FEATURES, length, jax.random.key(0))
+    rollout = HostRollout(envs, list(range(count)))
+    trajectory = rollout.collect(HostPolicy(agent.policy, actor, FEATURES), np.asarray(noise))
+    envs.close()
+    return agent, actor, trajectory, logs
+
+
+def forward(agent: Agent, observation: np.ndarray) -> np.ndarray:
+    """Normalise and run the network in double precision, from nothing but its arrays."""
+    seen = np.random.default_rng(1).normal([3.0, -2.0, 0.5], [5.0, 0.1, 2.0], (200, FEATURES)).astype(np.float32)
+    x = np.clip((observation.astype(np.float64) - seen.mean(0, np.float64)) / seen.std(0, dtype=np.float64), -2, 2)
+    network = agent.module.network
+    (w1, w2), (b1, b2) = ([np.asarray(a, np.float64) for a in arrays] for arrays in (network.weights, network.biases))
+    return np.tanh(x @ w1 + b1) @ w2 + b2
+
+
+def scipy_log_prob(kind: str, agent: Agent, outputs: np.ndarray, action: np.ndarray) -> np.ndarray:
+    match kind:
+        case "box":
+            std = np.exp(np.asarray(agent.module.log_std, np.float64))
+            return scipy.stats.norm.logpdf(action, outputs, std).sum(-1)
+        case "state-dependent":
+            std = np.exp(np.asarray(agent.module.log_std, np.float64) + outputs[..., 2:])
+            return scipy.stats.norm.logpdf(action, outputs[..., :2], std).sum(-1)
+        case "discrete":
+            return np.take_along_axis(scipy.special.log_softmax(outputs, -1), action[..., None], -1)[..., 0]
+        case "multi-discrete":
+            parts = np.split(outputs, [2, 5], -1)
+            return sum(
+                np.take_along_axis(scipy.special.log_softmax(part, -1), action[..., [i]], -1)[..., 0]
+                for i, part in enumerate(parts)
+            )
+        case _:
+            return scipy.stats.bernoulli.logpmf(action, scipy.special.expit(outputs)).sum(-1)
+
+
+# ---------------------------------------------------------------- rows 16 and 17
+
+
+@every_kind
+def test_stored_log_prob_is_that_of_the_stored_action_under_the_sampling_policy(kind: str) -> None:
+    """Row 16: at every step, the first of the fragment included."""
+    agent, _, trajectory, _ = collected(kind)
+    expected = scipy_log_prob(kind, agent, forward(agent, trajectory.observation), trajectory.action)
+    assert np.std(expected) > 0.05
+    np.testing.assert_allclose(trajectory.log_prob, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_unclipped_actions_are_stored_and_clipped_ones_reach_the_environment(rescale: bool) -> None:
+    """Row 17."""
+    space = SPACES["box"]
+    log: list[dict[str, Any]] = []
+    envs = make_envs(lambda: Recorder(space, log), 1, rescale_actions=rescale)
+    agent = agent_for("box", envs.spec)
+    noise = noise_of(agent.policy, agent.actor(), 1, FEATURES, 60, jax.random.key(0))
+    trajectory = HostRollout(envs, [0]).collect(HostPolicy(agent.policy, agent.actor(), FEATURES), np.asarray(noise))
+    received = np.concatenate([episode["actions"] for episode in log if episode["actions"]])
+    stored = trajectory.action[:, 0]
+    unit = stored if not rescale else stored * [1, 0.1] + [0, 0.1]
+    np.testing.assert_allclose(received, np.clip(unit, space.low, space.high), atol=1e-6)
+    assert (np.abs(unit - received) > 0.01).any(axis=0).all()  # bounds were exceeded, and stored as sampled
+    # As sampled: μ + σ·noise of the very noise that was handed in.
+    x = trajectory.observation[:, 0]
+    mean = agent.module.network(jnp.clip(jnp.asarray(x), -10, 10))  # nothing merged yet: clipped, but not normalised
+    np.testing.assert_allclose(stored, mean + 0.8 * noise[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_noise_is_standard_and_of_its_own_for_every_step_and_environment() -> None:
+    envs, _ = recorders(SPACES["box"], 2)
+    agent = agent_for("box", envs.spec)
+    noise = np.asarray(noise_of(agent.policy, agent.actor(), 50, FEATURES, 100, jax.random.key(1)))
+    assert noise.shape == (100, 50, 2)
+    assert scipy.stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    assert len(np.unique(noise)) > 0.99 * noise.size
+
+
+# ---------------------------------------------------------------- two passes, one policy
+
+
+@every_kind
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_numpy_pass_equals_the_compiled_pass(kind: str, normalise: bool) -> None:
+    envs, _ = recorders(SPACES[kind], 1)
+    agent = agent_for(kind, envs.spec)
+    actor = Actor(agent.learner.policy, statistics().freeze(2.0) if normalise else None)
+    host = HostPolicy(agent.policy, actor, FEATURES)
+    assert host.in_numpy
+    compiled = HostPolicy(agent.policy, actor, FEATURES)
+    compiled.in_numpy = False
+    compiled.load(actor)
+    observation = np.random.default_rng(0).normal(1.0, 4.0, (50, FEATURES)).astype(np.float32)
+    noise = np.asarray(noise_of(agent.policy, actor, 50, FEATURES, 1, jax.random.key(0)))[0]
+    for given in (noise, None):
+        (ours, p), (theirs, q) = host(observation, given), compiled(observation, given)
+        assert isinstance(ours, np.ndarray)
+        assert ours.dtype == theirs.dtype or kind in ("discrete", "multi-discrete")  # int64 on the host
+        if kind in ("box", "state-dependent"):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+        for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(q), strict=True):
+            assert isinstance(a, np.ndarray)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+class JaxOnly(eqx.Module):
+    """A policy as users write it: library layers, vmapped, ``jax.numpy`` throughout."""
+
+    net: eqx.nn.MLP
+    log_std: jax.Array
+
+    def __call__(self, observation: Any) -> trpo.DiagGaussian:
+        flat = jnp.reshape(observation, (-1, observation.shape[-1]))
+        mean = jax.vmap(self.net)(flat).reshape(*observation.shape[:-1], -1)
+        return trpo.DiagGaussian(mean, jnp.broadcast_to(self.log_std, mean.shape))
+
+
+def test_a_policy_that_insists_on_jax_still_works() -> None:
+    envs, _ = recorders(SPACES["box"], 2)
+    module = JaxOnly(eqx.nn.MLP(FEATURES, 2, 8, 1, key=jax.random.key(0)), jnp.zeros(2))
+    agent = Agent.create(envs.spec, trpo.Config(normalise_observations=False), module)
+    policy = HostPolicy(agent.policy, agent.actor(), FEATURES)
+    assert not policy.in_numpy
+    noise = noise_of(agent.policy, agent.actor(), 2, FEATURES, 10, jax.random.key(0))
+    trajectory = HostRollout(envs, [0, 1]).collect(policy, np.asarray(noise))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trajectory))
+    mean = np.array([[module.net(jnp.asarray(x)) for x in row] for row in trajectory.observation])
+    np.testing.assert_allclose(trajectory.action, mean + np.asarray(noise), rtol=1e-5, atol=1e-5)
+    expected = scipy.stats.norm.logpdf(trajectory.action, mean, 1.0).sum(-1)
+    np.testing.assert_allclose(trajectory.log_prob, expected, rtol=1e-5, atol=1e-5)
+    new = jax.tree.map(lambda leaf: leaf + 1, agent.learner.policy)
+    policy.load(Actor(new, None))  # other parameters are taken up
+    action, _ = policy(np.ones((2, FEATURES), np.float32), None)
+    net = jax.tree.map(lambda leaf: leaf + 1 if eqx.is_array(leaf) else leaf, module.net)
+    np.testing.assert_allclose(action[0], net(jnp.ones(FEATURES)), rtol=1e-5)
+    envs.close()
+
+
+def test_loaded_parameters_are_those_that_act() -> None:
+    envs, _ = recorders(SPACES["box"], 1)
+    agent = agent_for("box", envs.spec)
+    policy = HostPolicy(agent.policy, Actor(agent.learner.policy, None), FEATURES)
+    x = np.ones((1, FEATURES), np.float32)
+    before, _ = policy(x, None)
+    policy.load(Actor(jax.tree.map(lambda leaf: 0 * leaf, agent.learner.policy), None))
+    after, _ = policy(x, None)
+    assert np.abs(before).max() > 0.01
+    np.testing.assert_array_equal(after, 0)
+
+
+# ---------------------------------------------------------------- fragments and episodes
+
+
+def test_fragments_join_up_and_statistics_equal_those_of_the_environments_own_log() -> None:
+    count, length, fragments = 3, 7, 12
+    envs, logs = recorders(SPACES["box"], count)
+    agent = agent_for("box", envs.spec)
+    policy = HostPolicy(agent.policy, agent.actor(), FEATURES)
+    rollout = HostRollout(envs, list(range(count)))
+    parts = []
+    for k in range(fragments):
+        noise = noise_of(agent.policy, agent.actor(), count, FEATURES, length, jax.random.key(k))
+        parts.append(rollout.collect(policy, np.asarray(noise)))
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    assert whole.valid.all()
+    for i, log in enumerate(logs):
+        episodes = log if log[0]["actions"] else log[1:]
+        before = np.concatenate([episode["seen"][:-1] for episode in episodes if episode["actions"]])
+        after = np.concatenate([episode["seen"][1:] for episode in episodes if episode["actions"]])
+        rewards = np.concatenate([episode["rewards"] for episode in episodes])
+        np.testing.assert_array_equal(whole.observation[:, i], before)
+        np.testing.assert_array_equal(whole.next_observation[:, i], after)  # the episode's own last, not the reset's
+        np.testing.assert_array_equal(whole.reward[:, i], rewards.astype(np.float32))
+    ended = [episode for log in logs for episode in log if episode["done"]]
+    lengths = sorted(len(episode["rewards"]) for episode in ended)
+    assert len(ended) > 20
+    assert max(lengths) > length  # some crossed fragments
+    assert rollout.statistics.episodes == len(ended)
+    assert sorted(rollout.statistics.lengths) == lengths
+    expected = sorted(sum(episode["rewards"]) for episode in ended)
+    np.testing.assert_allclose(sorted(rollout.statistics.returns), expected, rtol=1e-6)
+    under_way = [log[-1] for log in logs]
+    np.testing.assert_allclose(rollout.statistics.running_return, [sum(e["rewards"]) for e in under_way], rtol=1e-6)
+    assert rollout.statistics.running_length.tolist() == [len(e["rewards"]) for e in under_way]
+    envs.close()
+
+
+def test_ends_are_where_the_environment_said() -> None:
+    _, _, trajectory, logs = collected("discrete")
+    for i, log in enumerate(logs):
+        ends = np.cumsum([len(episode["rewards"]) for episode in log if episode["done"]]) - 1
+        done = trajectory.terminated[:, i] | trajectory.truncated[:, i]
+        np.testing.assert_array_equal(np.flatnonzero(done), ends)
+    assert trajectory.terminated.any()
+    assert trajectory.truncated.any()
+
+
+def test_a_fragment_of_one_step_and_one_environment() -> None:
+    _, _, trajectory, logs = collected("box", count=1, length=1)
+    assert trajectory.observation.shape == (1, 1, FEATURES)
+    assert trajectory.log_prob.shape == (1, 1)
+    np.testing.assert_array_equal(trajectory.observation[0, 0], logs[0][0]["seen"][0])
+
+
+class Scripted:
+    """Host environments that replay given transitions, to place auto-reset steps exactly."""
+
+    def __init__(self, spec: Any, script: list[Transition]):
+        self.spec, self.count, self.script = spec, 1, iter(script)
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        return np.zeros((1, FEATURES), np.float32)
+
+    def step(self, action: np.ndarray) -> Transition:
+        return next(self.script)
+
+    def snapshot(self) -> None:
+        return None
+
+    def restore(self, snapshot: Any) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def transition(reward: float, seen: float, terminated: bool = False, valid: bool = True) -> Transition:
+    observation = np.full((1, FEATURES), seen, np.float32)
+    no = np.array([False])
+    return Transition(
+        observation, np.array([reward], np.float32), np.array([terminated]), no, observation, np.array([valid])
+    )
+
+
+def test_auto_reset_steps_are_stored_invalid_and_count_for_nothing() -> None:
+    envs, _ = recorders(SPACES["discrete"], 1)
+    agent = agent_for("discrete", envs.spec)
+    script = [
+        transition(1, 10),
+        transition(2, 20, terminated=True),
+        transition(np.nan, 30, valid=False),
+        transition(4, 40),
+        transition(8, 50, terminated=True),
+        transition(99, 60, valid=False),
+        transition(16, 70),
+    ]
+    rollout = HostRollout(Scripted(envs.spec, script), [0])
+    noise = np.asarray(noise_of(agent.policy, agent.actor(), 1, FEATURES, 7, jax.random.key(0)))
+    trajectory = rollout.collect(HostPolicy(agent.policy, agent.actor(), FEATURES), noise)
+    assert trajectory.valid[:, 0].tolist() == [True, True, False, True, True, False, True]
+    assert trajectory.observation[:, 0, 0].tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert trajectory.next_observation[:, 0, 0].tolist() == [10, 20, 30, 40, 50, 60, 70]
+    assert list(rollout.statistics.returns) == [3.0, 12.0]
+    assert list(rollout.statistics.lengths) == [2, 2]
+    assert rollout.statistics.running_return.tolist() == [16.0]
+    assert rollout.statistics.running_length.tolist() == [1]
+
+
+def test_restart_forgets_episodes_under_way() -> None:
+    envs = make_envs("probe:endless", 2)  # ends after 10 steps
+    agent = agent_for("discrete", envs.spec)
+    rollout = HostRollout(envs, [0, 1])
+    noise = np.asarray(noise_of(agent.policy, agent.actor(), 2, 1, 7, jax.random.key(0)))
+    policy = HostPolicy(agent.policy, agent.actor(), 1)
+    rollout.collect(policy, noise)
+    rollout.restart([0, 1])
+    assert rollout.statistics.running_length.tolist() == [0, 0]
+    assert not rollout.collect(policy, noise).truncated.any()
+    rollout.collect(policy, noise[:3])
+    assert list(rollout.statistics.returns) == [10.0, 10.0]
+    envs.close()
+
+
+def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
+    import json
+
+    statistics = EpisodeStatistics(2)
+    random = np.random.default_rng(0)
+    totals: Callable[[], list[float]] = lambda: list(statistics.returns)  # noqa: E731
+    rewards = random.normal(size=(3 * RECENT, 2)).astype(np.float32)
+    for reward in rewards:
+        statistics.add(reward, np.array([True, False]), np.ones(2, bool))
+    assert totals() == [float(r) for r in rewards[-RECENT:, 0]]
+    assert statistics.episodes == 3 * RECENT
+    copy = EpisodeStatistics.from_json(json.loads(json.dumps(statistics.to_json(), allow_nan=False)))
+    for one in (statistics, copy):
+        one.add(np.ones(2, np.float32), np.array([True, True]), np.ones(2, bool))
+    assert copy.to_json() == statistics.to_json()
+    assert copy.lengths[-1] == 3 * RECENT + 1
+    assert copy.returns[-1] == pytest.approx(rewards[:, 1].sum(dtype=np.float64) + 1)
