@@ -119,7 +119,7 @@ class Tianshou:
         if (damping, cg_iterations) != (0.1, 10):
             raise ValueError("Tianshou fixes damping 0.1 and 10 conjugate-gradient iterations")
         self.versions = {"tianshou": tianshou.__version__}
-        n, d = case["action"].shape
+        d = case["action"].shape[1]
         env = StubEnv(case["observation"].shape[1], d)
         width = case["W1"].shape[0]
         net = Net(state_shape=env.observation_space.shape, hidden_sizes=[width, width], activation=torch.nn.Tanh)

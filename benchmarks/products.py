@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 import trpo
 from benchmarks import cases
-from benchmarks.timing import interleave, ratios, repeat, summary, turn
+from benchmarks.timing import Background, interleave, ratios, repeat, summary, turn
 from trpo.fisher import linearise
 
 PRODUCTS = 20
@@ -28,11 +28,8 @@ def necessary_flops(sizes: tuple[int, ...], states: int) -> int:
     layers but the first), dx·W. Jᵀ u needs xᵀ·g and, with the same exception, g·Wᵀ. So 4 · 2Nab for each layer but
     2 · 2Nab for the first. Element-wise work (biases, derivatives of tanh, M) takes time but is not counted.
     """
-    layers = list(itertools.pairwise(sizes))
-    return sum(
-        2 * states * a * b * (2 if first else 4)
-        for first, (a, b) in zip([True] + [False] * len(layers), layers, strict=False)
-    )
+    (a, b), *others = itertools.pairwise(sizes)
+    return 2 * states * (2 * a * b + 4 * sum(c * d for c, d in others))
 
 
 def chain(policy: Callable[..., Any], observation: jax.Array) -> Callable[..., Any]:
@@ -64,7 +61,7 @@ def seconds_per_product(chained: Callable[..., Any], params: Any, products: int 
     return (seconds[1] - seconds[0]) / products
 
 
-def against_peak(case: cases.Case, rounds: int) -> dict[str, Any]:
+def against_peak(case: cases.Case, rounds: int, background: Background) -> dict[str, Any]:
     """Measure the FVP's rate as a fraction of the matrix-multiply rate, in turns."""
     arrays = cases.make(case)
     policy, params = cases.ours(arrays)
@@ -79,20 +76,20 @@ def against_peak(case: cases.Case, rounds: int) -> dict[str, Any]:
         "tall": (lambda: jax.block_until_ready(matmul(tall, tall[: case.width])), 2 * case.states * case.width**2),
     }
     contenders: dict[str, Callable[[], float]] = {
-        name: partial(lambda f, n: n / min(repeat(f, 5)), f, n) for name, (f, n) in multiplications.items()
+        name: partial(lambda f, n: min(repeat(f, 5)) / n, f, n) for name, (f, n) in multiplications.items()
     }
-    contenders["fisher_vp"] = lambda: flops / seconds_per_product(chained, params)
-    rates = interleave(contenders, rounds)
-    peak = [max(pair) for pair in zip(rates["square"], rates["tall"], strict=True)]
+    contenders["fisher_vp"] = lambda: seconds_per_product(chained, params) / flops
+    seconds = interleave(contenders, rounds, background)  # for one operation
+    peak = [min(pair) for pair in zip(seconds["square"], seconds["tall"], strict=True)]
     return {
         "case": case.name,
         "flops": flops,
-        "gflops": {name: summary([r / 1e9 for r in rate]) for name, rate in rates.items()},
-        "fraction": ratios(rates["fisher_vp"], peak),
+        "gflops": {name: summary([1e-9 / s for s in values]) for name, values in seconds.items()},
+        "fraction": ratios(peak, seconds["fisher_vp"]),
     }
 
 
-def against_vmap(case: cases.Case, rounds: int) -> dict[str, Any]:
+def against_vmap(case: cases.Case, rounds: int, background: Background) -> dict[str, Any]:
     """Measure a forward pass and a Fisher product of ``jax.vmap(eqx.nn.MLP)`` against ours, in turns."""
     arrays = cases.make(case)
     observation = jnp.asarray(arrays["observation"])
@@ -116,7 +113,7 @@ def against_vmap(case: cases.Case, rounds: int) -> dict[str, Any]:
         product[name] = lambda f=chained, p=theta: seconds_per_product(f, p)
     row: dict[str, Any] = {"case": case.name}
     for kind, contenders in {"forward": forward, "fisher_vp": product}.items():
-        seconds = interleave(contenders, rounds)
+        seconds = interleave(contenders, rounds, background)
         row[kind] = {
             "seconds": {name: summary(values) for name, values in seconds.items()},
             "ratio": ratios(seconds["vmap"], seconds["ours"]),
@@ -131,5 +128,6 @@ class PerExample(eqx.Module):
     log_std: jax.Array
 
     def __call__(self, observation: jax.Array) -> trpo.DiagGaussian:
+        """Return the distribution for each observation."""
         mean = jax.vmap(self.network)(observation)
         return trpo.DiagGaussian(mean, jnp.broadcast_to(self.log_std, mean.shape))

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-REST = 0.02
+REST = 0.05
 """Seconds between turns: a thread pool that still spins would steal a core from the next contender."""
+
+BUSY = 0.2
+"""Share of the CPUs in other hands above which a run is called disturbed."""
 
 
 def pin(threads: int) -> int:
@@ -26,12 +29,59 @@ def pin(threads: int) -> int:
     return len(cpus)
 
 
-def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+class Background:
+    """How busy others keep the machine, looked at between turns while all contenders sleep.
+
+    It matters because contenders suffer unequally: PyTorch's OpenMP threads spin at barriers, so that one stolen core
+    can slow them a hundredfold, while XLA's thread pool only loses that core. Such a run flatters us.
+    """
+
+    def __init__(self) -> None:
+        self.loads: list[float] = []
+
+    def rest(self) -> None:
+        """Sleep between turns and note the load of the others."""
+        before = _cpu_seconds()
+        time.sleep(REST)
+        after = _cpu_seconds()
+        if before is not None and after is not None and after[1] > before[1]:
+            self.loads.append((after[0] - before[0]) / (after[1] - before[1]))
+
+    def report(self) -> dict[str, float] | None:
+        """Summarise the load as a share of all CPUs; None where the system does not tell."""
+        return summary(self.loads) | {"mean": statistics.fmean(self.loads)} if self.loads else None
+
+    def warning(self) -> str:
+        """Return what to say about it, empty if the machine was quiet."""
+        load = statistics.fmean(self.loads) if self.loads else 0.0
+        if load <= BUSY:
+            return ""
+        return (
+            f"DISTURBED: others used {load:.0%} of the CPUs between turns. OpenMP contenders suffer most from that, so "
+            "these ratios flatter us; repeat on an idle machine."
+        )
+
+
+def _cpu_seconds() -> tuple[float, float] | None:
+    """Return busy and total CPU time of the whole machine so far, in ticks (Linux only)."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, idle, iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except OSError:
+        return None
+    busy = user + nice + system + irq + softirq + steal
+    return busy, busy + idle + iowait
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, background: Background | None = None
+) -> dict[str, list[float]]:
     """Call each contender once per round, in order: A B A B …; each call returns its own measurement."""
+    background = background or Background()
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            time.sleep(REST)
+            background.rest()
             measured[name].append(contender())
     return measured
 
@@ -57,8 +107,17 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """Summarise the ratios of two contenders, round by round."""
-    return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+    """Summarise the ratios of two contenders' times round by round, and give the ratio of their best turns.
+
+    The best turns are the least disturbed ones, so the two should agree; a target counts as met if both meet it.
+    """
+    rounds = summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+    return rounds | {"of_bests": min(numerator) / min(denominator)}
+
+
+def met(ratio: Mapping[str, float], target: float) -> bool:
+    """Return whether a ratio reaches its target, by its median and by the best turns."""
+    return min(ratio["median"], ratio["of_bests"]) >= target
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -47,11 +47,14 @@ def test_examples_in_pages(page: Path) -> None:
 def test_examples_in_docstrings(name: str) -> None:
     if name in NEEDS_EXTRA:
         pytest.importorskip(NEEDS_EXTRA[name])
+    module = importlib.import_module(name)
     output: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), name):
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
         runner.run(test, out=output.append)
     assert not runner.failures, "".join(output)
+    has_examples = re.search(r"^ *>>> ", Path(str(module.__file__)).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not has_examples or runner.tries
 
 
 @pytest.mark.parametrize("name", trpo.__all__)

@@ -94,19 +94,21 @@ def test_jit_is_no_jit(rule: Any, x64: None) -> None:
 
 
 @every_rule
-def test_vmap_over_max_kl_is_a_loop(rule: Any) -> None:
-    policy, params, _ = setting(GAUSSIAN)
-    bounds = np.array([1e-3, 0.03, 1.0], np.float32)
+def test_vmap_over_max_kl_is_a_loop(rule: Any, x64: None) -> None:
+    linear = Linear()
+    theta, batch = jnp.asarray(linear.theta), linear.batch()
+    bounds = jnp.array([1e-3, 0.03, 1.0])
 
     def one(max_kl: jax.Array) -> tuple:
         each = eqx.tree_at(lambda r: r.max_kl, rule, max_kl)
-        return each.update(trpo.sampled_problem(policy, params, batch_of(GAUSSIAN)), params, each.init(params))
+        return each.update(trpo.sampled_problem(linear_policy, theta, batch), theta, each.init(theta))
 
     together = jax.jit(jax.vmap(one))(bounds)
     for i, bound in enumerate(bounds):
-        alone = update(dataclasses.replace(rule, max_kl=float(bound)))
+        each = dataclasses.replace(rule, max_kl=float(bound))
+        alone = compiled(linear_policy)(each, theta, theta, batch, each.init(theta))
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=2e-5)
+            np.testing.assert_allclose(a[i], b, rtol=1e-6, atol=1e-9)
 
 
 @every_rule
@@ -144,7 +146,7 @@ ALTERNATIVES = {  # base ↦ one other value for each field; the base is chosen 
         "backtrack_ratio": 0.5, "max_backtracks": 0,
     },
     trpo.NaturalGradient(): {"max_kl": 0.02, "damping": 1.0, "cg_iterations": 3, "cg_tolerance": 0.5},
-    trpo.Penalty(initial_coefficient=0.01): {
+    trpo.Penalty(initial_coefficient=0.3): {
         "max_kl": 10.0, "initial_coefficient": 5.0, "inner_steps": 1, "damping": 1.0, "cg_iterations": 3,
         "cg_tolerance": 0.5, "backtrack_ratio": 0.5, "max_backtracks": 0,
     },
@@ -356,27 +358,32 @@ def test_mistakes_name_argument_value_range_and_cure(make: Callable[[], Any], me
 
 
 @normalised_rule
-@pytest.mark.parametrize("scale", [1e-8, 1e8, 1e-25, 1e25])
-def test_the_step_does_not_depend_on_the_scale_of_the_advantages(rule: Any, scale: float) -> None:
-    """PITFALLS row 11: neither damping nor any tolerance has units of advantage."""
+@pytest.mark.parametrize("exponent", [-83, -27, 27, 83])
+def test_the_step_does_not_depend_on_the_scale_of_the_advantages(rule: Any, exponent: int) -> None:
+    """PITFALLS row 11: neither damping nor any tolerance has units of advantage. From 1e-25 to 1e25, in float32.
+
+    Powers of two, so that scaling rounds nothing and the steps must agree to the last bits.
+    """
     batch = batch_of(GAUSSIAN)
     reference, _, _ = update(rule)
-    new, _, info = update(rule, batch=with_advantage(batch, batch.advantage * np.float32(scale)))
+    new, _, info = update(rule, batch=with_advantage(batch, batch.advantage * np.float32(2.0**exponent)))
     assert info.result == Result.ACCEPTED
-    step, expected = (ravel_pytree(p)[0] - ravel_pytree(setting(GAUSSIAN).params)[0] for p in (new, reference))
-    np.testing.assert_allclose(step, expected, atol=0.01 * np.abs(expected).max())
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @normalised_rule
-def test_the_step_does_not_depend_on_a_shift_of_the_advantages(rule: Any) -> None:
-    batch = batch_of(GAUSSIAN)
+def test_the_step_does_not_depend_on_a_shift_of_the_advantages(rule: Any, x64: None) -> None:
+    linear = Linear()
+    theta, batch = jnp.asarray(linear.theta), linear.batch()
     steps = []
     for shift in (0.0, 30.0):
         advantage = jax.jit(trpo.standardise)(batch.advantage + shift, batch.weight)
-        new, _, info = update(rule, batch=with_advantage(batch, advantage))
+        shifted = trpo.Batch(batch.observation, batch.action, advantage, batch.weight)
+        new, _, info = compiled(linear_policy)(rule, theta, theta, shifted, ())
         assert info.result == Result.ACCEPTED
-        steps.append(ravel_pytree(new)[0] - ravel_pytree(setting(GAUSSIAN).params)[0])
-    np.testing.assert_allclose(steps[1], steps[0], atol=0.01 * np.abs(steps[0]).max())
+        steps.append(new - theta)
+    np.testing.assert_allclose(steps[1], steps[0], rtol=1e-7)
 
 
 # ---------------------------------------------------------------- a linear Gaussian policy, where all is known
@@ -536,7 +543,10 @@ def test_a_rejected_update_changes_nothing() -> None:
 
 
 def test_penalty_adapts_its_coefficient_until_the_kl_is_on_target() -> None:
-    """Repeated problems from the same policy: D̄ ends within the dead zone [δ/1.5, 1.5 δ], from either side."""
+    """Repeated problems from the same policy, from either side: β doubles and halves as stated, D̄ ends near δ.
+
+    D̄ goes as β⁻², so doubling β may jump over the dead zone [δ/1.5, 1.5 δ]: a factor of 3 is what can be had.
+    """
     policy, params, _ = setting(GAUSSIAN)
     batch = batch_of(GAUSSIAN)
     for start in (0.05, 1000.0):
@@ -551,8 +561,7 @@ def test_penalty_adapts_its_coefficient_until_the_kl_is_on_target() -> None:
             if info.result == Result.NO_IMPROVEMENT:  # steps too long by far
                 expected = 2.0
             assert coefficients[-1] == pytest.approx(coefficients[-2] * expected, rel=1e-5)
-        assert coefficients[-1] == coefficients[-2] != start
-        assert 0.01 / 1.5 <= info.mean_kl <= 0.015
+        assert 0.01 / 3 <= info.mean_kl <= 0.01 * 3
 
 
 def test_penalty_maximises_its_penalised_objective(x64: None) -> None:

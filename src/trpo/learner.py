@@ -104,18 +104,20 @@ def improve(
     next_v = predict(value, learner.value, following, hyper.normalise_returns)
     advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, hyper.discount, hyper.gae_lambda)
     target = lambda_returns(advantage, v)
-    finite = all_finite((clean.observation, clean.next_observation, clean.reward, target))
+    observations = learner.observations
+    if hyper.normalise_observations:
+        observations = observations.merge(clean.observation, weight)
+    # The statistics too: an observation of 1e25 is finite, but a variance that has seen its square never recovers.
+    finite = all_finite((clean.observation, clean.next_observation, clean.reward, target, observations))
 
     scaled = standardise(advantage, weight) if hyper.standardise_advantages else advantage
     batch = Batch(seen, clean.action, scaled, weight)
     problem = sampled_problem(policy, learner.policy, batch, hyper.fisher_subsample)
     params, rule_state, update, accepted = _updates(hyper, problem, learner)
 
-    observations = learner.observations.merge(clean.observation, weight) if hyper.normalise_observations else None
-    new = Learner(params, rule_state, learner.value, learner.observations if observations is None else observations)
-    kept = problem.evaluate(learner.policy)
+    new = Learner(params, rule_state, learner.value, observations)
     info = IterationInfo(
-        update=tree_where(finite, update, _refused(update, kept)),
+        update=tree_where(finite, update, _refused(update)),
         accepted_updates=jnp.where(finite, accepted, 0),
         explained_variance=explained_variance(v, target, weight),
         std=_mean_std(problem.old),
@@ -169,9 +171,10 @@ def _updates(hyper: Hyper, problem: LocalProblem, learner: Learner) -> tuple[Par
     return params, state, info, jnp.sum(accepted)
 
 
-def _refused(info: UpdateInfo, kept: Any) -> UpdateInfo:
-    zeros = jax.tree.map(jnp.zeros_like, info)
-    return dataclasses.replace(zeros, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=kept.entropy)
+def _refused(info: UpdateInfo) -> UpdateInfo:
+    nothing = jax.tree.map(jnp.zeros_like, info)
+    unknown = jnp.full_like(info.entropy, jnp.nan)
+    return dataclasses.replace(nothing, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=unknown)
 
 
 def _mean_std(distribution: Any) -> Scalar:

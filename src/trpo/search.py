@@ -47,9 +47,11 @@ class _State(NamedTuple):
     trial: Params
     evaluation: Evaluation
     fraction: Scalar
-    backtracks: Array
+    """Of the next trial, or of the accepted one."""
+    rejected: Array
     accepted: Array
     finite: Array
+    first_mean_kl: Scalar
 
 
 def line_search(
@@ -79,27 +81,36 @@ def line_search(
     improvement test) in testing exactly what the method promises, and in keeping θ when the test fails.
     """
 
-    def attempt(fraction: Scalar, backtracks: Array) -> _State:
-        trial = optax.tree.add_scale(params, fraction, step)
+    def attempt(state: _State) -> _State:
+        trial = optax.tree.add_scale(params, state.fraction, step)
         evaluation = evaluate(trial)
         finite = jnp.isfinite(evaluation.surrogate) & jnp.isfinite(evaluation.mean_kl)
         finite &= jnp.isfinite(optax.tree.norm(trial))
         improved = evaluation.surrogate > start.surrogate
         accepted = finite & improved & (evaluation.mean_kl <= max_kl)
-        return _State(trial, evaluation, fraction, backtracks, accepted, finite)
+        return _State(
+            trial=trial,
+            evaluation=evaluation,
+            fraction=jnp.where(accepted, state.fraction, state.fraction * backtrack_ratio),
+            rejected=state.rejected + ~accepted,
+            accepted=accepted,
+            finite=finite,
+            first_mean_kl=jnp.where(state.rejected == 0, evaluation.mean_kl, state.first_mean_kl),
+        )
 
-    first = attempt(jnp.ones_like(start.surrogate), jnp.asarray(0))
+    one = jnp.ones_like(start.surrogate)
+    no = jnp.asarray(False)
     final = jax.lax.while_loop(
-        lambda state: ~state.accepted & (state.backtracks < max_backtracks),
-        lambda state: attempt(state.fraction * backtrack_ratio, state.backtracks + 1),
-        first,
+        lambda state: ~state.accepted & (state.rejected <= max_backtracks),
+        attempt,
+        _State(params, start, one, jnp.asarray(0), no, no, one),
     )
     info = SearchInfo(
         accepted=final.accepted,
-        backtracks=final.backtracks + ~final.accepted,
+        backtracks=final.rejected,
         fraction=jnp.where(final.accepted, final.fraction, 0.0),
         evaluation=optax.tree.where(final.accepted, final.evaluation, start),
-        first_mean_kl=first.evaluation.mean_kl,
+        first_mean_kl=final.first_mean_kl,
         finite=final.finite,
     )
     return optax.tree.where(final.accepted, final.trial, params), info

@@ -217,6 +217,6 @@ def fit_value(
     )
     params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)
     loss = 2 * _loss(apply, params, scaled)
-    finite = all_finite((scaled.target, params, loss))
+    finite = all_finite((scaled.target, returns, params, loss))
     new = ValueState(params, optimiser, returns)
     return tree_where(finite, new, state), ValueInfo(loss, finite)

@@ -1,0 +1,111 @@
+"""Initialisation, the NumPy pass, and modules as pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trpo
+from trpo.networks import to_numpy
+
+KEY = jax.random.key(7)
+MODULES = {
+    "gaussian": lambda: trpo.GaussianPolicy(trpo.mlp(KEY, (4, 8, 6, 2)), jnp.array([-0.5, 0.3])),
+    "state-dependent": lambda: trpo.StateDependentGaussianPolicy(trpo.mlp(KEY, (4, 8, 4), "relu"), jnp.array([0.1, 0.2])),
+    "categorical": lambda: trpo.CategoricalPolicy(trpo.mlp(KEY, (4, 8, 3))),
+    "multi": lambda: trpo.MultiCategoricalPolicy(trpo.mlp(KEY, (4, 8, 5), "relu"), (2, 3)),
+    "bernoulli": lambda: trpo.BernoulliPolicy(trpo.mlp(KEY, (4, 8, 3))),
+    "value": lambda: trpo.ValueFunction(trpo.mlp(KEY, (4, 8, 1))),
+}
+
+
+@pytest.mark.parametrize("sizes", [(3, 8, 2), (8, 3, 3), (5, 2)])
+def test_weights_are_orthogonal_with_the_stated_gains(sizes: tuple[int, ...]) -> None:
+    network = trpo.mlp(KEY, sizes, last_scale=0.01)
+    gains = [np.sqrt(2)] * (len(sizes) - 2) + [0.01]
+    assert [w.shape for w in network.weights] == list(zip(sizes, sizes[1:], strict=False))
+    for weight, gain in zip(network.weights, gains, strict=True):
+        w = np.asarray(weight, np.float64)
+        gram = w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T
+        np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-6 * gain**2)
+    assert not any(np.any(b) for b in network.biases)
+    other = trpo.mlp(jax.random.key(8), sizes)
+    assert not np.array_equal(other.weights[0], network.weights[0])
+    np.testing.assert_array_equal(trpo.mlp(KEY, sizes, last_scale=0.01).weights[0], network.weights[0])
+
+
+def test_layers_draw_independently() -> None:
+    network = trpo.mlp(KEY, (4, 4, 4, 4))
+    assert not np.allclose(network.weights[0], network.weights[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_forward_pass_by_hand(activation: str, x64: None) -> None:
+    network = trpo.mlp(KEY, (3, 5, 2), activation, dtype=jnp.float64)
+    network = jax.tree.map(lambda leaf: leaf + 0.1, network)
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    (w1, w2), (b1, b2) = map(np.asarray, network.weights), map(np.asarray, network.biases)
+    hidden = np.tanh(x @ w1 + b1) if activation == "tanh" else np.clip(x @ w1 + b1, 0, None)
+    np.testing.assert_allclose(network(jnp.asarray(x)), hidden @ w2 + b2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_numpy_pass_is_the_jax_pass_for_any_leading_axes(name: str) -> None:
+    module = jax.tree.map(lambda leaf: leaf + 0.05, MODULES[name]())
+    function, params = trpo.as_function(module)
+    host = to_numpy(params)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(host))
+    x = np.random.default_rng(1).normal(size=(2, 5, 4)).astype(np.float32)
+    whole = function(params, jnp.asarray(x))
+    ours = function(host, x)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
+        assert type(a) is np.ndarray
+        assert a.dtype == np.float32
+        assert a.shape[:2] == (2, 5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    one = function(host, x[1, 3])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(a, b[1, 3], rtol=1e-5, atol=1e-6)
+
+
+def test_heads() -> None:
+    x = jnp.ones((3, 4))
+    gaussian = MODULES["gaussian"]()(x)
+    np.testing.assert_allclose(gaussian.log_std, np.tile([-0.5, 0.3], (3, 1)), rtol=1e-6)
+    dependent = MODULES["state-dependent"]()
+    outputs = np.asarray(dependent.network(x))
+    np.testing.assert_allclose(dependent(x).mean, outputs[:, :2], rtol=1e-6)
+    np.testing.assert_allclose(dependent(x).log_std, outputs[:, 2:] + np.array([[0.1, 0.2]]), rtol=1e-6)
+    assert MODULES["multi"]()(x).sizes == (2, 3)
+    assert MODULES["value"]()(x).shape == (3,)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_as_function_round_trip(name: str) -> None:
+    module = MODULES[name]()
+    function, params = trpo.as_function(module)
+    x = jnp.ones((3, 4))
+    for a, b in zip(jax.tree.leaves(function(params, x)), jax.tree.leaves(module(x)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Every floating-point array of the module is a parameter (PITFALLS row 19: log σ among them).
+    assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(module))
+
+
+def test_equal_structures_share_one_compilation() -> None:
+    traces = []
+
+    def apply(function: Any, params: Any, x: jax.Array) -> Any:
+        traces.append(1)
+        return function(params, x)
+
+    compiled = jax.jit(apply, static_argnums=0)
+    for seed in range(3):
+        policy = trpo.CategoricalPolicy(trpo.mlp(jax.random.key(seed), (4, 8, 3)))
+        compiled(*trpo.as_function(policy), jnp.ones((2, 4)))
+    assert len(traces) == 1
+    compiled(*trpo.as_function(trpo.CategoricalPolicy(trpo.mlp(KEY, (4, 8, 3), "relu"))), jnp.ones((2, 4)))
+    assert len(traces) == 2
