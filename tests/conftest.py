@@ -25,9 +25,7 @@ jaxtyping.install_import_hook("trpo", "strict_types.check")
 
 if "slow" not in " ".join(sys.argv):
     # The tests compile hundreds of tiny programs: compiling them quickly halves the time. Learning runs want fast code.
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

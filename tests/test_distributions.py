@@ -22,7 +22,9 @@ STANDARD_ERRORS = 5  # fixed seeds: these tests do not flake, but a correct meth
 every_case = pytest.mark.parametrize("case", CASES, ids=repr)
 discrete = pytest.mark.parametrize("case", [c for c in CASES if c.actions is not None], ids=repr)
 one_of_each = pytest.mark.parametrize(  # for what does not depend on the numbers; keeps the suite quick
-    "case", [c for c in CASES if c.name in ("gaussian-6d", "categorical-masked", "bernoulli-4", "multi-2-5-3")], ids=repr
+    "case",
+    [c for c in CASES if c.name in ("gaussian-6d", "categorical-masked", "bernoulli-4", "multi-2-5-3")],
+    ids=repr,
 )
 continuous = pytest.mark.parametrize("case", [c for c in CASES if c.actions is None], ids=repr)
 

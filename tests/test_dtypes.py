@@ -33,7 +33,9 @@ def test_updates(rule: Any, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("method", [trpo.AdamFit(minibatch=0), trpo.AdamFit(minibatch=2), trpo.GaussNewtonFit()], ids=repr)
+@pytest.mark.parametrize(
+    "method", [trpo.AdamFit(minibatch=0), trpo.AdamFit(minibatch=2), trpo.GaussNewtonFit()], ids=repr
+)
 def test_value_fits(method: Any, dtype: Any) -> None:
     with jax.enable_x64(dtype is np.float64):
         apply, params = trpo.as_function(trpo.ValueFunction(trpo.mlp(jax.random.key(0), (3, 4, 1), dtype=dtype)))

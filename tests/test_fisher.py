@@ -98,9 +98,7 @@ def test_slope_and_curvature_away_from_the_sampling_policy(x64: None) -> None:
             return jnp.sum(batch.weight * here.kl_to(policy(unravel(v), observation)))
 
         old = policy(params, observation)
-        gradient = jax.grad(
-            lambda v: jnp.sum(batch.weight * old.kl_to(policy(unravel(v), observation)))
-        )(there)
+        gradient = jax.grad(lambda v: jnp.sum(batch.weight * old.kl_to(policy(unravel(v), observation))))(there)
         return (*model.kl_along(unravel(vector)), model.kl_gradient(), gradient, jax.hessian(kl_from_there)(there))
 
     slope, curvature, kl_gradient, gradient, hessian = compute(there)
@@ -166,14 +164,10 @@ def test_subsample_is_fixed_and_is_the_fisher_matrix_of_those_states(x64: None) 
     w = jnp.where(used, batch.weight, 0.0)
     w = w / w.sum()
     old = policy(params, observation)
-    hessian = jax.jit(
-        jax.hessian(lambda v: jnp.sum(w * old.kl_to(policy(unravel(v), observation))))
-    )(flat)
+    hessian = jax.jit(jax.hessian(lambda v: jnp.sum(w * old.kl_to(policy(unravel(v), observation)))))(flat)
     np.testing.assert_allclose(subsampled, hessian, rtol=1e-8, atol=1e-11)
     # Gradient and curvature along a step still use all states.
     full = dense("gaussian-tanh")["hessian"]
     np.testing.assert_allclose(curvature, np.ones(flat.size) @ full @ np.ones(flat.size), rtol=1e-8)
-    reference = jax.jit(
-        lambda b: trpo.sampled_problem(policy, params, b).linearise(params).gradient
-    )(batch)
+    reference = jax.jit(lambda b: trpo.sampled_problem(policy, params, b).linearise(params).gradient)(batch)
     np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(reference)[0], rtol=1e-10, atol=1e-14)

@@ -17,7 +17,7 @@ MAX_BACKTRACKS = 6
 
 @jax.jit
 def search(table: dict, params: jax.Array, step: jax.Array, max_kl: jax.Array, ratio: jax.Array) -> tuple:
-    """Line search on L(θ) = a·u + b·u², D̄(θ) = c·u² + d·|u|³ with u = (θ − θ₀)·1, made non-finite beyond u = ``edge``."""
+    """Line search on L = a·u + b·u², D̄ = c·u² + d·|u|³ with u = Σ (θ − θ₀), made non-finite beyond |u| = ``edge``."""
 
     def evaluate(theta: jax.Array) -> trpo.Evaluation:
         u = jnp.sum(theta - params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from trpo.networks import to_numpy
 KEY = jax.random.key(7)
 MODULES = {
     "gaussian": lambda: trpo.GaussianPolicy(trpo.mlp(KEY, (4, 8, 6, 2)), jnp.array([-0.5, 0.3])),
-    "state-dependent": lambda: trpo.StateDependentGaussianPolicy(trpo.mlp(KEY, (4, 8, 4), "relu"), jnp.array([0.1, 0.2])),
+    "state-dependent": lambda: trpo.StateDependentGaussianPolicy(
+        trpo.mlp(KEY, (4, 8, 4), "relu"), jnp.array([0.1, 0.2])
+    ),
     "categorical": lambda: trpo.CategoricalPolicy(trpo.mlp(KEY, (4, 8, 3))),
     "multi": lambda: trpo.MultiCategoricalPolicy(trpo.mlp(KEY, (4, 8, 5), "relu"), (2, 3)),
     "bernoulli": lambda: trpo.BernoulliPolicy(trpo.mlp(KEY, (4, 8, 3))),
@@ -27,7 +30,7 @@ MODULES = {
 def test_weights_are_orthogonal_with_the_stated_gains(sizes: tuple[int, ...]) -> None:
     network = trpo.mlp(KEY, sizes, last_scale=0.01)
     gains = [np.sqrt(2)] * (len(sizes) - 2) + [0.01]
-    assert [w.shape for w in network.weights] == list(zip(sizes, sizes[1:], strict=False))
+    assert [w.shape for w in network.weights] == list(itertools.pairwise(sizes))
     for weight, gain in zip(network.weights, gains, strict=True):
         w = np.asarray(weight, np.float64)
         gram = w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T

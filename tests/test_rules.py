@@ -31,7 +31,7 @@ GAUSSIAN = "gaussian-tanh"
 
 @functools.cache
 def compiled(policy: Callable) -> Callable:
-    """One update on the problem that ``sampling`` parameters span, from ``params``. Compiled once per rule and policy."""
+    """One update, from ``params``, on the problem around ``sampling``. Compiled once for each rule and policy."""
 
     @jax.jit
     def step(rule: Any, sampling: Any, params: Any, batch: trpo.Batch, state: Any) -> tuple:
@@ -52,7 +52,9 @@ def with_advantage(batch: trpo.Batch, advantage: Any) -> trpo.Batch:
 
 def assert_same_bits(a: Any, b: Any) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x).reshape(-1).view(np.uint8), np.asarray(y).reshape(-1).view(np.uint8))
+        np.testing.assert_array_equal(
+            np.asarray(x).reshape(-1).view(np.uint8), np.asarray(y).reshape(-1).view(np.uint8)
+        )
 
 
 def gaussian_in_numpy(params: Any, name: str = GAUSSIAN) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,9 @@ def fit(method: Any, state: ValueState, batch: ValueBatch, seed: int = 0, normal
     return fit_value(method, linear, state, batch, jax.random.key(seed), normalise)
 
 
+explained = jax.jit(explained_variance)
+
+
 def loss(params: dict, batch: ValueBatch) -> float:
     return float(jnp.sum(batch.weight * (linear(params, batch.observation) - batch.target) ** 2))
 
@@ -93,8 +96,8 @@ def test_minibatches_reduce_the_loss_and_depend_on_the_key_only() -> None:
     state, info = fit(method, start(method), batch)
     assert_same_bits(fit(method, start(method), batch)[0], state)
     assert not np.array_equal(fit(method, start(method), batch, seed=1)[0].params["w"], state.params["w"])
-    before = explained_variance(linear(start(method).params, batch.observation), batch.target, batch.weight)
-    after = explained_variance(predict(linear, state, batch.observation), batch.target, batch.weight)
+    before = explained(linear(start(method).params, batch.observation), batch.target, batch.weight)
+    after = explained(predict(linear, state, batch.observation), batch.target, batch.weight)
     assert after > 0.9 > before
     assert info.finite
 
@@ -122,7 +125,9 @@ def test_one_gauss_newton_step_respects_its_trust_region(x64: None) -> None:
         np.testing.assert_allclose(jnp.sum(batch.weight * change**2) / (2 * sigma_squared), epsilon, rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", [trpo.AdamFit(minibatch=0), trpo.AdamFit(minibatch=8), trpo.GaussNewtonFit()], ids=repr)
+@pytest.mark.parametrize(
+    "method", [trpo.AdamFit(minibatch=0), trpo.AdamFit(minibatch=8), trpo.GaussNewtonFit()], ids=repr
+)
 class TestEveryFit:
     @pytest.mark.parametrize("where", ["target", "observation"])
     def test_non_finite_data_keep_the_state_bit_for_bit(self, method: Any, where: str) -> None:
@@ -171,7 +176,9 @@ class TestEveryFit:
         error = predict(linear, state, batch.observation) - batch.target
         np.testing.assert_allclose(info.loss, jnp.sum(batch.weight * error**2) / std**2, rtol=1e-4)
         np.testing.assert_allclose(
-            predict(linear, state, batch.observation, normalise=False), linear(state.params, batch.observation), rtol=1e-6
+            predict(linear, state, batch.observation, normalise=False),
+            linear(state.params, batch.observation),
+            rtol=1e-6,
         )
 
 
@@ -185,12 +192,12 @@ def test_explained_variance_is_its_definition() -> None:
         return np.average((x - np.average(x, weights=weight)) ** 2, weights=weight)
 
     expected = 1 - variance(target - value) / variance(target)
-    np.testing.assert_allclose(explained_variance(value, target, weight), expected, rtol=1e-4)
-    assert explained_variance(target, target, weight) == 1
-    np.testing.assert_allclose(explained_variance(np.full(50, 3, np.float32), target, weight), 0, atol=1e-5)
-    assert explained_variance(value, np.full(50, 2, np.float32), weight) == 0
+    np.testing.assert_allclose(explained(value, target, weight), expected, rtol=1e-4)
+    assert explained(target, target, weight) == 1
+    np.testing.assert_allclose(explained(np.full(50, 3, np.float32), target, weight), 0, atol=1e-5)
+    assert explained(value, np.full(50, 2, np.float32), weight) == 0
     dirty = np.where(weight > 0, target, np.nan).astype(np.float32)
-    assert explained_variance(value, dirty, weight) == explained_variance(value, target, weight)
+    assert explained(value, dirty, weight) == explained(value, target, weight)
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,9 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
         axes.set_xlabel("environment steps")
     _legend(figure, curves)
     window = max(run.window for run in curves)
-    note = "× update rejected"
-    if window > 1:
-        note = f"thin: every iteration · thick: running median of {window} iterations · {note}"
-    figure.supxlabel(note, fontsize=8.5, color="0.4")
+    notes = [f"thin: every iteration · thick: running median of {window} iterations"] if window > 1 else []
+    notes += ["× update rejected"] if any(run.rejected.any() for run in curves) else []
+    figure.supxlabel(" · ".join(notes), fontsize=8.5, color="0.4")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     figure.savefig(partial, format="png", dpi=150)
@@ -232,6 +231,7 @@ def _any(y: np.ndarray) -> bool:
 
 
 def _message(axes: Any, text: str) -> None:
+    axes.set_ylabel("")
     axes.set_yticks([])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.45", fontsize=11)
 

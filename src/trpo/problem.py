@@ -159,7 +159,7 @@ def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher
 
 def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
     # A NaN behind weight 0 would reach the gradient as 0 · NaN. Zeros are no cure: an observation of zeros may be
-    # invalid (a mask that allows no action gives NaN as well). So rows of weight 0 become copies of the first that counts.
+    # invalid (a mask that allows no action gives NaN as well). So such rows become copies of the first that counts.
     present = weight > 0
     first = (jnp.arange(weight.size) == jnp.argmax(present)).reshape(weight.shape)
 

@@ -6,7 +6,7 @@ import time
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from trpo.training import Metrics
 
@@ -43,6 +43,14 @@ def _short(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def _count(x: float) -> str:
+    """Return a number in four characters or so: 950, 60.4k, 1.25M."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if x >= unit:
+            return f"{x / unit:.3g}{name}"
+    return f"{x:.0f}"
+
+
 class _Rate:
     """Steps per second since the reporter began, the first iteration (compilation) left out."""
 
@@ -59,10 +67,10 @@ class _Rate:
         reward = m["episode_return"]
         kl, bound = float(m["mean_kl"] or 0.0), m["max_kl"]
         parts = [
-            f"{steps:,}/{self.total:,} steps",
+            f"{_count(steps)}/{_count(self.total)} steps",
             f"return {float(reward):.1f}" if reward is not None else "return –",
             f"KL {kl:.4f}" + (f"/{float(bound):g}" if bound is not None else " (no bound)"),
-            f"{rate:,.0f} steps/s" if rate else "compiling",
+            f"{_count(rate)} steps/s" if rate else "compiling",
             f"{_short(max(0, self.total - steps) / rate)} left" if rate else "",
         ]
         if m["result"] != "accepted":
@@ -95,11 +103,11 @@ class Live:
 
     def __init__(self, console: Console, total: int):
         self._rate = _Rate(total)
+        line = TextColumn("{task.description}", markup=False)
+        # The numbers come first: the bar is for terminals with room to spare.
+        columns = (BarColumn(bar_width=20), TaskProgressColumn(), line) if console.width >= 110 else (line,)
         self._progress = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TextColumn("{task.description}", markup=False),
+            *columns,
             console=console,
             refresh_per_second=5,
         )

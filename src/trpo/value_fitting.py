@@ -39,9 +39,13 @@ class ValueState(eqx.Module):
 
     @property
     def scale(self) -> Scalar:
-        """The network's unit: the running standard deviation of returns, 1 before any was seen."""
+        """The network's unit: the running standard deviation of returns, 1 before any was seen.
+
+        It is at least a tenth of their root mean square, so that (nearly) constant returns don't blow the unit up.
+        """
         std = jnp.sqrt(self.returns.variance)
-        return jnp.where(std > 1e-4, std, 1.0)
+        scale = jnp.maximum(std, 0.1 * jnp.sqrt(std**2 + self.returns.mean**2))
+        return jnp.where((self.returns.count > 0) & (scale > 0), scale, 1.0)
 
 
 class ValueInfo(eqx.Module):

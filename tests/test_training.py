@@ -1,0 +1,648 @@
+"""The training loop: probes are solved, runs repeat and resume bit for bit, every setting does something."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import trpo
+import trpo.envs
+import trpo.rollout
+import trpo.training
+from trpo.envs import EnvironmentFailure, EnvSpec, Transition
+from trpo.envs.spaces import action_spec
+from trpo.learner import Hyper
+from trpo.training import NonFiniteBatchError, TrainingState, compile_iteration, env_seeds
+from trpo.value_fitting import predict
+
+TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
+
+
+def configure(env: str, iterations: int = 4, **changes: Any) -> trpo.Config:
+    """Small networks: what is tested here does not depend on their size, and they compile quickly."""
+    small: dict[str, Any] = {
+        "env": trpo.EnvConfig(env, count=4),
+        "fragment": 8,
+        "policy": trpo.PolicyConfig(hidden=()),
+        "value": trpo.ValueConfig(hidden=(), minibatch=16),
+    }
+    config = trpo.Config(**(small | changes))
+    return dataclasses.replace(config, steps=iterations * config.batch)
+
+
+def run(
+    config: trpo.Config, env: Any = None, state: TrainingState | None = None, policy: Any = None
+) -> tuple[trpo.Agent, list[TrainingState], list[dict[str, Any]]]:
+    env = config.env.id if env is None else env
+    agent = trpo.make_agent(env, config, policy)
+    pairs = list(trpo.iterations(env, agent, config, state))
+    return agent, [state for state, _ in pairs], [metrics for _, metrics in pairs]
+
+
+def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name not in TIMINGS}
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+# ---------------------------------------------------------------- the probes
+
+
+def solve(env: str) -> tuple[Callable[[float], Any], Callable[[float], float]]:
+    """Return what was learned: s ↦ π(·|s) and s ↦ V(s)."""
+    config = configure(
+        env,
+        iterations=45,
+        env=trpo.EnvConfig(env, count=8),
+        fragment=16,
+        rule=trpo.RuleConfig(max_kl=0.03),
+        policy=trpo.PolicyConfig(hidden=(8,)),
+        value=trpo.ValueConfig(hidden=(8,), learning_rate=0.01),
+        discount=0.9,
+    )
+    agent, states, metrics = run(config)
+    assert states[-1].steps == 45 * 128
+    assert all(row["result"] in ("accepted", "no_signal", "no_improvement") for row in metrics)
+    learner = states[-1].learner
+
+    def seen(s: float) -> Any:
+        return learner.actor(config).normaliser(jnp.full((1, 1), s, jnp.float32))
+
+    return (
+        lambda s: jax.tree.map(lambda leaf: np.asarray(leaf[0]), agent.policy(learner.policy, seen(s))),
+        lambda s: float(predict(agent.value, learner.value, seen(s))[0]),
+    )
+
+
+def test_probe_action() -> None:
+    policy, value = solve("probe:action")
+    p = np.exp(policy(0.0).log_prob(np.array(1)))
+    assert p > 0.95
+    assert value(0.0) == pytest.approx(1, abs=0.15)
+
+
+def test_probe_both() -> None:
+    policy, value = solve("probe:both")
+    for s, right in ((1.0, 1), (-1.0, 0)):
+        assert np.exp(policy(s).log_prob(np.array(right))) > 0.95
+        assert value(s) == pytest.approx(1, abs=0.15)
+
+
+def test_probe_continuous() -> None:
+    policy, value = solve("probe:continuous")
+    for s in (1.0, -1.0):
+        p = policy(s)
+        assert float(p.mean[0]) == pytest.approx(s / 2, abs=0.1)
+        variance = float(np.exp(2 * p.log_std[0]))
+        assert variance < 0.6**2 / 4
+        assert value(s) == pytest.approx(-variance, abs=0.05)
+
+
+@pytest.mark.parametrize("env", ["probe:constant", "probe:delayed", "probe:endless", "probe:observation"])
+def test_probes_without_a_choice_leave_exploration_alone(env: str) -> None:
+    """Nothing can be gained by any action; the values themselves are tested in test_learner.py."""
+    policy, value = solve(env)
+    answer = {"probe:constant": 1.0, "probe:delayed": 0.9, "probe:endless": 10.0, "probe:observation": -1.0}[env]
+    assert value(-1.0 if env == "probe:observation" else 0.0) == pytest.approx(answer, rel=0.05)
+    assert np.exp(policy(0.0).log_prob(np.array(1))) == pytest.approx(0.5, abs=0.35)
+
+
+# ---------------------------------------------------------------- the same again
+
+
+def test_same_seed_same_bits_other_seed_other_bits() -> None:
+    config = configure("Pendulum-v1")
+    _, first, one = run(config)
+    _, second, two = run(config)
+    _, third, _ = run(dataclasses.replace(config, seed=1))
+    assert [untimed(row) for row in one] == [untimed(row) for row in two]
+    for a, b in zip(first, second, strict=True):
+        assert bits(a.learner) == bits(b.learner)
+    assert bits(first[-1].learner.policy) != bits(third[-1].learner.policy)
+    assert one[0]["result"] == "accepted"
+
+
+def test_seeds_come_from_the_global_index_of_an_environment() -> None:
+    assert env_seeds(3, 0, 8)[:4] == env_seeds(3, 0, 4)
+    everything = [env_seeds(seed, iteration, 8) for seed in range(3) for iteration in range(3)]
+    assert len(set(np.ravel(everything).tolist())) == 72
+
+
+@pytest.mark.parametrize("env", ["probe:both", "probe:endless", "probe:continuous"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_equals_not_stopping(env: str, workers: int) -> None:
+    """Row 23. Eight steps a fragment: the episodes of ``endless`` are ten long and under way at the break."""
+    config = configure(env, env=trpo.EnvConfig(env, count=4), iterations=5)
+    _, states, metrics = run(config)
+    other = dataclasses.replace(config, env=dataclasses.replace(config.env, workers=workers))
+    middle = states[1]
+    saved = json.loads(json.dumps([middle.environments, middle.episodes], allow_nan=False))
+    middle = dataclasses.replace(middle, environments=saved[0], episodes=saved[1])
+    _, resumed, again = run(other, state=middle)
+    assert [state.iteration for state in resumed] == [3, 4, 5]
+    for a, b in zip(states[2:], resumed, strict=True):
+        assert bits(a.learner) == bits(b.learner)
+        assert (a.steps, a.episodes, a.environments) == (b.steps, b.episodes, b.environments)
+        np.testing.assert_array_equal(a.observation, b.observation)
+    for row in (metrics[2], again[0]):
+        del row["value_loss"]  # of the fit before, which a resumed run did not do
+    assert [untimed(row) for row in metrics[2:]] == [untimed(row) for row in again]
+
+
+def test_a_state_is_not_changed_by_later_iterations() -> None:
+    config = configure("probe:endless")
+    kept = []
+    agent = trpo.make_agent("probe:endless", config)
+    for state, _ in trpo.iterations("probe:endless", agent, config):
+        kept.append((state, json.dumps([state.environments, state.episodes]), state.observation.copy()))
+    for state, text, observation in kept:
+        assert json.dumps([state.environments, state.episodes]) == text
+        np.testing.assert_array_equal(state.observation, observation)
+
+
+def test_resuming_without_snapshots_begins_new_episodes() -> None:
+    config = configure("CartPole-v1", iterations=3)
+    _, states, _ = run(config)
+    assert states[0].environments is None
+    assert states[0].observation is None
+    _, resumed, metrics = run(config, state=states[0])
+    assert [state.iteration for state in resumed] == [2, 3]
+    assert metrics[-1]["steps"] == config.steps
+    assert resumed[-1].episodes["episodes"] >= states[0].episodes["episodes"]
+
+
+def test_a_finished_run_goes_on_only_with_more_steps() -> None:
+    config = configure("probe:both", iterations=2)
+    _, states, _ = run(config)
+    assert run(config, state=states[-1])[1] == []
+    longer = dataclasses.replace(config, steps=config.steps + 1)
+    assert [state.iteration for state in run(longer, state=states[-1])[1]] == [3]
+
+
+# ---------------------------------------------------------------- compilation
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Count how often each compiled function is traced."""
+    counts = {"improve": 0, "refit": 0, "noise_of": 0}
+    for name in counts:
+        original = getattr(trpo.training, name)
+
+        def counting(*arguments: Any, _name: str = name, _original: Any = original, **keywords: Any) -> Any:
+            counts[_name] += 1
+            return _original(*arguments, **keywords)
+
+        monkeypatch.setattr(trpo.training, name, counting)
+    return counts
+
+
+@pytest.mark.parametrize("kind", ["trpo", "penalty"])
+def test_five_iterations_compile_once(kind: str, traces: dict[str, int]) -> None:
+    value = trpo.ValueConfig(hidden=(), method="gauss-newton" if kind == "penalty" else "adam")
+    config = configure("probe:both", iterations=5, rule=trpo.RuleConfig(kind), value=value)
+    _, states, _ = run(config)
+    assert len(states) == 5
+    assert traces == {"improve": 1, "refit": 1, "noise_of": 1}
+
+
+def test_changing_a_float_does_not_compile_anew(traces: dict[str, int]) -> None:
+    config = configure("probe:both")
+    agent, states, _ = run(configure("probe:both", iterations=1))
+    traces.update(improve=0, refit=0)
+    compiled = compile_iteration(agent, config)
+    shape = (config.fragment, 4)
+    trajectory = trpo.rollout.Trajectory(
+        *(np.zeros((*shape, 1), np.float32), np.zeros(shape, int), np.zeros(shape, np.float32)),
+        *(np.ones(shape, np.float32), np.ones(shape, bool), np.zeros(shape, bool)),
+        *(np.zeros((*shape, 1), np.float32), np.ones(shape, bool)),
+    )
+    changes: list[dict[str, Any]] = [
+        {},
+        {"rule": trpo.RuleConfig(max_kl=0.5, damping=0.3, cg_tolerance=0.1, backtrack_ratio=0.3)},
+        {"discount": 0.5, "gae_lambda": 0.25},
+        {"value": dataclasses.replace(config.value, learning_rate=0.5)},
+    ]
+    for change in changes:
+        hyper = Hyper.of(dataclasses.replace(config, **change))
+        learner, batch, _ = compiled.improve(hyper, states[0].learner, trajectory)
+        compiled.refit(hyper, learner.value, batch, jax.random.key(0))
+    assert (traces["improve"], traces["refit"]) == (1, 1)
+
+
+# ---------------------------------------------------------------- row 22: every setting does something
+
+PENALTY = {"rule.name": "penalty"}
+BACKTRACKING = {"rule.max_kl": 5.0, "rule.damping": 1e-3}
+GAUSS_NEWTON = {"value.method": "gauss-newton", "value.minibatch": 128}
+DEEP = {"policy.hidden": (4,), "value.hidden": (4,)}
+ELSEWHERE = "tested elsewhere"
+
+ALTERNATIVES: dict[str, Any] = {
+    # setting: another value, or (another value, what else must be set for it to matter)
+    "env.id": "MountainCarContinuous-v0",
+    "env.count": 5,
+    "env.workers": ELSEWHERE,  # changes no bit, by design: test_resuming_equals_not_stopping; below: that it is used
+    "env.rescale_actions": False,
+    "rule.name": "natural-gradient",
+    "rule.max_kl": 0.02,
+    "rule.damping": 1.0,
+    "rule.cg_iterations": 1,
+    "rule.cg_tolerance": 0.5,
+    "rule.backtrack_ratio": (0.5, BACKTRACKING),
+    "rule.max_backtracks": (0, BACKTRACKING),
+    "rule.initial_coefficient": (1.0, PENALTY),
+    "rule.inner_steps": (1, PENALTY),
+    "policy.hidden": (4,),
+    "policy.activation": ("relu", DEEP),
+    "policy.initial_std": 0.3,
+    "policy.state_dependent_std": True,
+    "policy.last_layer_scale": 1.0,
+    "value.hidden": (4,),
+    "value.activation": ("relu", DEEP),
+    "value.method": ("gauss-newton", {"value.minibatch": 128}),
+    "value.learning_rate": 0.01,
+    "value.epochs": 3,
+    "value.minibatch": 8,
+    "value.steps": (1, GAUSS_NEWTON),
+    "value.max_change": (1e-3, GAUSS_NEWTON),
+    "value.normalise_returns": False,
+    "steps": 65,
+    "seed": 1,
+    "fragment": 9,
+    "discount": 0.5,
+    "gae_lambda": 0.5,
+    "updates_per_batch": 2,
+    "fisher_subsample": 2,
+    "standardise_advantages": False,
+    "normalise_observations": False,
+    "observation_clip": 0.5,
+    "on_nonfinite": ELSEWHERE,  # test_a_nonfinite_batch_*
+    "checkpoint_every": ELSEWHERE,  # concerns files only
+    "keep_checkpoints": ELSEWHERE,
+}
+
+
+def settings(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = dataclasses.is_dataclass(value)
+        names += settings(value, f"{prefix}{field.name}.") if inner else [prefix + field.name]
+    return names
+
+
+def with_settings(config: trpo.Config, changes: dict[str, Any]) -> trpo.Config:
+    data = config.to_json()
+    for name, value in changes.items():
+        *groups, last = name.split(".")
+        place = data
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return trpo.Config.from_json(data)
+
+
+OUTCOMES: dict[str, Any] = {}
+
+
+def outcome(changes: dict[str, Any]) -> Any:
+    key = json.dumps(changes, sort_keys=True)
+    if key not in OUTCOMES:
+        _, states, metrics = run(with_settings(configure("Pendulum-v1", iterations=2), changes))
+        OUTCOMES[key] = [untimed(row) for row in metrics], bits(states[-1].learner)
+    return OUTCOMES[key]
+
+
+def test_every_setting_has_an_entry() -> None:
+    assert settings(trpo.Config()) == list(ALTERNATIVES)
+
+
+@pytest.mark.parametrize("name", [name for name, value in ALTERNATIVES.items() if value is not ELSEWHERE])
+def test_every_setting_changes_the_outcome(name: str) -> None:
+    value = ALTERNATIVES[name]
+    value, base = value if isinstance(value, tuple) and isinstance(value[-1], dict) else (value, {})
+    assert outcome(base) != outcome(base | {name: value})
+
+
+def test_workers_are_processes() -> None:
+    config = configure("probe:both", iterations=1)
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, workers=3))
+    agent = trpo.make_agent("probe:both", config)
+    seen = [len(multiprocessing.active_children()) for _ in trpo.iterations("probe:both", agent, config)]
+    assert seen == [3]
+    assert multiprocessing.active_children() == []
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+class Faulty(gym.Env):
+    """CartPole-like numbers; in the first episode of the first environment, something happens at step ``when``."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, log: list[str], what: str, when: int):
+        self.log, self.what, self.when, self.steps, self.first = log, what, when, 0, not log
+        log.append("made")
+
+    def _look(self) -> np.ndarray:
+        return self.np_random.normal(size=2).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.log.append("reset")
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        seen, reward = self._look(), float(self.np_random.normal())
+        if self.first and self.steps == self.when:
+            if self.what == "raise":
+                raise KeyError("the door")
+            if self.what == "observation":
+                seen = np.full(2, np.nan, np.float32)
+            if self.what == "reward":
+                reward = math.inf
+        return seen, reward, False, False, {}
+
+    def close(self) -> None:
+        self.log.append("closed")
+
+
+@dataclasses.dataclass
+class Described:
+    """All that ``make_agent`` needs of environments that are handed in."""
+
+    spec: EnvSpec
+
+
+NO_ENVS = Described(EnvSpec("faulty", 2, action_spec(Faulty.action_space), (2,)))
+
+
+def faulty(what: str, when: int) -> tuple[Callable[[], gym.Env], list[str]]:
+    log: list[str] = []
+    return lambda: Faulty(log, what, when), log
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_a_nonfinite_batch_stops_the_run_with_the_parameters_before_it(what: str) -> None:
+    config = configure("faulty", iterations=6)
+    make, log = faulty(what, 8 * 2 + 3)  # in the third iteration
+    agent = trpo.make_agent(NO_ENVS, config)
+    states = []
+
+    def go() -> None:
+        states.extend(state for state, _ in trpo.iterations(make, agent, config))
+
+    with pytest.raises(NonFiniteBatchError, match=r"iteration 3: .*NaN or infinite") as caught:
+        go()
+    assert log.count("closed") == log.count("made") == 4
+    kept = caught.value.state
+    shorter = dataclasses.replace(config, steps=2 * config.batch)
+    *_, last = trpo.iterations(faulty("nothing", 0)[0], agent, shorter)
+    assert bits(kept.learner) == bits(last[0].learner)  # those of two iterations without the fault
+    # Going on from there works: new episodes, no NaN left over.
+    rest = [m for _, m in trpo.iterations(faulty("nothing", 0)[0], agent, config, kept)]
+    assert rest
+    assert all(row["result"] != "nonfinite_batch" for row in rest)
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_a_nonfinite_batch_is_skipped_if_so_configured(what: str) -> None:
+    config = configure("faulty", iterations=6, on_nonfinite="continue")
+    make, log = faulty(what, 8 * 2 + 3)
+    agent = trpo.make_agent(NO_ENVS, config)
+    states, metrics, resets = [], [], []
+    for state, row in trpo.iterations(make, agent, config):
+        states.append(state)
+        metrics.append(row)
+        resets.append(log.count("reset"))
+    results = [row["result"] for row in metrics]
+    assert results.index("nonfinite_batch") == 2
+    assert results.count("nonfinite_batch") == 1
+    assert results[0] == results[1] == results[3] == "accepted"
+    assert bits(states[2].learner) == bits(states[1].learner)  # statistics and value function, too
+    assert bits(states[3].learner.policy) != bits(states[2].learner.policy)
+    assert resets == [4, 4, 8, 8, 8, 8]  # new episodes, once
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].learner))
+    for row in metrics:
+        json.dumps(row, allow_nan=False)
+    # The state after the fault leads where the run went.
+    resumed = [s for s, _ in trpo.iterations(faulty("nothing", 0)[0], agent, config, states[2])]
+    assert bits(resumed[-1].learner) == bits(states[-1].learner)
+
+
+def test_a_refused_value_fit_stops_or_is_skipped() -> None:
+    """A learning rate that sends V to infinity: the policy has learned meanwhile, V keeps its last good parameters."""
+    value = trpo.ValueConfig(hidden=(), learning_rate=1e38, minibatch=16)
+    config = configure("probe:both", iterations=4, value=value, on_nonfinite="continue")
+    agent, states, metrics = run(config)
+    assert len(metrics) == 4
+    assert bits(states[-1].learner.value) == bits(agent.learner.value)
+    assert bits(states[-1].learner.policy) != bits(agent.learner.policy)
+    with pytest.raises(NonFiniteBatchError, match="iteration 2: the value fit of the iteration before"):
+        run(dataclasses.replace(config, on_nonfinite="stop"))
+
+
+def test_an_environment_that_raises_in_the_middle() -> None:
+    config = configure("faulty", iterations=6)
+    make, log = faulty("raise", 8 * 2 + 3)
+    agent = trpo.make_agent(NO_ENVS, config)
+    states = []
+
+    def go() -> None:
+        states.extend(state for state, _ in trpo.iterations(make, agent, config))
+
+    with pytest.raises(EnvironmentFailure, match="KeyError: 'the door'"):
+        go()
+    assert log.count("closed") == log.count("made") == 4
+
+
+def test_leaving_the_loop_closes_the_environments() -> None:
+    make, log = faulty("nothing", 0)
+    config = configure("faulty", iterations=6)
+    loop = trpo.iterations(make, trpo.make_agent(NO_ENVS, config), config)
+    next(loop)
+    loop.close()
+    assert log.count("closed") == 4
+
+
+def test_environments_that_are_handed_in_stay_open_and_must_be_as_many_as_configured() -> None:
+    make, log = faulty("nothing", 0)
+    envs = trpo.make_envs(make, 4)
+    config = configure("faulty", iterations=1)
+    agent = trpo.make_agent(envs, config)
+    list(trpo.iterations(envs, agent, config))
+    assert "closed" not in log
+    other = dataclasses.replace(config, env=dataclasses.replace(config.env, count=3))
+    with pytest.raises(ValueError, match=r"env\.count=3, but 4 environments"):
+        list(trpo.iterations(envs, agent, other))
+    envs.close()
+
+
+# ---------------------------------------------------------------- metrics
+
+PROMISED = """iteration steps seconds steps_per_second episode_return episode_length result surrogate_gain predicted_gain
+    mean_kl max_kl max_state_kl cg_iterations cg_residual backtracks step_fraction entropy explained_variance"""
+
+
+def test_metrics_have_what_the_design_promises() -> None:
+    config = configure("probe:endless", iterations=5)
+    _, states, metrics = run(config)
+    for k, row in enumerate(metrics):
+        assert set(PROMISED.split()) <= set(row)
+        assert json.loads(json.dumps(row, allow_nan=False)) == row
+        assert (row["iteration"], row["steps"]) == (k + 1, 32 * (k + 1)) == (states[k].iteration, states[k].steps)
+        assert row["mean_kl"] <= row["max_kl"] == pytest.approx(0.01)
+    # Every episode is ten steps of reward 1: raw, undiscounted, whole.
+    assert metrics[0]["episode_return"] is metrics[0]["episode_length"] is None
+    for row in metrics[1:]:
+        assert (row["episode_return"], row["episode_length"]) == (10.0, 10.0)
+    assert [row["episodes"] for row in metrics] == [0, 4, 8, 12, 16]
+    seconds = [row["seconds"] for row in metrics]
+    assert seconds == sorted(seconds)
+
+
+class EverySecondStepResets:
+    """Environments that need a step to reset, as EnvPool's do; every episode is one step."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.spec = EnvSpec("resetting", 1, action_spec(spaces.Discrete(2)), (1,))
+        self.resetting = False
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        return np.zeros((self.count, 1), np.float32)
+
+    def step(self, action: np.ndarray) -> Transition:
+        valid = np.full(self.count, not self.resetting)
+        seen = np.full((self.count, 1), np.nan if self.resetting else 1.0, np.float32)
+        reward = np.where(valid, action, np.nan).astype(np.float32)
+        following = np.zeros((self.count, 1), np.float32)
+        self.resetting = not self.resetting
+        return Transition(following, reward, valid, np.zeros(self.count, bool), seen, valid)
+
+    def snapshot(self) -> None:
+        return None
+
+    def restore(self, snapshot: Any) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def test_steps_do_not_count_auto_resets() -> None:
+    config = configure("resetting", iterations=2)
+    envs = EverySecondStepResets(4)
+    agent = trpo.make_agent(envs, config)
+    rows = [row for _, row in trpo.iterations(envs, agent, config)]
+    assert [row["steps"] for row in rows] == [16, 32, 48, 64]
+    assert [row["episodes"] for row in rows] == [16, 32, 48, 64]
+    assert all(row["result"] == "accepted" for row in rows)
+    assert all(row["episode_length"] == 1 for row in rows)
+
+
+def test_the_value_fit_of_an_iteration_is_used_in_the_next() -> None:
+    """V(s) = s is learned in one fit, and then explains all of the next batch's returns."""
+    value = trpo.ValueConfig(hidden=(), learning_rate=0.05, epochs=100, minibatch=0)
+    config = configure("probe:observation", iterations=2, fragment=32, value=value)
+    _, _, metrics = run(config)
+    assert metrics[0]["explained_variance"] < 0.6
+    assert metrics[1]["explained_variance"] > 0.9
+
+
+# ---------------------------------------------------------------- edges
+
+
+def test_one_environment_one_step_an_iteration() -> None:
+    """A batch of a single state: its standardised advantage is zero, so there is never a signal."""
+    config = configure("probe:both", iterations=5, env=trpo.EnvConfig("probe:both", count=1), fragment=1)
+    agent, states, metrics = run(config)
+    assert [row["result"] for row in metrics] == ["no_signal"] * 5
+    assert bits(states[-1].learner.policy) == bits(agent.learner.policy)
+    assert bits(states[-1].learner.value.params) != bits(agent.learner.value.params)
+
+
+def test_an_environment_with_one_action() -> None:
+    class One(gym.Env):
+        observation_space = spaces.Box(-1, 1, (1,), np.float32)
+        action_space = spaces.Discrete(1, start=7)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+            super().reset(seed=seed)
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+            assert action == 7
+            return np.zeros(1, np.float32), float(self.np_random.normal()), True, False, {}
+
+    agent, states, metrics = run(configure("one", iterations=2), env=One)
+    assert [row["result"] for row in metrics] == ["no_signal"] * 2
+    assert bits(states[-1].learner.policy) == bits(agent.learner.policy)
+
+
+def test_rewards_of_any_scale() -> None:
+    """The step does not depend on it, and the normalised value function learns all the same."""
+
+    def scaled(factor: float) -> Callable[[], gym.Env]:
+        return lambda: gym.wrappers.TransformReward(trpo.envs.make_single("probe:both"), lambda r: r * factor)
+
+    outcomes = []
+    for factor in (1.0, 1e12, 1e-12):
+        _, states, metrics = run(configure("scaled", iterations=3), env=scaled(factor))
+        assert [row["result"] for row in metrics] == ["accepted"] * 3
+        assert metrics[-1]["episode_return"] == pytest.approx(outcomes[0][1] * factor if outcomes else 0, abs=factor)
+        outcomes.append((metrics[0]["mean_kl"], metrics[-1]["episode_return"]))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].learner))
+    kls = [kl for kl, _ in outcomes]
+    assert max(kls) == pytest.approx(min(kls), rel=1e-2)
+
+
+def test_double_precision_end_to_end() -> None:
+    program = """
+        import jax, numpy as np, trpo
+        for env in ("probe:continuous", "probe:both"):
+            config = trpo.Config(
+                steps=96, fragment=8, env=trpo.EnvConfig(env, count=4),
+                policy=trpo.PolicyConfig(hidden=(4,)), value=trpo.ValueConfig(hidden=(4,), minibatch=16),
+            )
+            agent = trpo.make_agent(env, config)
+            for state, metrics in trpo.iterations(env, agent, config):
+                assert metrics["result"] == "accepted", metrics
+                assert metrics["mean_kl"] <= metrics["max_kl"] == 0.01, metrics
+            agent = agent.at(state)
+            kinds = {str(leaf.dtype) for leaf in jax.tree.leaves((agent.learner.policy, agent.learner.value.params,
+                     agent.learner.observations, agent.learner.value.returns))}
+            assert kinds == {"float64"}, kinds
+            action = agent.act(np.zeros(1))
+            print(env, action.dtype, len(agent.evaluate(episodes=3).returns))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "JAX_ENABLE_X64": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["probe:continuous float32 3", "probe:both int64 3"]
