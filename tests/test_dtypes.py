@@ -53,13 +53,18 @@ def test_value_fits(method: Any, dtype: Any) -> None:
 def test_advantages_statistics_and_networks(dtype: Any) -> None:
     with jax.enable_x64(dtype is np.float64):
         x, no = jnp.ones((4, 2), dtype), jnp.zeros((4, 2), bool)
-        statistics = trpo.RunningStatistics.zeros((2,), dtype).merge(x, jnp.ones(4, dtype))
-        everything = (
-            trpo.gae(x, x, x, no, no, 0.99, 0.95),
-            trpo.standardise(x, x / 8),
-            statistics,
-            statistics.normalise(x, 10.0),
-            trpo.mlp(jax.random.key(0), (2, 3, 1), dtype=dtype)(x),
-            trpo.conjugate_gradient(lambda v: 2 * v, x, 3),
-        )
-        assert floating(everything) == {np.dtype(dtype)}
+        network = trpo.mlp(jax.random.key(0), (2, 3, 1), dtype=dtype)
+        empty = trpo.RunningStatistics.zeros((2,), dtype)
+
+        def everything(x: jax.Array) -> Any:
+            statistics = empty.merge(x, jnp.ones(4, dtype))
+            return (
+                trpo.gae(x, x, x, no, no, 0.99, 0.95),
+                trpo.standardise(x, x / 8),
+                statistics,
+                statistics.normalise(x, 10.0),
+                network(x),
+                trpo.conjugate_gradient(lambda v: 2 * v, x, 3),
+            )
+
+        assert floating((network, jax.eval_shape(everything, x))) == {np.dtype(dtype)}

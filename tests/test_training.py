@@ -33,10 +33,10 @@ from trpo.value_fitting import predict
 TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 
 
-def configure(env: str, iterations: int = 4, **changes: Any) -> trpo.Config:
+def configure(env_id: str, iterations: int = 4, **changes: Any) -> trpo.Config:
     """Small networks: what is tested here does not depend on their size, and they compile quickly."""
     small: dict[str, Any] = {
-        "env": trpo.EnvConfig(env, count=4),
+        "env": trpo.EnvConfig(env_id, count=4),
         "fragment": 8,
         "policy": trpo.PolicyConfig(hidden=()),
         "value": trpo.ValueConfig(hidden=(), minibatch=16),
@@ -62,7 +62,7 @@ def bits(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-# ---------------------------------------------------------------- the probes
+# ---------------------------------------------------------------- probes with a choice (for V, see test_learner.py)
 
 
 def solve(env: str) -> tuple[Callable[[float], Any], Callable[[float], float]]:
@@ -113,15 +113,6 @@ def test_probe_continuous() -> None:
         variance = float(np.exp(2 * p.log_std[0]))
         assert variance < 0.6**2 / 4
         assert value(s) == pytest.approx(-variance, abs=0.05)
-
-
-@pytest.mark.parametrize("env", ["probe:constant", "probe:delayed", "probe:endless", "probe:observation"])
-def test_probes_without_a_choice_leave_exploration_alone(env: str) -> None:
-    """Nothing can be gained by any action; the values themselves are tested in test_learner.py."""
-    policy, value = solve(env)
-    answer = {"probe:constant": 1.0, "probe:delayed": 0.9, "probe:endless": 10.0, "probe:observation": -1.0}[env]
-    assert value(-1.0 if env == "probe:observation" else 0.0) == pytest.approx(answer, rel=0.05)
-    assert np.exp(policy(0.0).log_prob(np.array(1))) == pytest.approx(0.5, abs=0.35)
 
 
 # ---------------------------------------------------------------- the same again
@@ -332,7 +323,7 @@ def outcome(changes: dict[str, Any]) -> Any:
 
 
 def test_every_setting_has_an_entry() -> None:
-    assert settings(trpo.Config()) == list(ALTERNATIVES)
+    assert sorted(settings(trpo.Config())) == sorted(ALTERNATIVES)
 
 
 @pytest.mark.parametrize("name", [name for name, value in ALTERNATIVES.items() if value is not ELSEWHERE])
@@ -501,8 +492,8 @@ def test_environments_that_are_handed_in_stay_open_and_must_be_as_many_as_config
 
 # ---------------------------------------------------------------- metrics
 
-PROMISED = """iteration steps seconds steps_per_second episode_return episode_length result surrogate_gain predicted_gain
-    mean_kl max_kl max_state_kl cg_iterations cg_residual backtracks step_fraction entropy explained_variance"""
+PROMISED = """iteration steps seconds steps_per_second episode_return episode_length result surrogate_gain
+    predicted_gain mean_kl max_kl max_state_kl cg_iterations cg_residual backtracks step_fraction entropy explained_variance"""
 
 
 def test_metrics_have_what_the_design_promises() -> None:

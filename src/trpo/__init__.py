@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trpo.distributions import MultiCategorical as MultiCategorical
     from trpo.envs import EnvironmentFailure as EnvironmentFailure
     from trpo.envs import make_envs as make_envs
+    from trpo.evaluation import EvaluationResult as EvaluationResult
     from trpo.evaluation import evaluate as evaluate
     from trpo.fisher import fisher_vp as fisher_vp
     from trpo.linear_solve import CGInfo as CGInfo
@@ -70,7 +71,7 @@ _PUBLIC = {
     "agent": ("Agent",),
     "config": ("Config", "EnvConfig", "PolicyConfig", "RuleConfig", "ValueConfig"),
     "envs": ("EnvironmentFailure", "make_envs"),
-    "evaluation": ("evaluate",),
+    "evaluation": ("EvaluationResult", "evaluate"),
     "training": ("NonFiniteBatchError", "TrainingState", "iterations", "make_agent"),
     "distributions": ("Bernoulli", "Categorical", "DiagGaussian", "Distribution", "MultiCategorical"),
     "fisher": ("fisher_vp",),

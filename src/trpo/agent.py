@@ -6,7 +6,6 @@ import dataclasses
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,6 @@ from trpo.networks import (
     as_function,
     mlp,
 )
-from trpo.problem import PolicyFunction
 from trpo.rollout import Actor, HostPolicy
 from trpo.running_statistics import RunningStatistics
 from trpo.value_fitting import ValueState
@@ -66,27 +64,34 @@ class Agent:
 
     spec: EnvSpec
     config: Config
-    policy: PolicyFunction
+    policy: ModuleFunction
     value: ModuleFunction
     learner: Learner
+    rule: Any
+    """The update rule: that of ``config.rule``, or one of your own."""
     env: Any = None
     """The environment id or function it was made for; None means ``spec.id``."""
 
     @classmethod
-    def create(cls, spec: EnvSpec, config: Config, policy: Any = None, env: Any = None) -> Agent:
-        """Make an untrained agent; ``policy`` may be any callable pytree that maps observations to distributions."""
+    def create(cls, spec: EnvSpec, config: Config, policy: Any = None, env: Any = None, rule: Any = None) -> Agent:
+        """Make an untrained agent.
+
+        ``policy`` may be any callable pytree that maps observations to distributions, ``rule`` anything that follows
+        :class:`~trpo.results.Rule`.
+        """
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         module = make_policy(spec, config.policy, policy_key) if policy is None else policy
         function, params = as_function(module)
         value, value_params = as_function(make_value(spec, config.value, value_key))
         dtype = jnp.result_type(float)
+        rule = config.rule.build() if rule is None else rule
         learner = Learner(
             policy=params,
-            rule=config.rule.build().init(params),
+            rule=rule.init(params),
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
             observations=RunningStatistics.zeros((spec.observation_size,), dtype),
         )
-        return cls(spec, config, function, value, learner, env)
+        return cls(spec, config, function, value, learner, rule, env)
 
     def at(self, state: Any) -> Agent:
         """Return the same agent with what ``state`` (of :func:`trpo.iterations`) has learned."""
@@ -95,8 +100,7 @@ class Agent:
     @property
     def module(self) -> Any:
         """The policy as one callable module, parameters included."""
-        static = self.policy.static if isinstance(self.policy, ModuleFunction) else None
-        return eqx.combine(self.learner.policy, static)
+        return self.policy.bind(self.learner.policy)
 
     def actor(self) -> Actor:
         """Return what acting needs, with statistics frozen."""
@@ -125,7 +129,7 @@ class Agent:
             noise = np.asarray(distribution.noise(key))
         action, _ = host(x, noise)
         result = to_env_action(self.spec.action, action, self.config.env.rescale_actions)
-        return result[0] if single else result
+        return np.asarray(result[0]) if single else result
 
     @property
     def _host_policy(self) -> HostPolicy:
@@ -136,7 +140,7 @@ class Agent:
         return cached
 
     def evaluate(self, episodes: int = 10, deterministic: bool = True, seed: int = 0) -> Any:
-        """Run whole episodes and return an :class:`~trpo.evaluation.Evaluation` (imported when used)."""
+        """Run whole episodes and return an :class:`~trpo.evaluation.EvaluationResult` (imported when used)."""
         from trpo.evaluation import evaluate
 
         return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed)

@@ -14,7 +14,7 @@ from trpo.rollout import HostPolicy
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """Undiscounted returns of raw rewards, one for each episode."""
 
     returns: tuple[float, ...]
@@ -42,7 +42,7 @@ class Evaluation:
 
 def evaluate(
     agent: Agent, env: Any = None, episodes: int = 10, deterministic: bool = True, seed: int = 0, count: int = 16
-) -> Evaluation:
+) -> EvaluationResult:
     """Run exactly ``episodes`` whole episodes with frozen statistics.
 
     Environment i runs a share of episodes that is fixed beforehand: taking whichever end first would favour short
@@ -78,4 +78,4 @@ def evaluate(
     finally:
         envs.close()
     kept = [(r[:q], n[:q]) for r, n, q in zip(returns, lengths, quota, strict=True)]
-    return Evaluation(tuple(x for r, _ in kept for x in r), tuple(x for _, n in kept for x in n))
+    return EvaluationResult(tuple(x for r, _ in kept for x in r), tuple(x for _, n in kept for x in n))

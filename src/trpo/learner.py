@@ -57,10 +57,10 @@ class Hyper(eqx.Module):
     normalise_returns: bool = eqx.field(static=True)
 
     @classmethod
-    def of(cls, config: Config) -> Hyper:
-        """Take them from a configuration."""
+    def of(cls, config: Config, rule: Any = None) -> Hyper:
+        """Take them from a configuration; ``rule`` is used instead of the configuration's."""
         return cls(
-            rule=config.rule.build(),
+            rule=config.rule.build() if rule is None else rule,
             value_fit=config.value.build(),
             discount=config.discount,
             gae_lambda=config.gae_lambda,

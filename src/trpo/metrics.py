@@ -41,6 +41,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
         except ValueError as error:
             if number == len(lines):  # no newline after it: the write was cut off
                 break
@@ -77,7 +79,7 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         # purge_step makes TensorBoard forget what was written beyond the checkpoint that a resumed run starts from.
-        self._writer = SummaryWriter(str(run), purge_step=after_step or None)
+        self._writer = SummaryWriter(str(run), purge_step=after_step + 1 if after_step else None)
 
     def write(self, metrics: Metrics) -> None:
         """Record one iteration."""

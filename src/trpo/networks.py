@@ -138,6 +138,19 @@ class ValueFunction(eqx.Module):
         return self.network(observation)[..., 0]
 
 
+class _Constant:
+    """An integer or boolean array of a module (a mask, a permutation), comparable so that jit can cache on it."""
+
+    def __init__(self, value: np.ndarray):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash((self.value.shape, self.value.dtype.str, self.value.tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and hash(self) == hash(other) and np.array_equal(self.value, other.value)
+
+
 class ModuleFunction(eqx.Module):
     """A module's call as a pure function ``f(params, x)``; equal for equal structures, so jit caches on it."""
 
@@ -149,7 +162,8 @@ class ModuleFunction(eqx.Module):
 
     def bind(self, params: Params) -> Any:
         """Return the module with ``params`` in place of its own."""
-        return eqx.combine(params, self.static)
+        constants = jax.tree.map(lambda x: x.value if isinstance(x, _Constant) else x, self.static)
+        return eqx.combine(params, constants)
 
 
 def as_function(module: Any) -> tuple[ModuleFunction, Params]:
@@ -163,7 +177,7 @@ def as_function(module: Any) -> tuple[ModuleFunction, Params]:
     (3, 2)
     """
     params, static = eqx.partition(module, eqx.is_inexact_array)
-    return ModuleFunction(static), params
+    return ModuleFunction(jax.tree.map(lambda x: _Constant(np.asarray(x)) if eqx.is_array(x) else x, static)), params
 
 
 def to_numpy(params: Params) -> Params:

@@ -70,6 +70,7 @@ def write_config(run: Path, agent: Agent, custom: bool) -> None:
         "trpo": __version__,
         "custom_policy": custom,
         "custom_env": callable(agent.env),
+        "custom_rule": agent.rule != agent.config.rule.build(),
         "spec": agent.spec.to_json(),
         "config": agent.config.to_json(),
     }
@@ -89,7 +90,9 @@ def _read_config(run: Path) -> dict[str, Any]:
     return data
 
 
-def load_run(run: str | Path, policy: Any = None, env: Any = None) -> tuple[Agent, TrainingState, list[str]]:
+def load_run(
+    run: str | Path, policy: Any = None, env: Any = None, rule: Any = None
+) -> tuple[Agent, TrainingState, list[str]]:
     """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
 
     ``policy`` and ``env`` are needed again for a policy of your own and for an environment given as a function: code
@@ -99,7 +102,9 @@ def load_run(run: str | Path, policy: Any = None, env: Any = None) -> tuple[Agen
     data = _read_config(run)
     if data["custom_policy"] and policy is None:
         raise ValueError(f"{run} was trained with a policy of its own: pass a module of the same structure as policy=…")
-    agent = Agent.create(EnvSpec.from_json(data["spec"]), Config.from_json(data["config"]), policy, env)
+    if data["custom_rule"] and rule is None:
+        raise ValueError(f"{run} was trained with a rule of its own: pass it as rule=…")
+    agent = Agent.create(EnvSpec.from_json(data["spec"]), Config.from_json(data["config"]), policy, env, rule)
     if data["custom_env"] and env is None:
         agent = dataclasses.replace(agent, env=_missing_env)
     state, problems = load_latest(run / CHECKPOINTS, agent.learner)
@@ -110,18 +115,19 @@ def _missing_env() -> Any:
     raise ValueError("this run's environment was given as a function, which is not stored: pass it as env=…")
 
 
-def load(run: str | Path, policy: Any = None, env: Any = None) -> Agent:
+def load(run: str | Path, policy: Any = None, env: Any = None, rule: Any = None) -> Agent:
     """Load the agent of a run from its newest intact checkpoint. Never executes code; needs no simulator.
 
     Args:
         run: the run's directory.
         policy: a module of the same structure, if the run was trained with a policy of your own.
         env: the function that makes the environment, if the run was given one.
+        rule: the update rule, if the run was trained with one of your own.
 
     Raises:
         ValueError: not a run, or no intact checkpoint.
     """
-    return load_run(run, policy, env)[0]
+    return load_run(run, policy, env, rule)[0]
 
 
 def train(
@@ -133,6 +139,7 @@ def train(
     config: Config | None = None,
     preset: str = AUTO,
     policy: Any = None,
+    rule: Any = None,
     quiet: bool = False,
 ) -> Agent:
     """Train an agent from the beginning, with a progress line.
@@ -145,6 +152,7 @@ def train(
         config: settings, used as they are; by default those of the preset.
         preset: name of a preset, ``auto`` (by environment id) or ``none``; only without ``config``.
         policy: a policy of your own: any callable pytree from observations to a distribution.
+        rule: an update rule of your own (see :class:`~trpo.results.Rule`), in place of the configuration's.
         quiet: show nothing.
 
     Returns:
@@ -172,7 +180,7 @@ def train(
     config = dataclasses.replace(
         config, steps=config.steps if steps is None else steps, seed=config.seed if seed is None else seed
     )
-    agent = make_agent(env, config, policy)
+    agent = make_agent(env, config, policy, rule)
     run = None
     if out is not None:
         run = Path(out)
@@ -185,11 +193,17 @@ def train(
 
 
 def resume(
-    run: str | Path, *, steps: int | None = None, policy: Any = None, env: Any = None, quiet: bool = False
+    run: str | Path,
+    *,
+    steps: int | None = None,
+    policy: Any = None,
+    env: Any = None,
+    rule: Any = None,
+    quiet: bool = False,
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
     run = Path(run)
-    agent, state, problems = load_run(run, policy, env)
+    agent, state, problems = load_run(run, policy, env, rule)
     if not quiet:
         for problem in problems:
             _say(f"{problem}; using the one before")

@@ -17,7 +17,7 @@ from trpo.config import Config
 from trpo.envs import EnvSpec, HostEnv, make_envs
 from trpo.learner import Hyper, IterationInfo, Learner, improve, refit
 from trpo.results import Result
-from trpo.rollout import HostPolicy, HostRollout, noise_of
+from trpo.rollout import Actor, HostPolicy, HostRollout, noise_of
 from trpo.rollout.host import EpisodeStatistics
 from trpo.value_fitting import ValueInfo
 
@@ -53,7 +53,7 @@ def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
     return [int(np.random.SeedSequence([seed, iteration, i]).generate_state(1)[0]) for i in range(count)]
 
 
-def make_agent(env: Any, config: Config | None = None, policy: Any = None) -> Agent:
+def make_agent(env: Any, config: Config | None = None, policy: Any = None, rule: Any = None) -> Agent:
     """Return an untrained agent for ``env``.
 
     ``env`` is an id, a function that makes a ``gymnasium.Env``, or environments made by :func:`trpo.make_envs`;
@@ -66,8 +66,8 @@ def make_agent(env: Any, config: Config | None = None, policy: Any = None) -> Ag
         envs = make_envs(env, 1, 0, config.env.rescale_actions)
         spec: EnvSpec = envs.spec
         envs.close()
-        return Agent.create(spec, config, policy, env)
-    return Agent.create(env.spec, config, policy)
+        return Agent.create(spec, config, policy, env, rule)
+    return Agent.create(env.spec, config, policy, None, rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +79,30 @@ class Compiled:
     noise: Any
 
 
+# Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
+_improve = jax.jit(improve, static_argnums=(0, 1))
+_refit = jax.jit(refit, static_argnums=0)
+
+
+@partial(jax.jit, static_argnames=("policy", "count", "observation_size", "length"))
+def _draw(
+    actor: Actor, key: Any, iteration: Any, *, policy: Any, count: int, observation_size: int, length: int
+) -> Any:
+    return noise_of(policy, actor, count, observation_size, length, jax.random.fold_in(key, iteration))
+
+
 def compile_iteration(agent: Agent, config: Config) -> Compiled:
     """Return the jitted functions; each is compiled once, at its first call."""
-    draw = partial(
-        noise_of, agent.policy, count=config.env.count, observation_size=agent.spec.observation_size,
-        length=config.fragment,
-    )  # fmt: skip
     return Compiled(
-        improve=jax.jit(partial(improve, agent.policy, agent.value)),
-        refit=jax.jit(partial(refit, agent.value)),
-        noise=jax.jit(lambda actor, key, iteration: draw(actor, key=jax.random.fold_in(key, iteration))),
+        improve=partial(_improve, agent.policy, agent.value),
+        refit=partial(_refit, agent.value),
+        noise=partial(
+            _draw,
+            policy=agent.policy,
+            count=config.env.count,
+            observation_size=agent.spec.observation_size,
+            length=config.fragment,
+        ),
     )
 
 
@@ -138,7 +152,7 @@ class _Loop:
             raise ValueError(f"env.count={config.env.count}, but {envs.count} environments were handed in")
         self.agent, self.config, self.state = agent, config, state
         self.key = jax.random.key(config.seed)
-        self.hyper = Hyper.of(config)
+        self.hyper = Hyper.of(config, agent.rule)
         self.compiled = compile_iteration(agent, config)
         self.rollout = HostRollout(envs, env_seeds(config.seed, state.iteration, envs.count))
         if state.episodes is not None:

@@ -212,8 +212,8 @@ def fit_value(
     present = (batch.weight > 0).astype(batch.weight.dtype)
     returns = state.returns.merge(batch.target, present) if normalise else state.returns
     after = ValueState(state.params, state.optimiser, returns)
-    # The network's outputs mean V / scale. When the scale moves, V must not: rescale the last layer's output by
-    # training on targets in the new unit; the running deviation changes slowly enough for the fit to follow.
+    # The network's outputs mean V / scale, so V moves a little with the scale until this fit, on targets in the new
+    # unit, catches up; the running deviation changes slowly.
     scaled = ValueBatch(
         jnp.where((batch.weight > 0)[:, None], batch.observation, 0),
         jnp.where(batch.weight > 0, batch.target, 0) / (after.scale if normalise else 1.0),
