@@ -64,6 +64,9 @@ class RuleConfig:
     backtrack_ratio: float = 0.8
     """Factor between trials of the line search."""
     max_backtracks: int = 10
+    """Trials after the first."""
+    use_measured_kl: bool = False
+    """TRPO: shrink a step whose KL is too large by what the measured KL says, not by the fixed factor."""
     initial_coefficient: float = 10.0
     """Penalty: first price of a nat of KL."""
     inner_steps: int = 3

@@ -21,6 +21,29 @@ from trpo.types import AnyArray, Params, namespace, per_element
 Activation = Literal["tanh", "relu"]
 
 
+@jax.custom_jvp
+def _tanh(x: Array) -> Array:
+    """Tanh whose tangent is t (1 − y²): one factor to keep and to multiply by, where JAX's own rule has two.
+
+    The factor is read in every Fisher product, so this shortens a whole update by several per cent.
+    """
+    return jnp.tanh(x)
+
+
+@_tanh.defjvp
+def _tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (t,) = primals, tangents
+    y = _tanh(x)
+    return y, t * (1 - y * y)
+
+
+def _activate(kind: Activation, x: Any) -> Any:
+    xp = namespace(x)
+    if kind == "relu":
+        return xp.maximum(x, 0)
+    return np.tanh(x) if xp is np else _tanh(x)
+
+
 class MLP(eqx.Module):
     """x ↦ W_L φ(… φ(x W_1 + b_1) …) + b_L, with tanh or ReLU between layers.
 
@@ -33,12 +56,11 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Any) -> Any:
         """Apply the layers to the last axis of ``x``."""
-        xp = namespace(self.weights[0])
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + per_element(bias, x.ndim)
             if i < last:
-                x = xp.tanh(x) if self.activation == "tanh" else xp.maximum(x, 0)
+                x = _activate(self.activation, x)
         return x
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions._kl import relative_entropy_terms
@@ -14,7 +15,12 @@ from trpo.types import AnyArray, namespace
 def log_softmax(logits: Float[AnyArray, "*batch k"]) -> Float[AnyArray, "*batch k"]:
     """Return logits − log Σ exp(logits) over the last axis, for NumPy and JAX arrays alike."""
     xp = namespace(logits)
-    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    largest = xp.max(logits, axis=-1, keepdims=True)
+    if not isinstance(largest, np.ndarray):
+        # Its gradient cancels. Not taking it matters: a compiler may compute the logits once more, rounded differently,
+        # to see which of them is the largest; then none is, and the gradient is 0/0.
+        largest = jax.lax.stop_gradient(largest)
+    shifted = logits - largest
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 

@@ -44,6 +44,8 @@ class TRPO(eqx.Module):
     backtrack_ratio: float | Scalar = 0.8
     """ρ, the factor between trials."""
     max_backtracks: int = eqx.field(static=True, default=10)
+    use_measured_kl: bool = eqx.field(static=True, default=False)
+    """Shrink a step whose KL is too large to where its measured KL says the boundary is, not by ρ."""
 
     def __check_init__(self) -> None:
         check("max_kl", self.max_kl, 0, math.inf, "0.01 is the paper's value")
@@ -73,6 +75,7 @@ class TRPO(eqx.Module):
             start,
             self.backtrack_ratio,
             jnp.where(usable, self.max_backtracks, 0),
+            self.use_measured_kl,
         )
         result = jnp.where(search.finite, Result.NO_IMPROVEMENT, Result.NONFINITE_TRIAL)
         result = jnp.where(search.accepted, Result.ACCEPTED, result)
