@@ -488,7 +488,6 @@ ANSWERS: dict[str, dict[float, float]] = {
 FITS = {
     "adam": trpo.ValueConfig(hidden=(16,), learning_rate=0.01, minibatch=32),
     "gauss-newton": trpo.ValueConfig(hidden=(16,), method="gauss-newton"),
-    "raw returns": trpo.ValueConfig(hidden=(16,), learning_rate=0.03, minibatch=0, normalise_returns=False),
 }
 
 

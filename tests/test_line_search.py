@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ import trpo
 MAX_BACKTRACKS = 6
 
 
-@jax.jit
-def search(table: dict, params: jax.Array, step: jax.Array, max_kl: jax.Array, ratio: jax.Array) -> tuple:
+@partial(jax.jit, static_argnames="options")
+def search(
+    table: dict, params: jax.Array, step: jax.Array, max_kl: jax.Array, ratio: jax.Array, options: tuple = ()
+) -> tuple:
     """Line search on L = a·u + b·u², D̄ = c·u² + d·|u|³ with u = Σ (θ − θ₀), made non-finite beyond |u| = ``edge``."""
 
     def evaluate(theta: jax.Array) -> trpo.Evaluation:
@@ -28,7 +31,7 @@ def search(table: dict, params: jax.Array, step: jax.Array, max_kl: jax.Array, r
         return trpo.Evaluation(surrogate, jnp.where(beyond, table["kl_beyond"], kl), 2 * kl, u)
 
     start = evaluate(params)
-    new, info = trpo.line_search(evaluate, params, step, max_kl, start, ratio, MAX_BACKTRACKS)
+    new, info = trpo.line_search(evaluate, params, step, max_kl, start, ratio, MAX_BACKTRACKS, **dict(options))
     trials = jax.vmap(lambda j: evaluate(params + ratio**j * step))(jnp.arange(MAX_BACKTRACKS + 1))
     return new, info, start, trials, evaluate(new)
 
@@ -38,9 +41,8 @@ size = st.floats(2.0**-10, 8, width=32)
 ends = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e30])
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    table=st.fixed_dictionaries(
+inputs = {
+    "table": st.fixed_dictionaries(
         {
             "start": number,
             "a": number,
@@ -52,10 +54,15 @@ ends = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e30])
             "kl_beyond": ends,
         }
     ),
-    step=st.floats(-4, 4, width=32),
-    max_kl=st.floats(2.0**-16, 1, width=32),
-    ratio=st.sampled_from([0.5, 0.8]),
-)
+    "step": st.floats(-4, 4, width=32),
+    "max_kl": st.floats(2.0**-16, 1, width=32),
+    "ratio": st.sampled_from([0.5, 0.8]),
+}
+examples = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+@examples
+@given(**inputs)
 def test_the_first_acceptable_trial_or_nothing(table: dict, step: float, max_kl: float, ratio: float) -> None:
     table = {k: np.float32(v) for k, v in table.items()}
     params = np.array([0.1, -0.7, 1e-12], np.float32)
@@ -84,6 +91,28 @@ def test_the_first_acceptable_trial_or_nothing(table: dict, step: float, max_kl:
         clear = good & (gains > 1e-5) & (np.asarray(trials.mean_kl) < max_kl * (1 - 1e-4))
         edge = np.abs(np.abs(ratio ** np.arange(MAX_BACKTRACKS + 1) * step) - table["edge"]) < 1e-4
         assert not (clear & ~edge).any()
+
+
+@examples
+@given(**inputs)
+def test_shrinking_by_the_measured_kl_keeps_the_same_promise(
+    table: dict, step: float, max_kl: float, ratio: float
+) -> None:
+    """PITFALLS row 6: which trials are made is free, what may be accepted is not."""
+    table = {k: np.float32(v) for k, v in table.items()}
+    params = np.array([0.1, -0.7, 1e-12], np.float32)
+    steps = np.array([step / 2, step / 4, step / 4], np.float32)
+    options = (("use_measured_kl", True),)
+    new, info, start, _, there = search(table, params, steps, np.float32(max_kl), np.float32(ratio), options)
+    if info.accepted:
+        assert there.surrogate > start.surrogate
+        assert there.mean_kl <= np.float32(max_kl)
+        np.testing.assert_allclose(new, params + np.asarray(info.fraction) * steps, rtol=1e-5, atol=1e-6)
+        assert info.backtracks <= MAX_BACKTRACKS
+    else:
+        np.testing.assert_array_equal(np.asarray(new).view(np.int32), params.view(np.int32))
+        assert info.fraction == 0
+        assert info.backtracks == MAX_BACKTRACKS + 1
 
 
 def exact(surrogate: float, kl: float) -> trpo.Evaluation:

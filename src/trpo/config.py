@@ -233,8 +233,10 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         _require(value in typing.get_args(hint), name, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
         return value
     if origin is tuple:
-        _require(isinstance(value, list | tuple), name, value, "a list of integers")
-        return tuple(int(x) for x in value)
+        _require(
+            isinstance(value, list | tuple) and all(type(x) is int for x in value), name, value, "a list of integers"
+        )
+        return tuple(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, types.UnionType) or not isinstance(hint, type):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import equinox as eqx
@@ -95,7 +96,7 @@ def describe(
 
 def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:
     """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, int | float):
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, numbers.Real):
         return
     inside = low < value < high if strict else low <= value <= high
     if not inside:

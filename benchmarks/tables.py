@@ -1,0 +1,138 @@
+"""Write ``docs/results.md`` from the result files below ``benchmarks/results``, so that no number is typed by hand.
+
+Usage: ``python -m benchmarks.tables``
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+BARS = {
+    "CartPole-v1:100000": "≥ 475, each seed",
+    "Pendulum-v1:200000": "≥ −250, each seed",
+    "Hopper-v5:300000": "≥ 1800, mean",
+    "HalfCheetah-v5:500000": "≥ 3000, mean",
+}
+VARIANTS = {
+    "default": "defaults: 1 update, Adam fit, fixed backtracking",
+    "u2": "2 updates a batch (`--updates-per-batch 2`)",
+    "u4": "4 updates a batch (`--updates-per-batch 4`)",
+    "gn": "Gauss–Newton value fit (`--value.method gauss-newton`)",
+    "kl": "search by measured KL (`--rule.use-measured-kl`)",
+}
+
+
+def learning(folder: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return result records by task and variant, in order of seed."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted((RESULTS / folder).glob("*/*.json")):
+        record = json.loads(path.read_text())
+        found[record["task"]][record["variant"]].append(record)
+    for variants in found.values():
+        for records in variants.values():
+            records.sort(key=lambda record: record["seed"])
+    return found
+
+
+def _returns(records: list[dict[str, Any]], how: str) -> list[float]:
+    return [record[how]["mean_return"] for record in records]
+
+
+def _spread(values: list[float]) -> str:
+    return " / ".join(f"{value:.0f}" for value in values)
+
+
+def _acceptance() -> list[str]:
+    lines = [
+        "## Learning",
+        "",
+        "Trained with the presets that `trpo train` applies by itself; 20 episodes at the end. Return of every seed",
+        "(0, 1, 2), deterministic and stochastic, and the largest mean KL of any iteration against δ.",
+        "",
+        "| task | steps | deterministic, by seed | mean | stochastic, by seed | largest mean KL | δ | wanted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task, variants in learning("learning").items():
+        records = variants["default"]
+        env, _, steps = task.partition(":")
+        deterministic = _returns(records, "deterministic")
+        lines.append(
+            f"| {env} | {int(steps):,} | {_spread(deterministic)} | **{statistics.mean(deterministic):.0f}** | "
+            f"{_spread(_returns(records, 'stochastic'))} | {max(r['largest_mean_kl'] for r in records):.5f} | "
+            f"{records[0]['config']['rule']['max_kl']} | {BARS.get(task, '')} |"
+        )
+    command = "python -m benchmarks.learning --tasks " + " ".join(BARS)
+    return [*lines, "", f"Command: `{command}`.", ""]
+
+
+def _trials() -> list[str]:
+    lines = [
+        "## Trials behind the defaults",
+        "",
+        "One change at a time, seeds 0–2, deterministic return of 20 episodes at the end. Three seeds show large effects",
+        "only; ties keep the simpler setting.",
+        "",
+        "| variant | " + " | ".join(f"{task.replace(':', ', ')} steps, by seed | mean" for task in _trial_tasks()) + " |",
+        "|---|" + "---|---|" * len(_trial_tasks()),
+    ]
+    found = learning("trials")
+    for name, description in VARIANTS.items():
+        cells = []
+        for task in _trial_tasks():
+            values = _returns(found[task][name], "deterministic")
+            cells += [_spread(values), f"{statistics.mean(values):.0f}"] if values else ["–", "–"]
+        lines.append(f"| {description} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _trial_tasks() -> list[str]:
+    return sorted(learning("trials"), reverse=True)
+
+
+def _figure(row: dict[str, Any]) -> str:
+    return f"{row['median']:.2f} ({row['min']:.2f}–{row['max']:.2f})"
+
+
+def _speed() -> list[str]:
+    path = RESULTS / "speed.json"
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text())
+    lines = [
+        "## Speed of the policy update",
+        "",
+        "The same batch, network, joint δ, damping and conjugate-gradient iterations for all, taking turns in one run;",
+        "ratio of times, median (smallest–largest). Command: `python -m benchmarks.speed`.",
+        "",
+        "| case | against | times faster | target | met |",
+        "|---|---|---|---|---|",
+    ]
+    for row in data["updates"]:
+        for name, contender in row["contenders"].items():
+            if "ratio" in contender:
+                met = "yes" if contender["met"] else "no"
+                ratio = _figure(contender["ratio"])
+                lines.append(f"| {row['case']} | {name} | {ratio} | ≥ {contender['target']:g} | {met} |")
+    return [*lines, ""]
+
+
+def page() -> str:
+    """Return the page's text."""
+    head = [
+        "# Results",
+        "",
+        "Written by `python -m benchmarks.tables` from the files below `benchmarks/results/`; don't edit.",
+        "",
+    ]
+    return "\n".join([*head, *_acceptance(), *_trials(), *_speed()])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE.name, "written")

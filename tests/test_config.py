@@ -1,0 +1,207 @@
+"""Settings: mistakes are answered with the argument, its value, what is allowed and the cure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import trpo
+from trpo.config import merge
+
+NAN, INF = math.nan, math.inf
+
+MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
+    (lambda: trpo.EnvConfig(count=0), ["env.count=0", "≥ 1", "16 is usual"]),
+    (lambda: trpo.EnvConfig(count=4, workers=5), ["env.workers=5", "between 0 and env.count=4"]),
+    (lambda: trpo.EnvConfig(workers=-1), ["env.workers=-1", "between 0"]),
+    (lambda: trpo.Config(steps=0), ["steps=0", "≥ 1"]),
+    (lambda: trpo.Config(seed=-1), ["seed=-1", "between 0 and 2³²"]),
+    (lambda: trpo.Config(seed=2**32), ["seed=4294967296", "2³²"]),
+    (lambda: trpo.Config(fragment=0), ["fragment=0", "≥ 1", "64 is usual"]),
+    (lambda: trpo.Config(discount=1.01), ["discount=1.01", "[0, 1]", "0.99 is usual"]),
+    (lambda: trpo.Config(discount=NAN), ["discount=nan", "[0, 1]"]),
+    (lambda: trpo.Config(gae_lambda=-0.1), ["gae_lambda=-0.1", "[0, 1]", "0.95 is usual"]),
+    (lambda: trpo.Config(updates_per_batch=0), ["updates_per_batch=0", "≥ 1"]),
+    (lambda: trpo.Config(fisher_subsample=0), ["fisher_subsample=0", "≥ 1", "10"]),
+    (lambda: trpo.Config(observation_clip=0.0), ["observation_clip=0.0", "> 0", "10 is usual"]),
+    (lambda: trpo.Config(observation_clip=NAN), ["observation_clip=nan"]),
+    (lambda: trpo.Config(checkpoint_every=0), ["checkpoint_every=0", "50 is usual"]),
+    (lambda: trpo.Config(keep_checkpoints=0), ["keep_checkpoints=0", "3 is usual"]),
+    (lambda: trpo.PolicyConfig(hidden=(64, 0)), ["policy.hidden=(64, 0)", "64 64"]),
+    (lambda: trpo.PolicyConfig(initial_std=0.0), ["policy.initial_std=0.0", "> 0", "0.6 is usual"]),
+    (lambda: trpo.PolicyConfig(initial_std=NAN), ["policy.initial_std=nan"]),
+    (lambda: trpo.PolicyConfig(last_layer_scale=-1.0), ["policy.last_layer_scale=-1.0", "0.01 is usual"]),
+    (lambda: trpo.ValueConfig(hidden=(-1,)), ["value.hidden=(-1,)"]),
+    (lambda: trpo.ValueConfig(max_change=0.0), ["value.max_change=0.0", "> 0", "0.1 is usual"]),
+    (lambda: trpo.Config(value=trpo.ValueConfig(learning_rate=0.0)), ["value.learning_rate=0.0", "1e-3 is usual"]),
+    (lambda: trpo.Config(value=trpo.ValueConfig(epochs=0)), ["value.epochs=0", "10 is usual"]),
+    (lambda: trpo.Config(value=trpo.ValueConfig(minibatch=-1)), ["value.minibatch=-1", "128 is usual"]),
+    (
+        lambda: trpo.Config(value=trpo.ValueConfig(method="gauss-newton", steps=0)),
+        ["value.steps=0", "≥ 1"],
+    ),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(max_kl=0.0)), ["max_kl=0.0", "(0, ∞)", "0.01"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(max_kl=NAN)), ["max_kl=nan"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(damping=-0.1)), ["damping=-0.1", "[0, ∞]", "0.1 is usual"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(cg_iterations=0)), ["cg_iterations=0", "10"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(cg_tolerance=2.0)), ["cg_tolerance=2.0", "[0, 1]"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(backtrack_ratio=1.0)), ["backtrack_ratio=1.0", "(0, 1)", "0.8"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(max_backtracks=-1)), ["max_backtracks=-1", "10 is usual"]),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), MISTAKES, ids=lambda x: x[0] if isinstance(x, list) else "")
+def test_a_mistake_is_named_with_what_is_allowed(make: Callable[[], Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is checked below
+        make()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_choices_are_checked_without_a_type_checker() -> None:
+    """In a process of its own: here, the annotations themselves are enforced before the code runs."""
+    program = """
+        import trpo
+        makers = [
+            lambda: trpo.Config(on_nonfinite="ignore"), lambda: trpo.PolicyConfig(activation="gelu"),
+            lambda: trpo.ValueConfig(activation="gelu"), lambda: trpo.ValueConfig(method="sgd"),
+            lambda: trpo.RuleConfig(name="ppo"),
+        ]
+        for make in makers:
+            try:
+                make()
+            except ValueError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "on_nonfinite='ignore': must be one of stop, continue",
+        "policy.activation='gelu': must be one of tanh, relu",
+        "value.activation='gelu': must be one of tanh, relu",
+        "value.method='sgd': must be one of adam, gauss-newton",
+        "rule.name='ppo': must be one of trpo, natural-gradient, penalty",
+    ]
+
+
+UNUSED = [
+    ("trpo", {"initial_coefficient": 3.0}),
+    ("trpo", {"inner_steps": 5}),
+    ("natural-gradient", {"backtrack_ratio": 0.5}),
+    ("natural-gradient", {"max_backtracks": 5}),
+    ("natural-gradient", {"inner_steps": 5}),
+]
+
+
+@pytest.mark.parametrize(("rule", "field"), UNUSED, ids=str)
+def test_settings_that_the_rule_does_not_have_are_refused(rule: str, field: dict[str, Any]) -> None:
+    """Row 22: an option that would do nothing is a mistake."""
+    ((name, value),) = field.items()
+    with pytest.raises(ValueError, match=rf"rule\.{name}={value!r}: rule '{rule}' does not use it"):
+        trpo.Config(rule=trpo.RuleConfig(rule, **field))
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("adam", {"steps": 3}),
+        ("adam", {"max_change": 0.2}),
+        ("gauss-newton", {"learning_rate": 0.1}),
+        ("gauss-newton", {"epochs": 3}),
+        ("gauss-newton", {"minibatch": 64}),
+    ],
+    ids=str,
+)
+def test_settings_that_the_value_fit_does_not_have_are_refused(method: str, field: dict[str, Any]) -> None:
+    ((name, value),) = field.items()
+    with pytest.raises(ValueError, match=rf"value\.{name}={value!r}: method '{method}' does not use it"):
+        trpo.Config(value=trpo.ValueConfig(method=method, **field))
+
+
+@pytest.mark.parametrize("rule", ["trpo", "natural-gradient", "penalty"])
+def test_every_rule_is_built_with_its_settings(rule: str) -> None:
+    built = trpo.RuleConfig(rule, max_kl=0.02, damping=0.2, cg_iterations=7, cg_tolerance=1e-3).build()
+    assert (built.max_kl, built.damping, built.cg_iterations, built.cg_tolerance) == (0.02, 0.2, 7, 1e-3)
+    kinds = {"trpo": trpo.TRPO, "natural-gradient": trpo.NaturalGradient, "penalty": trpo.Penalty}
+    assert type(built) is kinds[rule]
+
+
+def test_defaults_are_the_paper_s() -> None:
+    config = trpo.Config()
+    assert (config.rule.name, config.rule.max_kl, config.rule.cg_iterations) == ("trpo", 0.01, 10)
+    assert config.batch == config.env.count * config.fragment
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_json_round_trip() -> None:
+    config = trpo.Config(
+        env=trpo.EnvConfig("Pendulum-v1", count=3, workers=2, rescale_actions=False),
+        seed=7,
+        rule=trpo.RuleConfig("penalty", inner_steps=2),
+        policy=trpo.PolicyConfig(hidden=(), state_dependent_std=True),
+        value=trpo.ValueConfig(hidden=(3, 4), method="gauss-newton", max_change=0.5),
+        on_nonfinite="continue",
+        discount=1,
+    )
+    for each in (config, trpo.Config()):
+        read = trpo.Config.from_json(json.loads(json.dumps(each.to_json(), allow_nan=False)))
+        assert read == each
+        assert hash(read) == hash(each)
+
+
+def test_missing_settings_have_their_defaults() -> None:
+    assert trpo.Config.from_json({}) == trpo.Config()
+    read = trpo.Config.from_json({"rule": {"max_kl": 0.5}})
+    assert read == trpo.Config(rule=trpo.RuleConfig(max_kl=0.5))
+
+
+def test_merging_changes_only_what_is_named() -> None:
+    config = trpo.Config(seed=3, rule=trpo.RuleConfig(damping=0.5))
+    assert merge(config, {"rule": {"max_kl": 0.5}, "steps": 9}) == dataclasses.replace(
+        config, steps=9, rule=trpo.RuleConfig(damping=0.5, max_kl=0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"discont": 0.9}, ["discont", "did you mean discount?"]),
+        ({"rule": {"maxkl": 0.9}}, ["rule.maxkl", "did you mean rule.max_kl?"]),
+        ({"value": {"qqq": 1}}, ["value.qqq", "known are", "learning_rate"]),
+        ({"rule": 3}, ["rule=3", "a group of settings"]),
+        ({"steps": 1.5}, ["steps=1.5", "of type int"]),
+        ({"steps": True}, ["steps=True", "of type int"]),
+        ({"discount": "0.9"}, ["discount='0.9'", "of type float"]),
+        ({"normalise_observations": 1}, ["normalise_observations=1", "of type bool"]),
+        ({"env": {"id": 3}}, ["env.id=3", "of type str"]),
+        ({"policy": {"hidden": 64}}, ["policy.hidden=64", "a list of integers"]),
+        ({"policy": {"hidden": [64.5]}}, ["policy.hidden=[64.5]", "a list of integers"]),
+        ({"policy": {"hidden": ["wide"]}}, ["policy.hidden=['wide']", "a list of integers"]),
+        ({"policy": {"activation": "gelu"}}, ["policy.activation='gelu'", "tanh, relu"]),
+        ({"discount": 2}, ["discount=2.0", "[0, 1]"]),
+    ],
+    ids=str,
+)
+def test_mistakes_in_a_file(data: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is checked below
+        trpo.Config.from_json(data)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_whole_number_is_a_float_and_a_list_a_tuple() -> None:
+    read = trpo.Config.from_json({"discount": 1, "policy": {"hidden": [8, 8]}})
+    assert read.discount == 1.0
+    assert isinstance(read.discount, float)
+    assert read.policy.hidden == (8, 8)

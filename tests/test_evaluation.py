@@ -1,0 +1,241 @@
+"""Evaluation and acting: whole episodes, fair shares, shapes that an environment accepts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import trpo
+from trpo.agent import Agent
+from trpo.envs import EnvSpec
+from trpo.envs.spaces import action_spec
+
+SMALL: dict[str, Any] = {
+    "policy": trpo.PolicyConfig(hidden=(4,), last_layer_scale=1.0),
+    "value": trpo.ValueConfig(hidden=(4,)),
+}
+
+
+class Counter(gym.Env):
+    """The k-th environment made has episodes of length 1 (k even) or 20 (k odd); the return is the length."""
+
+    made = 0
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.length = 20 if type(self).made % 2 else 1
+        type(self).made += 1
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.low, {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return self.observation_space.low, 1.0, self.steps == self.length, False, {}
+
+
+def agent_in(env: Any, **changes: Any) -> Agent:
+    return trpo.make_agent(env, trpo.Config(**(SMALL | changes)))
+
+
+def test_shares_are_fixed_beforehand_so_short_episodes_are_not_favoured() -> None:
+    """Whichever ten ended first would be nearly all of length 1."""
+    agent = agent_in(Counter)
+    Counter.made = 0
+    result = trpo.evaluate(agent, Counter, episodes=10, count=4)
+    assert result.lengths == (1, 1, 1, 20, 20, 20, 1, 1, 20, 20)  # 3 + 3 + 2 + 2
+    assert result.returns == tuple(map(float, result.lengths))
+    assert result.mean_return == pytest.approx(np.mean(result.lengths))
+    assert result.std_return == pytest.approx(np.std(result.lengths))
+
+
+@pytest.mark.parametrize(("episodes", "count"), [(1, 16), (5, 16), (7, 3), (6, 3), (3, 1)])
+def test_exactly_as_many_episodes_as_asked_for(episodes: int, count: int) -> None:
+    result = trpo.evaluate(agent_in("probe:endless"), episodes=episodes, count=count)
+    assert result.returns == (10.0,) * episodes
+    assert result.lengths == (10,) * episodes
+    assert set(result.to_json()) == {"mean_return", "std_return", "returns", "lengths"}
+
+
+def test_no_episodes_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"episodes=0: must be ≥ 1"):
+        agent_in("probe:endless").evaluate(episodes=0)
+
+
+def test_deterministic_takes_the_mode_and_stochastic_samples() -> None:
+    agent = agent_in("probe:action")
+    mode = int(agent.act([0.0]))
+    sure = agent.evaluate(episodes=40)
+    assert set(sure.returns) == {2.0 * mode - 1.0}
+    mixed = agent.evaluate(episodes=40, deterministic=False)
+    assert set(mixed.returns) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_seeds_reproduce_and_matter(deterministic: bool) -> None:
+    agent = agent_in("Pendulum-v1")
+    runs = [agent.evaluate(episodes=2, seed=seed, deterministic=deterministic) for seed in (3, 3, 4)]
+    assert runs[0] == runs[1]
+    assert set(runs[0].returns).isdisjoint(runs[2].returns)
+    assert len(set(runs[0].returns)) == 2  # each environment has a seed of its own
+
+
+def test_evaluation_equals_stepping_by_hand() -> None:
+    """Its first episode, with ``act`` and a plain environment."""
+    agent = agent_in("Pendulum-v1")
+    seed = int(np.random.SeedSequence([5, 0xE7A1]).generate_state(1)[0])
+    env = gym.make("Pendulum-v1")
+    seen, _ = env.reset(seed=seed)
+    total, done = 0.0, False
+    while not done:
+        seen, reward, terminated, truncated, _ = env.step(agent.act(seen))
+        total, done = total + reward, terminated or truncated
+    env.close()
+    assert agent.evaluate(episodes=1, seed=5).mean_return == pytest.approx(total, rel=1e-4)
+
+
+def test_evaluation_leaves_the_agent_as_it_was() -> None:
+    agent = agent_in("Pendulum-v1")
+    before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(agent.learner)]
+    first = agent.act(np.ones(3))
+    agent.evaluate(episodes=2, deterministic=False)
+    assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(agent.learner)] == before
+    np.testing.assert_array_equal(agent.act(np.ones(3)), first)
+
+
+def test_invalid_steps_do_not_count() -> None:
+    """EnvPool's CartPole with a policy that always pushes one way: eight to eleven steps, each worth 1."""
+    pytest.importorskip("envpool")
+    agent = agent_in("envpool:CartPole-v1")
+    agent = push(agent)
+    result = agent.evaluate(episodes=20)
+    assert all(7 <= n <= 12 for n in result.lengths)
+    assert result.returns == tuple(map(float, result.lengths))
+
+
+def push(agent: Agent) -> Agent:
+    """Make the agent choose action 1 whatever it sees."""
+    zero = jax.tree.map(jnp.zeros_like, agent.learner.policy)
+    policy = eqx.tree_at(lambda p: p.network.biases[-1], zero, jnp.array([0.0, 50.0]))
+    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, policy=policy))
+
+
+# ---------------------------------------------------------------- acting
+
+ACTIONS: dict[str, gym.Space] = {
+    "discrete": spaces.Discrete(3, start=5),
+    "box": spaces.Box(-1.0, 1.0, (2,)),
+    "box-0d": spaces.Box(-1.0, 1.0, ()),
+    "box-2d": spaces.Box(0.0, 1.0, (2, 3), np.float64),
+    "integers": spaces.Box(0, 9, (2,), np.int32),
+    "multi-discrete": spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
+    "multi-binary": spaces.MultiBinary(3),
+}
+OBSERVATIONS: dict[str, tuple[int, ...]] = {
+    "vector": (4,),
+    "one": (1,),
+    "0d": (),
+    "row": (1, 4),
+    "image": (2, 3, 1),
+}
+
+
+def agent_for(observation: tuple[int, ...], action: gym.Space) -> Agent:
+    spec = EnvSpec("some", int(np.prod(observation)), action_spec(action), observation)
+    return Agent.create(spec, trpo.Config(**SMALL))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_action_is_ready_for_the_environment(action: str, deterministic: bool) -> None:
+    space = ACTIONS[action]
+    agent = agent_for((4,), space)
+    random = np.random.default_rng(0)
+    single = agent.act(random.normal(size=4), deterministic)
+    assert single.shape == space.shape
+    assert space.contains(single if single.shape else single[()])
+    batch = agent.act(random.normal(size=(5, 4)), deterministic)
+    assert batch.shape == (5, *space.shape)
+    assert batch.dtype == space.dtype
+    for each in batch:
+        assert space.contains(each)
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_one_observation_or_a_batch(observation: str) -> None:
+    shape = OBSERVATIONS[observation]
+    agent = agent_for(shape, spaces.Box(-1.0, 1.0, (2,)))
+    batch = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    together = agent.act(batch)
+    assert together.shape == (3, 2)
+    for x, expected in zip(batch, together, strict=True):
+        alone = agent.act(x)
+        assert alone.shape == (2,)
+        np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
+    assert agent.act(batch[:1]).shape == (1, 2)
+    assert agent.act(batch[0].tolist()).shape == (2,)
+    flat = batch.reshape(3, -1)  # as a flattened Dict or image comes
+    if observation not in ("0d", "row"):
+        np.testing.assert_allclose(agent.act(flat), together, rtol=1e-5, atol=1e-6)
+
+
+def test_observations_of_the_wrong_size() -> None:
+    agent = agent_for((4,), spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"shape \(3,\): must have 4 numbers"):
+        agent.act(np.zeros(3))
+
+
+def test_box_actions_are_rescaled_as_in_training() -> None:
+    space = spaces.Box(np.array([0.0, -2.0], np.float32), np.array([10.0, 2.0], np.float32))
+    agent = agent_for((4,), space)
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    raw = np.asarray(agent.module.network(jnp.clip(jnp.asarray(x), -10, 10)))
+    expected = np.clip([5, 0] + raw * [5, 2], space.low, space.high)
+    np.testing.assert_allclose(agent.act(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_seed_fixes_the_sample_and_nothing_is_carried_over() -> None:
+    agent = agent_for((4,), spaces.Box(-1.0, 1.0, (2,)))
+    x = np.ones(4)
+    first = agent.act(x, deterministic=False, seed=3)
+    agent.act(10 * x, deterministic=False)
+    np.testing.assert_array_equal(agent.act(x, deterministic=False, seed=3), first)
+    assert not np.array_equal(agent.act(x, deterministic=False, seed=4), first)
+    fresh = [agent.act(x, deterministic=False) for _ in range(2)]
+    assert not np.array_equal(*fresh)
+    np.testing.assert_array_equal(agent.act(x), agent.act(x))
+    batch = agent.act(np.ones((6, 4)), deterministic=False, seed=3)
+    assert len(np.unique(batch, axis=0)) > 1  # every row has noise of its own
+
+
+def test_trained_parameters_are_those_that_act() -> None:
+    config = trpo.Config(steps=64, fragment=16, env=trpo.EnvConfig("probe:continuous", count=4), **SMALL)
+    agent = trpo.make_agent("probe:continuous", config)
+    before = agent.act([1.0])
+    *_, (state, _) = trpo.iterations("probe:continuous", agent, config)
+    trained = agent.at(state)
+    assert trained.act([1.0]) != before
+    assert agent.act([1.0]) == before
+    mean = trained.module(state.learner.actor(config).normaliser(jnp.ones((1, 1)))).mode()
+    np.testing.assert_allclose(trained.act([1.0]), mean[0], rtol=1e-5)
+
+
+def test_evaluating_elsewhere_than_trained() -> None:
+    def made() -> gym.Env:
+        return gym.wrappers.TimeLimit(Counter(), 5)
+
+    agent = agent_in(Counter)
+    Counter.made = 1  # long episodes only
+    assert trpo.evaluate(agent, made, episodes=1).lengths == (5,)
