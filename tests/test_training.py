@@ -229,7 +229,7 @@ def test_another_run_with_other_floats_compiles_nothing() -> None:
 PENALTY = {"rule.name": "penalty"}
 BACKTRACKING = {"rule.max_kl": 5.0, "rule.damping": 1e-3}
 GAUSS_NEWTON = {"value.method": "gauss-newton", "value.minibatch": 128}
-DEEP = {"policy.hidden": (4,), "value.hidden": (4,)}
+DEEP_POLICY, DEEP_VALUE = {"policy.hidden": (4,)}, {"value.hidden": (4,)}
 ELSEWHERE = "tested elsewhere"
 
 ALTERNATIVES: dict[str, Any] = {
@@ -249,12 +249,12 @@ ALTERNATIVES: dict[str, Any] = {
     "rule.initial_coefficient": (1.0, PENALTY),
     "rule.inner_steps": (1, PENALTY),
     "policy.hidden": (4,),
-    "policy.activation": ("relu", DEEP),
+    "policy.activation": ("relu", DEEP_POLICY),
     "policy.initial_std": 0.3,
     "policy.state_dependent_std": True,
     "policy.last_layer_scale": 1.0,
     "value.hidden": (4,),
-    "value.activation": ("relu", DEEP),
+    "value.activation": ("relu", DEEP_VALUE),
     "value.method": ("gauss-newton", {"value.minibatch": 128}),
     "value.learning_rate": 0.01,
     "value.epochs": 3,

@@ -83,7 +83,7 @@ def fisher_vp(
         distributions: θ ↦ a batch of distributions, one for each state.
         params: θ_old.
         weight: one weight ≥ 0 for each state, shape ``[*batch]``; they should sum to 1. A state of weight 0
-            counts for nothing, whatever its content.
+            adds nothing, as long as its distribution is finite (:func:`sampled_problem` sees to that).
 
     >>> import jax.numpy as jnp, trpo
     >>> product = trpo.fisher_vp(lambda logits: trpo.Categorical(logits[None]), jnp.zeros(2), jnp.ones(1))

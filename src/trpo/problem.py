@@ -125,7 +125,8 @@ def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher
         params: parameters of the *sampling* policy; ratios are 1 and the KL is 0 there.
         batch: see :class:`Batch`.
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
-            gradient, and the KL that the line search enforces, always use all.
+            gradient, and the KL that the line search enforces, always use all. It flattens time and environments,
+            so it is not for policies that are unrolled over time.
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")

@@ -82,8 +82,8 @@ def _loss(apply: ValueApply, params: Params, batch: ValueBatch) -> Scalar:
 class AdamFit(eqx.Module):
     """Minimise Σ w ½(V − G)² by ``epochs`` passes of Adam over shuffled minibatches, compiled into one call.
 
-    ``minibatch`` 0 means the whole batch at once. Rows that don't fill a minibatch are left out of that pass;
-    each pass shuffles anew. The optimiser's moments carry over from one batch to the next.
+    ``minibatch`` 0, or more than half the batch, means the whole batch at once. Rows that don't fill a minibatch are
+    left out of that pass; each pass shuffles anew. The optimiser's moments carry over from one batch to the next.
     """
 
     learning_rate: float | Scalar = 1e-3
