@@ -75,10 +75,13 @@ def _trials() -> list[str]:
     lines = [
         "## Trials behind the defaults",
         "",
-        "One change at a time, seeds 0–2, deterministic return of 20 episodes at the end. Three seeds show large effects",
-        "only; ties keep the simpler setting.",
+        "One change at a time, seeds 0–2, deterministic return of 20 episodes at the end. Three seeds show large",
+        "effects only; ties keep the simpler setting. These runs are older than those above: rounding has changed",
+        "since, and with it every seed's path. Command: `python -m benchmarks.learning --variant NAME FIELD=VALUE …`.",
         "",
-        "| variant | " + " | ".join(f"{task.replace(':', ', ')} steps, by seed | mean" for task in _trial_tasks()) + " |",
+        "| variant | "
+        + " | ".join(f"{task.replace(':', ', ')} steps, by seed | mean" for task in _trial_tasks())
+        + " |",
         "|---|" + "---|---|" * len(_trial_tasks()),
     ]
     found = learning("trials")
@@ -122,6 +125,51 @@ def _speed() -> list[str]:
     return [*lines, ""]
 
 
+def _products() -> list[str]:
+    path = RESULTS / "speed.json"
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text())
+    lines = [
+        "### Fisher products, layers",
+        "",
+        "Necessary floating-point operations of a product a second, as a fraction of a large float32 matrix product in",
+        "the same run (target at 256×256: ≥ 0.5); and the time of `vmap`ped per-example layers over that of ours.",
+        "",
+        "| case | fraction of peak | vmapped/ours, forward | vmapped/ours, Fisher product |",
+        "|---|---|---|---|",
+    ]
+    layers = {row["case"]: row for row in data["layers"]}
+    for row in data["fisher_vp"]:
+        layer = layers.get(row["case"])
+        cells = [_figure(layer[part]["ratio"]) for part in ("forward", "fisher_vp")] if layer else ["–", "–"]
+        lines.append(f"| {row['case']} | {_figure(row['fraction'])} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _whole_run() -> list[str]:
+    path = RESULTS / "whole_run.json"
+    if not path.exists():
+        return []
+    lines = [
+        "## Speed of a whole run",
+        "",
+        "Training with default settings against the same environments stepped alone with random actions, in turns,",
+        "on two cores: ratio of times, median (smallest–largest); target ≤ 1.35.",
+        "Command: `python -m benchmarks.whole_run`.",
+        "",
+        "| environment | training, steps/s | simulator alone, steps/s | training / simulator |",
+        "|---|---|---|---|",
+    ]
+    for row in json.loads(path.read_text())["rows"]:
+        rate = row["steps_per_second"]
+        lines.append(
+            f"| {row['env']} | {rate['training']['median']:.0f} | {rate['simulator']['median']:.0f} | "
+            f"{_figure(row['ratio'])} |"
+        )
+    return [*lines, ""]
+
+
 def page() -> str:
     """Return the page's text."""
     head = [
@@ -130,7 +178,7 @@ def page() -> str:
         "Written by `python -m benchmarks.tables` from the files below `benchmarks/results/`; don't edit.",
         "",
     ]
-    return "\n".join([*head, *_acceptance(), *_trials(), *_speed()])
+    return "\n".join([*head, *_acceptance(), *_trials(), *_speed(), *_products(), *_whole_run()])
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def prepare(config: trpo.Config, iterations: int = 2, seed: int = 0) -> Case:
     learner, trajectory = agent.learner, None
     for k in range(iterations + 1):
         policy.load(learner.actor(config))
-        noise = compiled.noise(learner.actor(config), jax.random.key(seed), k)
+        _, noise, _ = compiled.prepare(learner.policy, learner.observations, jax.random.key(seed), k)
         trajectory = rollout.collect(policy, np.asarray(noise))
         if k < iterations:
             learner, batch, info = compiled.improve(hyper, learner, trajectory)
@@ -268,7 +268,8 @@ def test_observation_statistics_are_those_of_all_raw_observations_so_far() -> No
     learner = agent.learner
     for k in range(3):
         policy = HostPolicy(agent.policy, learner.actor(config), 3)
-        trajectory = rollout.collect(policy, np.asarray(compiled.noise(learner.actor(config), jax.random.key(0), k)))
+        _, noise, _ = compiled.prepare(learner.policy, learner.observations, jax.random.key(0), k)
+        trajectory = rollout.collect(policy, np.asarray(noise))
         learner, _, _ = compiled.improve(hyper, learner, trajectory)
         seen.append(trajectory.observation.reshape(-1, 3).astype(np.float64))
     everything = np.concatenate(seen)

@@ -144,13 +144,15 @@ def test_state_keeps_its_structure(rule: Any) -> None:
 
 ALTERNATIVES = {  # base ↦ one other value for each field; the base is chosen so that the search has something to do
     trpo.TRPO(max_kl=3.0): {
-        "max_kl": 0.01, "damping": 1.0, "cg_iterations": 3, "cg_tolerance": 0.5,
+        "max_kl": 0.01, "damping": 1.0, "cg_iterations": 3, "cg_tolerance": 0.5, "max_step_norm": 0.01,
         "backtrack_ratio": 0.5, "max_backtracks": 0, "use_measured_kl": True,
     },
-    trpo.NaturalGradient(): {"max_kl": 0.02, "damping": 1.0, "cg_iterations": 3, "cg_tolerance": 0.5},
+    trpo.NaturalGradient(): {
+        "max_kl": 0.02, "damping": 1.0, "cg_iterations": 3, "cg_tolerance": 0.5, "max_step_norm": 0.01,
+    },
     trpo.Penalty(initial_coefficient=0.3): {
         "max_kl": 10.0, "initial_coefficient": 5.0, "inner_steps": 1, "damping": 1.0, "cg_iterations": 3,
-        "cg_tolerance": 0.5, "backtrack_ratio": 0.5, "max_backtracks": 0,
+        "cg_tolerance": 0.5, "max_step_norm": 0.01, "backtrack_ratio": 0.5, "max_backtracks": 0,
     },
 }  # fmt: skip
 
@@ -165,6 +167,25 @@ def test_every_field_changes_some_output(rule: Any) -> None:
         other = update(dataclasses.replace(rule, **{name: alternatives[name]}))
         same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(other), strict=True)]
         assert not all(same), f"{name} has no effect"
+
+
+@pytest.mark.parametrize("rule", [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty(inner_steps=1)])
+def test_a_saturated_policy_does_not_run_away(rule: Any) -> None:
+    """Where π is nearly deterministic F nearly vanishes, and the KL alone would allow steps of any length."""
+    logits = jnp.array([20.0, 0.0])
+
+    def policy(theta: jax.Array, observation: jax.Array) -> trpo.Categorical:
+        return trpo.Categorical(jnp.broadcast_to(theta, (*observation.shape[:-1], 2)))
+
+    batch = trpo.Batch(jnp.zeros((2, 1)), jnp.array([0, 1]), jnp.array([1.0, -1.0]), jnp.full(2, 0.5))
+    free = dataclasses.replace(rule, max_step_norm=1e9)
+    norms = []
+    for r in (free, rule):
+        problem = trpo.sampled_problem(policy, logits, batch)
+        new, _, _ = r.update(problem, logits, r.init(logits))
+        norms.append(float(jnp.linalg.norm(new - logits)))
+    assert norms[1] <= 10.0 * (1 + 1e-5)
+    assert norms[0] > 10.0 or norms[0] == norms[1]  # the limit acts where it must, and only there
 
 
 @every_rule

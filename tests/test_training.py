@@ -243,6 +243,7 @@ ALTERNATIVES: dict[str, Any] = {
     "rule.damping": 1.0,
     "rule.cg_iterations": 1,
     "rule.cg_tolerance": 0.5,
+    "rule.max_step_norm": 0.01,
     "rule.backtrack_ratio": (0.5, BACKTRACKING),
     "rule.max_backtracks": (0, BACKTRACKING),
     "rule.use_measured_kl": (True, {"seed": 1}),  # a seed whose first full step is beyond δ

@@ -61,6 +61,8 @@ class RuleConfig:
     """Fisher products for each solve."""
     cg_tolerance: float = 1e-10
     """Stop the solve earlier at this relative squared residual."""
+    max_step_norm: float = 10.0
+    """Bound on a step in parameter space, which only a saturated policy meets."""
     backtrack_ratio: float = 0.8
     """Factor between trials of the line search."""
     max_backtracks: int = 10

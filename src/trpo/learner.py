@@ -38,8 +38,13 @@ class Learner(eqx.Module):
 
     def actor(self, config: Config) -> Actor:
         """Return what acting needs, with today's statistics frozen."""
-        frozen = self.observations.freeze(config.observation_clip) if config.normalise_observations else None
-        return Actor(self.policy, frozen)
+        clip = config.observation_clip if config.normalise_observations else None
+        return freeze_actor(self.policy, self.observations, clip)
+
+
+def freeze_actor(params: Params, observations: RunningStatistics, clip: float | None) -> Actor:
+    """Return what acting needs: parameters, and statistics frozen as they are (None: observations stay raw)."""
+    return Actor(params, None if clip is None else observations.freeze(clip))
 
 
 class Hyper(eqx.Module):

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
 from trpo.types import AnyArray, Params, namespace, per_element

@@ -15,10 +15,11 @@ import numpy as np
 from trpo.agent import Agent
 from trpo.config import Config
 from trpo.envs import EnvSpec, HostEnv, make_envs
-from trpo.learner import Hyper, IterationInfo, Learner, improve, refit
+from trpo.learner import Hyper, IterationInfo, Learner, freeze_actor, improve, refit
 from trpo.results import Result
 from trpo.rollout import Actor, HostPolicy, HostRollout, noise_of
 from trpo.rollout.host import EpisodeStatistics
+from trpo.types import Params
 from trpo.value_fitting import ValueInfo
 
 Metrics = dict[str, float | int | str | None]
@@ -74,9 +75,9 @@ def make_agent(env: Any, config: Config | None = None, policy: Any = None, rule:
 class Compiled:
     """The compiled pieces of an iteration."""
 
+    prepare: Any
     improve: Any
     refit: Any
-    noise: Any
 
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
@@ -84,25 +85,28 @@ _improve = jax.jit(improve, static_argnums=(0, 1))
 _refit = jax.jit(refit, static_argnums=0)
 
 
-@partial(jax.jit, static_argnames=("policy", "count", "observation_size", "length"))
-def _draw(
-    actor: Actor, key: Any, iteration: Any, *, policy: Any, count: int, observation_size: int, length: int
-) -> Any:
-    return noise_of(policy, actor, count, observation_size, length, jax.random.fold_in(key, iteration))
+@partial(jax.jit, static_argnames=("policy", "clip", "shape"))
+def _prepare(
+    params: Params, observations: Any, key: Any, iteration: Any, *, policy: Any, clip: float | None, shape: Any
+) -> tuple[Actor, Any, Any]:
+    """Return what an iteration needs beforehand: actor, noise of its fragment, key of its value fit."""
+    actor = freeze_actor(params, observations, clip)
+    noise_key, fit_key = jax.random.split(jax.random.fold_in(key, iteration))
+    length, count, observation_size = shape
+    return actor, noise_of(policy, actor, count, observation_size, length, noise_key), fit_key
 
 
 def compile_iteration(agent: Agent, config: Config) -> Compiled:
     """Return the jitted functions; each is compiled once, at its first call."""
     return Compiled(
+        prepare=partial(
+            _prepare,
+            policy=agent.policy,
+            clip=config.observation_clip if config.normalise_observations else None,
+            shape=(config.fragment, config.env.count, agent.spec.observation_size),
+        ),
         improve=partial(_improve, agent.policy, agent.value),
         refit=partial(_refit, agent.value),
-        noise=partial(
-            _draw,
-            policy=agent.policy,
-            count=config.env.count,
-            observation_size=agent.spec.observation_size,
-            length=config.fragment,
-        ),
     )
 
 
@@ -168,11 +172,11 @@ class _Loop:
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
         learner, iteration, steps = self.state.learner, self.state.iteration, self.state.steps
         began = time.perf_counter() - self.state.seconds
-        noise = self._noise(learner, iteration)
+        actor, noise, fit_key = self._prepare(learner, iteration)
         value_info: ValueInfo | None = None
         while steps < self.config.steps:
             started = time.perf_counter()
-            self.policy.load(learner.actor(self.config))
+            self.policy.load(actor)
             trajectory = self.rollout.collect(self.policy, np.asarray(noise))
             collected = time.perf_counter()
             previous, fitted = learner, value_info
@@ -180,10 +184,11 @@ class _Loop:
             info = jax.device_get(info)
             steps += int(trajectory.valid.sum())
             iteration += 1
-            # Queued in this order: the next fragment's noise must not wait behind the value fit.
-            noise = self._noise(learner, iteration)
-            fit_key = jax.random.fold_in(jax.random.fold_in(self.key, iteration), 1)
-            value, value_info = self.compiled.refit(self.hyper, learner.value, batch, fit_key)
+            # Queued in this order, since computations run one after the other: what the next fragment needs must not
+            # wait behind the value fit, which then has the length of that fragment to finish in.
+            this_fit_key = fit_key
+            actor, noise, fit_key = self._prepare(learner, iteration)
+            value, value_info = self.compiled.refit(self.hyper, learner.value, batch, this_fit_key)
             if info.finite:
                 learner = dataclasses.replace(learner, value=value)
             else:
@@ -200,8 +205,8 @@ class _Loop:
                 raise NonFiniteBatchError(kept, _nonfinite_message(iteration, bad_fit))
             yield self.state, metrics
 
-    def _noise(self, learner: Learner, iteration: int) -> Any:
-        return self.compiled.noise(learner.actor(self.config), self.key, iteration)
+    def _prepare(self, learner: Learner, iteration: int) -> tuple[Actor, Any, Any]:
+        return self.compiled.prepare(learner.policy, learner.observations, self.key, iteration)
 
     def _state(self, learner: Learner, iteration: int, steps: int, seconds: float) -> TrainingState:
         environments = self.rollout.envs.snapshot()

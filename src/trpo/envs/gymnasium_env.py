@@ -109,6 +109,7 @@ class GymnasiumEnvs:
             self._envs.extend(make_one(make) for _ in range(count))
             space = self._envs[0].observation_space
             shape = tuple(space.shape or ())
+            self._ravel = len(shape) != 1
             self.spec = EnvSpec(name, math.prod(shape), action_spec(self._envs[0].action_space), shape)
         except BaseException:
             self.close()
@@ -133,16 +134,24 @@ class GymnasiumEnvs:
     def step(self, action: np.ndarray) -> Transition:
         """Step every environment once."""
         converted = to_env_action(self.spec.action, action, self._rescale)
-        final = np.empty((self.count, self.spec.observation_size), np.float32)
-        reward = np.empty(self.count, np.float32)
-        terminated, truncated = np.empty(self.count, bool), np.empty(self.count, bool)
+        # Lists, turned into arrays at once: writing single numbers into arrays costs more than a cheap simulator.
+        seen: list[Any] = []
+        reward: list[Any] = []
+        terminated: list[bool] = []
+        truncated: list[bool] = []
         first: dict[int, np.ndarray] = {}
         try:
             for i, env in enumerate(self._envs):
-                seen, reward[i], terminated[i], truncated[i], _ = env.step(converted[i])
-                final[i] = self._flat(seen)
-                if terminated[i] or truncated[i]:
+                after, gained, ended, cut, _ = env.step(converted[i])
+                if ended or cut:
+                    after = self._flat(after).copy()
                     first[i] = self._flat(env.reset()[0]).copy()
+                seen.append(after)
+                reward.append(gained)
+                terminated.append(ended)
+                truncated.append(cut)
+            final = np.array([np.ravel(x) for x in seen] if self._ravel else seen, np.float32)
+            final = final.reshape(self.count, self.spec.observation_size)
         except Exception as error:
             raise self._failure(error) from error
         observation = final
@@ -150,7 +159,14 @@ class GymnasiumEnvs:
             observation = final.copy()
             for i, row in first.items():
                 observation[i] = row
-        return Transition(observation, reward, terminated, truncated, final, np.ones(self.count, bool))
+        return Transition(
+            observation,
+            np.array(reward, np.float32),
+            np.array(terminated, bool),
+            np.array(truncated, bool),
+            final,
+            np.ones(self.count, bool),
+        )
 
     def snapshot(self) -> Any | None:
         """Return every environment's ``snapshot()`` (see the docs on environments), or None if one has none."""

@@ -54,6 +54,17 @@ def natural_direction(
     return Direction(vector, optax.tree.norm(unit) * largest, slope, curvature, cg, problem)
 
 
+def within(length: Scalar, direction: Direction, max_step_norm: Scalar | float) -> Scalar:
+    """Return ``length``, reduced if need be so that ‖length · s‖ ≤ ``max_step_norm``.
+
+    The Fisher matrix of a saturated policy nearly vanishes, and then the KL admits steps of any length: harmless on
+    this batch, but what they lead to (weights in the thousands) is not, once observations or their normalisation move.
+    Ordinary steps have a norm of about 0.1 and never meet this limit.
+    """
+    norm = optax.tree.norm(direction.vector)
+    return jnp.minimum(length, max_step_norm / jnp.where(norm > 0, norm, 1.0))
+
+
 def step_length(direction: Direction, mean_kl: Scalar, max_kl: Scalar | float) -> Scalar:
     """Return the largest β with D̄(θ) + β ∇D̄ᵀs + ½ β² sᵀF s ≤ δ; 0 if θ is already outside.
 
@@ -98,7 +109,8 @@ def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: 
     """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
     if isinstance(value, jax.core.Tracer) or not isinstance(value, numbers.Real):
         return
-    inside = low < value < high if strict else low <= value <= high
+    number = float(value)
+    inside = low < number < high if strict else low <= number <= high
     if not inside:
         brackets = ("(", ")") if strict else ("[", "]")
         upper = "∞" if math.isinf(high) else f"{high:g}"

@@ -12,7 +12,7 @@ import optax
 
 from trpo.problem import LocalProblem
 from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check, describe, natural_direction, step_length
+from trpo.rules._step import check, describe, natural_direction, step_length, within
 from trpo.types import Params, Scalar, all_finite, tree_where
 
 
@@ -30,12 +30,15 @@ class NaturalGradient(eqx.Module):
     damping: float | Scalar = 0.1
     cg_iterations: int = eqx.field(static=True, default=10)
     cg_tolerance: float | Scalar = 1e-10
+    max_step_norm: float | Scalar = 10.0
+    """Bound on ‖θ' − θ‖, about a hundred ordinary steps: only a saturated policy meets it."""
 
     def __check_init__(self) -> None:
         check("max_kl", self.max_kl, 0, math.inf, "0.01 is usual")
         check("damping", self.damping, 0, math.inf, "0.1 is usual, 0 solves the undamped system", strict=False)
         check("cg_iterations", self.cg_iterations, 1, math.inf, "10 is usual", strict=False)
         check("cg_tolerance", self.cg_tolerance, 0, 1, "1e-10 never stops early in practice", strict=False)
+        check("max_step_norm", self.max_step_norm, 0, math.inf, "10 is far above ordinary steps")
 
     def init(self, params: Params) -> tuple[()]:
         """The rule carries nothing from one update to the next."""
@@ -47,7 +50,8 @@ class NaturalGradient(eqx.Module):
         g, start = model.gradient, model.evaluation
         s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)
         usable = s.problem == Result.ACCEPTED
-        beta = jnp.where(usable, step_length(s, start.mean_kl, self.max_kl), 0.0)
+        length = within(step_length(s, start.mean_kl, self.max_kl), s, self.max_step_norm)
+        beta = jnp.where(usable, length, 0.0)
         step = jax.tree.map(lambda leaf: jnp.where(usable, beta * leaf, 0.0), s.vector)
         new = optax.tree.add(params, step)
         end = problem.evaluate(new)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from trpo.problem import LocalProblem
 from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check, describe, natural_direction
+from trpo.rules._step import check, describe, natural_direction, within
 from trpo.search import Evaluation, line_search
 from trpo.types import Params, Scalar, tree_where
 
@@ -46,6 +46,8 @@ class Penalty(eqx.Module):
     """λ, relative to β."""
     cg_iterations: int = eqx.field(static=True, default=10)
     cg_tolerance: float | Scalar = 1e-10
+    max_step_norm: float | Scalar = 10.0
+    """Bound on each inner step, about a hundred ordinary ones: only a saturated policy meets it."""
     backtrack_ratio: float | Scalar = 0.8
     max_backtracks: int = eqx.field(static=True, default=10)
 
@@ -56,6 +58,7 @@ class Penalty(eqx.Module):
         check("damping", self.damping, 0, math.inf, "0.1 is usual", strict=False)
         check("cg_iterations", self.cg_iterations, 1, math.inf, "10 is usual", strict=False)
         check("cg_tolerance", self.cg_tolerance, 0, 1, "1e-10 never stops early in practice", strict=False)
+        check("max_step_norm", self.max_step_norm, 0, math.inf, "10 is far above ordinary steps")
         check("backtrack_ratio", self.backtrack_ratio, 0, 1, "0.8 is usual")
         check("max_backtracks", self.max_backtracks, 0, math.inf, "10 is usual", strict=False)
 
@@ -82,6 +85,7 @@ class Penalty(eqx.Module):
             # The direction solves (F + λI) s = ∇/max|∇|; the Newton step of the quadratic model along it is
             # ∇ᵀs / (β sᵀF s).
             length = optax.tree.vdot(gradient, s.vector) / (beta * jnp.where(usable, s.curvature, 1.0))
+            length = within(length, s, self.max_step_norm)
             step = jax.tree.map(lambda leaf: jnp.where(usable, length * leaf, 0.0), s.vector)
             tries = jnp.where(usable, self.max_backtracks, 0)
             new, search = line_search(penalised, theta, step, jnp.inf, penalised(theta), self.backtrack_ratio, tries)

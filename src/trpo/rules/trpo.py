@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from trpo.problem import LocalProblem
 from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check, describe, natural_direction, step_length
+from trpo.rules._step import check, describe, natural_direction, step_length, within
 from trpo.search import line_search
 from trpo.types import Params, Scalar, tree_where
 
@@ -41,6 +41,8 @@ class TRPO(eqx.Module):
     """Products for each solve: the paper's 10."""
     cg_tolerance: float | Scalar = 1e-10
     """Stop earlier once ‖r‖² ≤ tolerance · ‖g‖²."""
+    max_step_norm: float | Scalar = 10.0
+    """Bound on ‖θ' − θ‖, about a hundred ordinary steps: only a saturated policy meets it."""
     backtrack_ratio: float | Scalar = 0.8
     """ρ, the factor between trials."""
     max_backtracks: int = eqx.field(static=True, default=10)
@@ -52,6 +54,7 @@ class TRPO(eqx.Module):
         check("damping", self.damping, 0, math.inf, "0.1 is usual, 0 solves the undamped system", strict=False)
         check("cg_iterations", self.cg_iterations, 1, math.inf, "10 is the paper's value", strict=False)
         check("cg_tolerance", self.cg_tolerance, 0, 1, "1e-10 never stops early in practice", strict=False)
+        check("max_step_norm", self.max_step_norm, 0, math.inf, "10 is far above ordinary steps")
         check("backtrack_ratio", self.backtrack_ratio, 0, 1, "0.8 is usual, 0.5 shrinks faster")
         check("max_backtracks", self.max_backtracks, 0, math.inf, "10 is usual", strict=False)
 
@@ -65,7 +68,8 @@ class TRPO(eqx.Module):
         g, start = model.gradient, model.evaluation
         s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)
         usable = s.problem == Result.ACCEPTED
-        beta = jnp.where(usable, step_length(s, start.mean_kl, self.max_kl), 0.0)
+        length = within(step_length(s, start.mean_kl, self.max_kl), s, self.max_step_norm)
+        beta = jnp.where(usable, length, 0.0)
         full_step = jax.tree.map(lambda leaf: jnp.where(usable, beta * leaf, 0.0), s.vector)
         new, search = line_search(
             problem.evaluate,
