@@ -126,3 +126,12 @@ def test_metrics_beyond_the_checkpoint_and_a_cut_line_are_dropped_at_resume(tmp_
 def test_steps_and_seed_override_the_configuration():
     agent = trpo.train("probe:both", config=CONFIG, steps=32, seed=7, quiet=True)
     assert (agent.config.steps, agent.config.seed) == (32, 7)
+
+
+def test_a_rule_in_the_configuration_given_to_the_loop_is_used():
+    """PITFALLS row 22: not that of the configuration which the agent was made with."""
+    agent = trpo.make_agent("probe:both", CONFIG)
+    config = dataclasses.replace(CONFIG, rule=trpo.RuleConfig(max_kl=0.0025))
+    for _, metrics in trpo.iterations("probe:both", agent, config):
+        assert metrics["max_kl"] == pytest.approx(0.0025)
+        assert metrics["mean_kl"] <= metrics["max_kl"]

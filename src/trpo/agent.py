@@ -67,8 +67,8 @@ class Agent:
     policy: ModuleFunction
     value: ModuleFunction
     learner: Learner
-    rule: Any
-    """The update rule: that of ``config.rule``, or one of your own."""
+    rule: Any = None
+    """An update rule of your own; None means that of the configuration."""
     env: Any = None
     """The environment id or function it was made for; None means ``spec.id``."""
 
@@ -84,10 +84,9 @@ class Agent:
         function, params = as_function(module)
         value, value_params = as_function(make_value(spec, config.value, value_key))
         dtype = jnp.result_type(float)
-        rule = config.rule.build() if rule is None else rule
         learner = Learner(
             policy=params,
-            rule=rule.init(params),
+            rule=(config.rule.build() if rule is None else rule).init(params),
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
             observations=RunningStatistics.zeros((spec.observation_size,), dtype),
         )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
+from trpo.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from trpo.types import AnyArray, Params, namespace, per_element
 
 Activation = Literal["tanh", "relu"]
@@ -205,8 +205,3 @@ def as_function(module: Any) -> tuple[ModuleFunction, Params]:
 def to_numpy(params: Params) -> Params:
     """Return the parameters as NumPy arrays, for the host's forward pass."""
     return jax.tree.map(np.asarray, params)
-
-
-def is_distribution(x: Any) -> bool:
-    """Return whether ``x`` offers what a policy's output must (see :class:`Distribution`)."""
-    return isinstance(x, Distribution)

@@ -70,7 +70,7 @@ def write_config(run: Path, agent: Agent, custom: bool) -> None:
         "trpo": __version__,
         "custom_policy": custom,
         "custom_env": callable(agent.env),
-        "custom_rule": agent.rule != agent.config.rule.build(),
+        "custom_rule": agent.rule is not None,
         "spec": agent.spec.to_json(),
         "config": agent.config.to_json(),
     }

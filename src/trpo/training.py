@@ -161,12 +161,11 @@ class _Loop:
         self.rollout = HostRollout(envs, env_seeds(config.seed, state.iteration, envs.count))
         if state.episodes is not None:
             self.rollout.statistics = EpisodeStatistics.from_json(state.episodes)
-            self.rollout.statistics.restart()
         if state.environments is not None and state.observation is not None:
             envs.restore(state.environments)
             self.rollout.observation = state.observation
-            if state.episodes is not None:
-                self.rollout.statistics = EpisodeStatistics.from_json(state.episodes)
+        else:
+            self.rollout.statistics.restart()  # the episodes that were under way are gone
         self.policy = HostPolicy(agent.policy, state.learner.actor(config), agent.spec.observation_size)
 
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
