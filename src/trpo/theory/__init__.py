@@ -1,0 +1,1 @@
+"""``trpo theory``: every claim from plain gradient descent to TRPO, checked on exact MDPs in float64."""

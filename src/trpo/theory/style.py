@@ -1,0 +1,34 @@
+"""How the figures look: one palette, one size of type, no Matplotlib state that outlives a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, distinguishable with any colour vision."""
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.5) -> tuple[Any, np.ndarray]:
+    """Return a figure and its array of axes, shape ``[rows, columns]``; sizes are inches for one panel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
+    FigureCanvasAgg(drawing)
+    panels = drawing.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.tick_params(labelsize=8.5)
+    return drawing, panels
+
+
+def save(drawing: Any, directory: Path, name: str) -> str:
+    """Write ``name``.png into ``directory`` and return the file's name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # Without dates and version numbers the same numbers give the same file.
+    drawing.savefig(directory / f"{name}.png", dpi=110, metadata={"Software": None})
+    return f"{name}.png"
