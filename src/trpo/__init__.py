@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trpo._version import __version__
 
 if TYPE_CHECKING:
+    from trpo import tabular as tabular
     from trpo.advantages import gae as gae
     from trpo.advantages import lambda_returns as lambda_returns
     from trpo.advantages import standardise as standardise
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from trpo.results import Result as Result
     from trpo.results import Rule as Rule
     from trpo.results import UpdateInfo as UpdateInfo
+    from trpo.rules import MM as MM
     from trpo.rules import TRPO as TRPO
     from trpo.rules import NaturalGradient as NaturalGradient
     from trpo.rules import Penalty as Penalty
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from trpo.runs import train as train
     from trpo.search import Evaluation as Evaluation
     from trpo.search import line_search as line_search
+    from trpo.tabular import exact_problem as exact_problem
     from trpo.training import NonFiniteBatchError as NonFiniteBatchError
     from trpo.training import TrainingState as TrainingState
     from trpo.training import iterations as iterations
@@ -90,10 +93,11 @@ _PUBLIC = {
     "objectives": ("importance_sampled_surrogate",),
     "problem": ("Batch", "LocalProblem", "sampled_problem"),
     "results": ("Result", "Rule", "UpdateInfo"),
-    "rules": ("TRPO", "NaturalGradient", "Penalty"),
+    "rules": ("MM", "TRPO", "NaturalGradient", "Penalty"),
     "running_statistics": ("RunningStatistics",),
     "runs": ("RunFailed", "load", "resume", "train"),
     "search": ("Evaluation", "line_search"),
+    "tabular": ("exact_problem",),
     "value_fitting": ("AdamFit", "GaussNewtonFit"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -101,6 +105,8 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "tabular":
+        return importlib.import_module("trpo.tabular")
     if name not in _HOME:
         raise AttributeError(f"module 'trpo' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"trpo.{_HOME[name]}"), name)

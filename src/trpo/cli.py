@@ -1,4 +1,4 @@
-"""The command line: ``trpo train | resume | evaluate | record | plot`` (L9).
+"""The command line: ``trpo train | resume | evaluate | record | plot | theory`` (L9).
 
 Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted (a checkpoint was written);
 1 anything else.
@@ -29,6 +29,7 @@ usage: trpo COMMAND …
   trpo evaluate RUN [--episodes N] [--stochastic] [--json]
   trpo record RUN [--out FILE]               video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]              curves (PNG)
+  trpo theory [--out DIR]                    check every claim of the theory; exit code 1 if one fails
 
 ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first, envpool:Hopper-v4, or probe:delayed.
 RUN is a run's directory. `trpo COMMAND --help` lists all flags.
@@ -151,12 +152,33 @@ def _plot(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _theory(arguments: Sequence[str]) -> int:
+    from trpo.options import Theory
+    from trpo.theory.run import CLAIMS, run_theory
+    from trpo.theory.table import print_table
+
+    options = _parse(Theory, "theory", arguments)
+
+    def tell(record: dict[str, Any]) -> None:
+        if not options.quiet:
+            mark = "✓" if record["passed"] else "✗"
+            number = f"{record['number']:>2} of {len(CLAIMS)}"
+            print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+    report = run_theory(options.out, options.mdps, options.seed, options.only, tell=tell)
+    print_table(report)
+    print(f"{options.out / 'index.html'} · {options.out / 'claims.json'} · {report['seconds']:.0f} s")
+    failed = [f"{record['number']} ({record['name']})" for record in report["claims"] if not record["passed"]]
+    return _fail(f"claims that do not hold: {', '.join(failed)}", 1) if failed else 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "resume": _resume,
     "evaluate": _evaluate,
     "record": _record,
     "plot": _plot,
+    "theory": _theory,
 }
 
 

@@ -79,3 +79,19 @@ class Plot:
     """Directories of runs."""
     out: Path | None = None
     """A PNG file; by default curves.png in the first run's directory."""
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Check every claim of the theory on exact MDPs, draw the figures and write a page; exit 1 if a claim fails."""
+
+    out: Path = Path("runs/theory")
+    """Directory for index.html, claims.json, claims.md, equations.md and figures/."""
+    mdps: int = 1024
+    """Random MDPs for each claim, at least 16."""
+    seed: int = 0
+    """Of the random MDPs."""
+    only: tuple[str, ...] = ()
+    """Names of the claims to check, such as fisher; all by default."""
+    quiet: bool = False
+    """Print the table alone, no progress."""

@@ -1,7 +1,8 @@
 """Update rules: one file an algorithm (L4)."""
 
+from trpo.rules.mm import MM
 from trpo.rules.natural_gradient import NaturalGradient
 from trpo.rules.penalty import Penalty, PenaltyState
 from trpo.rules.trpo import TRPO
 
-__all__ = ["TRPO", "NaturalGradient", "Penalty", "PenaltyState"]
+__all__ = ["MM", "TRPO", "NaturalGradient", "Penalty", "PenaltyState"]

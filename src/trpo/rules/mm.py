@@ -30,8 +30,9 @@ class MM(eqx.Module):
     (1 − γ)η), η never decreases, and the steps are tiny: that is why TRPO bounds the mean KL instead.
 
     The maximisation is over all policies, not a parametrised class, so ``params`` must be soft-max logits of shape
-    ``[S, A]``. With b = ∂L/∂π̃(a|s), the maximiser is π̃(a|s) = π(a|s) / [u_s (λ_s − b_sa)]: u_s = Σ_a π(a|s)/(λ_s − b_sa)
-    normalises, λ_s gives every state the same KL D, and Σ_s 1/u_s = C makes D the best trade of gain against penalty.
+    ``[S, A]``. With b = ∂L/∂π̃(a|s), the maximiser is π̃(a|s) = π(a|s) / [u_s (λ_s − b_sa)], where
+    u_s = Σ_a π(a|s)/(λ_s − b_sa) normalises, λ_s gives every state the same KL D, and Σ_s 1/u_s = C makes D the best
+    trade of gain against penalty.
     """
 
     enforces_max_kl: ClassVar[bool] = False

@@ -18,14 +18,18 @@ TRPO paper had 2ε_π̃γ/(1−γ)² · max_s TV² in Theorem 1, which holds for
 
 from __future__ import annotations
 
-from jaxtyping import Float
-
-from trpo.tabular.exact import advantage, expected_advantage, kl, state_weight, surrogate, total_variation
+from trpo.tabular.exact import (
+    Number,
+    Policy,
+    advantage,
+    expected_advantage,
+    kl,
+    state_weight,
+    surrogate,
+    total_variation,
+)
 from trpo.tabular.mdp import MDP
-from trpo.types import AnyArray, namespace
-
-Policy = Float[AnyArray, "*mdps s a"]
-Number = Float[AnyArray, "*mdps"]
+from trpo.types import namespace
 
 
 def _horizon(mdp: MDP) -> Number:

@@ -15,9 +15,7 @@ from trpo.tabular.mdp import MDP
 from trpo.types import Params, Scalar, weighted_sum
 
 
-def expected_surrogate(
-    distribution: Categorical, advantage: Float[Array, "s a"], weight: Float[Array, " s"]
-) -> Scalar:
+def expected_surrogate(distribution: Categorical, advantage: Float[Array, "s a"], weight: Float[Array, " s"]) -> Scalar:
     """Σ_s w(s) Σ_a π_θ(a|s) A_π(s, a): the surrogate without its constant, with the sum over actions carried out."""
     probability = jax.nn.softmax(distribution.logits, axis=-1)
     return weighted_sum(weight, jnp.sum(probability * advantage, axis=-1))

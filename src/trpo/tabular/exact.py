@@ -8,18 +8,26 @@ is its table of probabilities π(a|s), shape ``[*mdps, S, A]``. Equation numbers
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Inexact
 
 from trpo.tabular.mdp import MDP, check_probabilities
 from trpo.types import AnyArray, namespace
 
-Policy = Float[AnyArray, "*mdps s a"]
-States = Float[AnyArray, "*mdps s"]
-Pairs = Float[AnyArray, "*mdps s a"]
-Number = Float[AnyArray, "*mdps"]
+if TYPE_CHECKING:
+    # NumPy in, NumPy out; JAX in, JAX out.
+    Policy: TypeAlias = Any
+    States: TypeAlias = Any
+    Pairs: TypeAlias = Any
+    Number: TypeAlias = Any
+else:
+    # Complex numbers pass as well, so that derivatives can be taken by a complex step.
+    Policy = Inexact[AnyArray, "*mdps s a"]
+    States = Inexact[AnyArray, "*mdps s"]
+    Pairs = Inexact[AnyArray, "*mdps s a"]
+    Number = Inexact[AnyArray, "*mdps"]
 
 
 def check_policy(mdp: MDP, policy: Any) -> None:
@@ -49,8 +57,8 @@ def _resolvent(mdp: MDP, policy: Policy) -> AnyArray:
     return xp.broadcast_to(xp.eye(mdp.states, dtype=mdp.transition.dtype), p.shape) - mdp.discount[..., None, None] * p
 
 
-def state_transition(mdp: MDP, policy: Policy) -> Float[AnyArray, "*mdps s s"]:
-    """P_π(s'|s) = Σ_a π(a|s) P(s'|s, a)."""
+def state_transition(mdp: MDP, policy: Policy) -> Any:
+    """P_π(s'|s) = Σ_a π(a|s) P(s'|s, a), shape ``[*mdps, S, S]``."""
     return namespace(policy).sum(policy[..., None] * mdp.transition, axis=-2)
 
 
@@ -114,8 +122,9 @@ def performance_difference(mdp: MDP, old: Policy, new: Policy) -> Number:
 def kl(p: Policy, q: Policy) -> States:
     """KL(p ‖ q) = Σ_a p(a) log(p(a)/q(a)) in each state, in nats; ∞ where q forbids what p does."""
     xp = namespace(p)
-    safe_p, safe_q = xp.where(p > 0, p, 1.0), xp.where(p > 0, q, 1.0)
-    return xp.sum(safe_p * (p > 0) * (xp.log(safe_p) - xp.log(safe_q)), axis=-1)
+    allowed = (p > 0) & (q > 0)
+    terms = p * (xp.log(xp.where(allowed, p, 1.0)) - xp.log(xp.where(allowed, q, 1.0)))
+    return xp.sum(xp.where((p > 0) & ~allowed, xp.inf, terms), axis=-1)
 
 
 def total_variation(p: Policy, q: Policy) -> States:
@@ -130,20 +139,25 @@ def policy_gradient(mdp: MDP, logits: Pairs) -> Pairs:
     return visitation(mdp, policy)[..., None] * policy * advantage(mdp, policy)
 
 
-def state_fisher(policy: Policy) -> Float[AnyArray, "*mdps s a a"]:
-    """E[score scoreᵀ] = diag(π(·|s)) − π(·|s) π(·|s)ᵀ in each state, from the scores: score_b(a) = 1[a = b] − π(b|s)."""
+def state_fisher(policy: Policy) -> Any:
+    """E[score scoreᵀ] = diag(π(·|s)) − π(·|s) π(·|s)ᵀ in each state; score_b(a) = 1[a = b] − π(b|s).
+
+    Shape ``[*mdps, S, A, A]``.
+    """
     xp = namespace(policy)
     actions = policy.shape[-1]
     score = xp.broadcast_to(xp.eye(actions, dtype=policy.dtype), (*policy.shape, actions)) - policy[..., None, :]
     return xp.sum(policy[..., None, None] * score[..., :, None] * score[..., None, :], axis=-3)
 
 
-def fisher(weight: States, policy: Policy) -> Float[AnyArray, "*mdps n n"]:
-    """F = Σ_s w(s) E_a[∇log π ∇log πᵀ] over all soft-max logits, n = S·A: block-diagonal in the states."""
+def fisher(weight: States, policy: Policy) -> Any:
+    """F = Σ_s w(s) E_a[∇log π ∇log πᵀ] over all soft-max logits; block-diagonal, shape ``[*mdps, S·A, S·A]``."""
     xp = namespace(policy)
     *mdps, states, actions = policy.shape
     blocks = weight[..., None, None] * state_fisher(policy)
-    which = xp.broadcast_to(xp.eye(states, dtype=policy.dtype)[:, None, :, None], (*mdps, states, actions, states, actions))
+    which = xp.broadcast_to(
+        xp.eye(states, dtype=policy.dtype)[:, None, :, None], (*mdps, states, actions, states, actions)
+    )
     return xp.reshape(which * blocks[..., :, :, None, :], (*mdps, states * actions, states * actions))
 
 

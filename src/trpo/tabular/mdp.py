@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -10,6 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from trpo.types import AnyArray
+
+if TYPE_CHECKING:
+    Table = Any
+else:
+    Table = Float[AnyArray, "..."]
+    """NumPy or JAX, in float64 or float32."""
 
 TOLERANCE = 1e-8
 """How far probabilities may be from summing to 1 (in float64; 1e-5 in float32)."""
@@ -34,13 +40,13 @@ class MDP(eqx.Module):
     2
     """
 
-    transition: Float[AnyArray, "..."] = eqx.field(converter=_as_float)
+    transition: Table = eqx.field(converter=_as_float)
     """P(s'|s, a), shape ``[*mdps, S, A, S]``."""
-    reward: Float[AnyArray, "..."] = eqx.field(converter=_as_float)
+    reward: Table = eqx.field(converter=_as_float)
     """r(s, a), expected over s', shape ``[*mdps, S, A]``."""
-    start: Float[AnyArray, "..."] = eqx.field(converter=_as_float)
+    start: Table = eqx.field(converter=_as_float)
     """μ(s), the paper's ρ₀, shape ``[*mdps, S]``."""
-    discount: Float[AnyArray, "..."] = eqx.field(converter=_as_float)
+    discount: Table = eqx.field(converter=_as_float)
     """γ, shape ``[*mdps]``."""
 
     def __check_init__(self) -> None:
@@ -112,7 +118,7 @@ def garnet(
     states: int,
     actions: int,
     branching: int,
-    discount: float | Float[np.ndarray, "*mdps"],
+    discount: float | np.ndarray,
 ) -> MDP:
     """Draw random MDPs "GARNET(states, actions, branching)" (Archibald et al. 1995; Bhatnagar et al. 2009).
 

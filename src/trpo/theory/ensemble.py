@@ -13,7 +13,7 @@ from trpo.tabular.mdp import MDP, garnet
 SHAPES = ((2, 2, 2), (4, 3, 3), (8, 4, 3), (16, 3, 4))
 """(states, actions, branching)."""
 SHARPEST = 8.0
-"""Standard deviation of the sharpest policies' logits: the favourite action then has probability 0.999 or so."""
+"""Standard deviation of the sharpest policies' logits: in most states one action then has all but 1 % or less."""
 
 
 class Group(NamedTuple):
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
     @property
     def size(self) -> int:
-        """n."""
+        """How many MDPs."""
         return self.logits.shape[0]
 
     @property
@@ -55,7 +55,8 @@ def ensemble(
     """Draw at least ``size`` Garnet MDPs with policies, evenly over ``shapes``, one group a shape.
 
     1 − γ is log-uniform from 0.5 to 0.01 (both ends included). Policies go from uniform (logits 0, the first of every
-    group) to nearly deterministic: logits are normal with a standard deviation that rises evenly from 0 to ``sharpest``.
+    group) to nearly deterministic: logits are normal, and their standard deviation rises evenly from 0 to
+    ``sharpest``.
     """
     rng = np.random.default_rng(seed)
     count = -(-size // len(shapes))

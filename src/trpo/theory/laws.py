@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
 
-def slope(x: Float[np.ndarray, " k"], y: Float[np.ndarray, "*cases k"]) -> Float[np.ndarray, "*cases"]:
+def slope(x: Float[np.ndarray, " k"], y: Float[np.ndarray, "*cases k"]) -> Any:
     """Return the least-squares slope of log y over log x along the last axis: p where y ∝ xᵖ."""
     lx, ly = np.log(x), np.log(y)
     lx = lx - lx.mean()
     return (ly * lx).sum(axis=-1) / (lx**2).sum()
 
 
-def rms(x: Float[np.ndarray, "..."], axis: int | tuple[int, ...] | None = None) -> Float[np.ndarray, "..."]:
+def rms(x: Float[np.ndarray, "..."], axis: int | tuple[int, ...] | None = None) -> Any:
     """Return √(mean x²)."""
     return np.sqrt(np.mean(np.square(x), axis=axis))
 

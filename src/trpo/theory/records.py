@@ -42,9 +42,7 @@ def at_least(name: str, statement: str, cases: int, worst: float, limit: float, 
     return Check(name, statement, cases, worst, f"≥ {limit:g}", law, bool(worst >= limit))
 
 
-def within(
-    name: str, statement: str, cases: int, value: float, low: float, high: float, law: str
-) -> Check:
+def within(name: str, statement: str, cases: int, value: float, low: float, high: float, law: str) -> Check:
     """Return a check that passes if ``low`` ≤ ``value`` ≤ ``high``."""
     return Check(name, statement, cases, value, f"{low:g} … {high:g}", law, bool(low <= value <= high))
 

@@ -1,0 +1,166 @@
+"""Run the claims, side by side in a few processes, and write what they found."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trpo._version import __version__
+from trpo.theory.records import Outcome
+
+CLAIMS = (
+    "parameter_ball",
+    "fisher",
+    "performance_difference",
+    "surrogate",
+    "lower_bound",
+    "minorization",
+    "mean_kl",
+    "importance_sampling",
+    "solving",
+    "sample_reuse",
+)
+"""Modules of :mod:`trpo.theory.claims`, in the order of the argument; a claim's number is its place."""
+_LONGEST_FIRST = ("minorization", "lower_bound", "mean_kl", "sample_reuse", "importance_sampling")
+LEAST_SIZE = 16
+"""Fewer MDPs than this cannot show the statistical laws."""
+
+
+def module(name: str) -> ModuleType:
+    """Return the module of the claim called ``name``."""
+    return importlib.import_module(f"trpo.theory.claims.{name}")
+
+
+def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> dict[str, Any]:
+    """Run one claim in float64 and return its record; an exception is a claim that failed, with its reason."""
+    import jax
+
+    begin = time.perf_counter()
+    claim = module(name)
+    error = None
+    try:
+        with jax.enable_x64(True):
+            outcome = claim.run(size, figures, seed)
+    except Exception as raised:
+        traceback.print_exc()
+        outcome, error = Outcome(()), f"{type(raised).__name__}: {raised}"
+    found = outcome.to_json()
+    return {
+        "number": CLAIMS.index(name) + 1,
+        "name": name,
+        "title": claim.TITLE,
+        "passed": outcome.passed,
+        "error": error,
+        "cases": max((check.cases for check in outcome.checks), default=0),
+        "seconds": round(time.perf_counter() - begin, 1),
+        **found,
+        "code": list(claim.CODE),
+        "tests": list(claim.TESTS),
+    }
+
+
+def run_claims(
+    names: Sequence[str],
+    size: int,
+    figures: Path | None,
+    seed: int,
+    processes: int,
+    tell: Callable[[dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Run claims in ``processes`` processes; ``tell`` hears of each as it ends. Records come in the claims' order."""
+    order = sorted(names, key=lambda n: _LONGEST_FIRST.index(n) if n in _LONGEST_FIRST else len(_LONGEST_FIRST))
+    records = []
+    if processes == 1:
+        for name in order:
+            records.append(check_claim(name, size, figures, seed))
+            tell(records[-1])
+    else:
+        # Fresh interpreters: a fork of a process that has used JAX may hang.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for future in as_completed([pool.submit(check_claim, name, size, figures, seed) for name in order]):
+                records.append(future.result())
+                tell(records[-1])
+    return sorted(records, key=lambda record: record["number"])
+
+
+def run_theory(
+    out: Path,
+    size: int = 1024,
+    seed: int = 0,
+    only: Sequence[str] = (),
+    processes: int | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Check the claims and write ``claims.json``, ``index.html``, two Markdown pages and the figures into ``out``.
+
+    Args:
+        out: directory; made if need be. Files of an earlier run are replaced.
+        size: random MDPs for each claim, at least 16.
+        seed: of the random MDPs.
+        only: names of the claims to run; all if empty.
+        processes: how many to run at once; by default two, or one on a machine with one core.
+        tell: called with the record of each claim as it ends.
+
+    Returns:
+        What ``claims.json`` holds; its ``passed`` says whether every claim held.
+
+    Raises:
+        ValueError: an unknown claim, too few MDPs, or an ``out`` that cannot be a directory.
+    """
+    from trpo.theory.markdown import claims_page, equations_page
+    from trpo.theory.page import html_page
+
+    unknown = [name for name in only if name not in CLAIMS]
+    if unknown:
+        raise ValueError(f"unknown claim {unknown[0]!r}; claims are {', '.join(CLAIMS)}")
+    if size < LEAST_SIZE:
+        raise ValueError(f"mdps={size}: must be at least {LEAST_SIZE}; fewer cannot show the statistical laws")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: must not be negative")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a directory")
+    out.mkdir(parents=True, exist_ok=True)
+    figures = out / "figures"
+    if not only:
+        shutil.rmtree(figures, ignore_errors=True)
+    begin = time.perf_counter()
+    names = tuple(dict.fromkeys(only)) or CLAIMS
+    processes = min(processes or 2, os.cpu_count() or 1, len(names))
+    records = run_claims(names, size, figures, seed, processes, tell)
+    report = {
+        "trpo": __version__,
+        "versions": _versions(),
+        "mdps": size,
+        "seed": seed,
+        "passed": all(record["passed"] for record in records),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "claims": records,
+    }
+    _write(out / "claims.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    _write(out / "claims.md", claims_page(report))
+    _write(out / "equations.md", equations_page())
+    _write(out / "index.html", html_page(report, figures))
+    return report
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name: version(name) for name in ("jax", "numpy")}}
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
