@@ -205,3 +205,11 @@ def test_the_pages_are_what_the_stored_run_says() -> None:
 def test_the_stored_run_names_no_machine() -> None:
     text = (STORED / "claims.json").read_text(encoding="utf-8")
     assert not [word for word in ("/tmp/", "/root/", "/home/", "/work/", "http") if word in text]
+
+
+def test_indices_are_lowered_and_names_are_not() -> None:
+    from trpo.theory.page import _inline
+
+    assert _inline("ρ_π̃(s) at θ_old, π_{i+1} < max_kl, `A_b` *or* x") == (
+        "ρ<sub>π̃</sub>(s) at θ<sub>old</sub>, π<sub>i+1</sub> &lt; max_kl, <code>A_b</code> <em>or</em> x"
+    )

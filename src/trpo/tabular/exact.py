@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
@@ -47,7 +49,23 @@ def softmax(logits: Pairs) -> Policy:
 
 
 def _solve(matrix: AnyArray, vector: AnyArray) -> AnyArray:
-    return namespace(matrix).linalg.solve(matrix, vector[..., None])[..., 0]
+    """Solve with I − γP_π or its transpose."""
+    if isinstance(matrix, np.ndarray):
+        return np.linalg.solve(matrix, vector[..., None])[..., 0]
+    # Not jnp.linalg.solve: XLA may run two batched LU factorisations of one program at the same time, and on a CPU with
+    # two cores each was seen to wait for ever for threads that the other held (jaxlib 0.10.2). Elimination needs no
+    # pivots here: the matrix is diagonally dominant, because γ < 1.
+    system = jnp.concatenate([matrix, vector[..., None]], axis=-1)
+    size = matrix.shape[-1]
+
+    def eliminate(k: Any, system: Any) -> Any:
+        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2)
+        row = row / jax.lax.dynamic_index_in_dim(row, k, axis=-1)
+        others = system - jax.lax.dynamic_index_in_dim(system, k, axis=-1) * row
+        this = jnp.reshape(jnp.arange(size) == k, (1,) * (system.ndim - 2) + (size, 1))
+        return jnp.where(this, row, others)
+
+    return jax.lax.fori_loop(0, size, eliminate, system)[..., -1]
 
 
 def _resolvent(mdp: MDP, policy: Policy) -> AnyArray:

@@ -23,6 +23,7 @@ h2 { font-size: 1.45rem; line-height: 1.25; margin: 3.5rem 0 .8rem; padding-top:
      border-top: 1px solid var(--line); }
 p { max-width: 44rem; }
 a { color: var(--blue); }
+sub { font-size: .72em; line-height: 0; }
 code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--panel); padding: .1em .3em;
        border-radius: 3px; }
 .formula { font: 1.08rem/1.7 "STIX Two Math", "Cambria Math", Georgia, serif; white-space: pre-wrap; margin: 1rem 0;
@@ -45,14 +46,25 @@ pre code { background: none; padding: 0; }
 """
 
 
+# A letter (with its bar or tilde), then an index: θ_old, ρ_π̃, Σ_s, π_{i+1}; names such as max_kl are left alone.
+_INDEX = re.compile(r"(?<!\w)([A-Za-zΑ-Ωα-ω∇][\u0303\u0304]?)_(?:\{([^}]+)\}|([A-Za-zΑ-Ωα-ω0-9]+\u0303?))")
+
+
+def _formula(text: str) -> str:
+    return _INDEX.sub(lambda m: f"{m[1]}<sub>{m[2] or m[3]}</sub>", escape(text, quote=False))
+
+
 def _inline(text: str) -> str:
-    """Escape text, with `code` between backticks."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    """Escape text; `code` between backticks, *emphasis* between stars, indices lowered."""
+    parts = re.split(r"`([^`]+)`", text)
+    prose = (re.sub(r"\*(\w[^*]*\w)\*", r"<em>\1</em>", _formula(part)) for part in parts[::2])
+    code = (f"<code>{escape(part, quote=False)}</code>" for part in [*parts[1::2], ""])
+    return "".join(text for pair in zip(prose, code, strict=True) for text in pair).removesuffix("<code></code>")
 
 
 def _prose(text: str) -> str:
     return "\n".join(
-        f'<div class="formula">{escape(block, quote=False)}</div>' if formula else f"<p>{_inline(block)}</p>"
+        f'<div class="formula">{_formula(block)}</div>' if formula else f"<p>{_inline(block)}</p>"
         for formula, block in paragraphs(text)
     )
 
@@ -124,7 +136,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _notation() -> str:
-    rows = "".join(f'<tr><td class="n">{escape(s)}</td><td>{escape(meaning)}</td></tr>' for s, meaning in NOTATION)
+    rows = "".join(f'<tr><td class="n">{_formula(s)}</td><td>{_inline(meaning)}</td></tr>' for s, meaning in NOTATION)
     return f'<div class="wide"><table>{rows}</table></div>'
 
 
@@ -134,7 +146,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def _equations() -> str:
     rows = "".join(
-        f'<tr><td class="n">{escape(e.number)}</td><td>{escape(e.formula)}</td>'
+        f'<tr><td class="n">{escape(e.number)}</td><td>{_formula(e.formula)}</td>'
         f"<td>{_listed(e.code)}</td><td>{_listed(e.tests)}</td>"
         f'<td><a href="#{e.claim}">{CLAIMS.index(e.claim) + 1}</a></td></tr>'
         for e in EQUATIONS
