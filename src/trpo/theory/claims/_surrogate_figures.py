@@ -1,0 +1,87 @@
+"""Figures of the claim "surrogate"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trpo.tabular import exact
+from trpo.theory import style
+from trpo.theory.ensemble import Group
+from trpo.theory.records import Picture
+
+REACH = np.linspace(-2.0, 2.0, 81)
+"""t, where along the line of logits θ + td the first figure evaluates η and L."""
+QUANTILES = (0.25, 0.5, 0.9)
+
+
+def line(group: Group, direction: np.ndarray, figures: Path) -> Picture:
+    """Draw η and L_π along lines of policies in three MDPs, where L_π errs little, typically and much."""
+    eta, surrogate, tangent = (np.stack(x, axis=-1) for x in zip(*_along(group, direction), strict=True))
+    share = np.abs(eta - surrogate).max(axis=-1) / np.ptp(eta, axis=-1)
+    order = np.argsort(share)
+    drawing, panels = style.figure(3, width=3.9)
+    drawing.get_layout_engine().set(w_pad=0.08)
+    for axes, quantile in zip(panels.flat, QUANTILES, strict=True):
+        index = order[int(quantile * (order.size - 1))]
+        _line_panel(axes, eta[index], surrogate[index], tangent[index])
+        axes.set_title(f"error larger than in {100 * quantile:.0f} % of MDPs", fontsize=10)
+    panels[0, 0].set_ylabel("expected discounted return")
+    panels[0, 0].legend(fontsize=8, frameon=False)
+    return Picture(
+        style.save(drawing, figures, "surrogate_line"),
+        "Return η and surrogate L_π along lines θ + td of soft-max policies through π, d random, in three of "
+        f"{order.size} random MDPs (8 states, 4 actions, rewards of order 1): those whose largest error |η − L_π|, "
+        "relative to the range of η, is at the quantiles named. At π they share value and tangent; further out L_π may "
+        "promise what the return doesn't keep, or the other way round.",
+    )
+
+
+def _along(group: Group, direction: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield η, L_π and their tangent at every t of ``REACH``."""
+    mdp, old = group.mdp, group.policy
+    start = exact.expected_return(mdp, old)
+    rise = (exact.policy_gradient(mdp, group.logits) * direction).sum(axis=(-2, -1))
+    for t in REACH:
+        new = exact.softmax(group.logits + t * direction)
+        yield exact.expected_return(mdp, new), exact.surrogate(mdp, old, new), start + t * rise
+
+
+def _line_panel(axes: Any, eta: np.ndarray, surrogate: np.ndarray, tangent: np.ndarray) -> None:
+    axes.plot(REACH, tangent, color="black", linewidth=0.8, linestyle=":", label="common tangent")
+    axes.plot(REACH, surrogate, color=style.COLOURS[1], label=r"surrogate $L_\pi$")
+    axes.plot(REACH, eta, color=style.COLOURS[0], linewidth=2, label=r"return $\eta$")
+    middle = REACH.size // 2
+    axes.plot([0], [eta[middle]], "o", color="black", markersize=5)
+    axes.annotate(r"$\pi$", (0, eta[middle]), (4, -12), textcoords="offset points")
+    shown = np.concatenate([eta, surrogate])
+    margin = 0.1 * np.ptp(shown)
+    axes.set_ylim(shown.min() - margin, shown.max() + margin)
+    axes.set_xlabel("t, distance from π in logits")
+
+
+def error_law(steps: np.ndarray, change: np.ndarray, missed: np.ndarray, figures: Path) -> Picture:
+    """Draw |η − L_π| and |η − η(π)| over their exact leading coefficients; both are ``[n, k]``."""
+    drawing, ((axes,),) = style.figure(1, width=5.4, height=4.0)
+    for values, power, colour, label in (
+        (change, 1, style.COLOURS[5], r"$|\eta - \eta(\pi)|\;/\;|\nabla\eta\cdot d|$"),
+        (missed, 2, style.COLOURS[0], r"$|\eta - L_\pi|\;/\;|\sum_s d\rho\,d\bar A|$"),
+    ):
+        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.3, linewidth=0)
+        axes.plot(steps, middle, "o", color=colour, markersize=4, label=f"{label}: median, 90 % of MDPs")
+        axes.plot(steps, steps**power, color="black", linewidth=0.8, linestyle="--" if power == 1 else "-")
+    axes.text(steps[-1] * 1.1, steps[-1] * 1.6, "t", fontsize=11)
+    axes.text(steps[-1] * 1.1, steps[-1] ** 2 * 2.2, "t²", fontsize=11)
+    axes.set(xscale="log", yscale="log", xlabel="t, length of the step from π in logits")
+    axes.set_ylabel("error / exact coefficient")
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    return Picture(
+        style.save(drawing, figures, "surrogate_error_law"),
+        f"{len(missed)} random MDPs in random directions. The return changes in proportion to t, but what L_π misses "
+        "of it only to t². Each MDP is divided by its own exact coefficient, so nothing is fitted: the lines are t "
+        "and t².",
+    )
