@@ -14,7 +14,7 @@ import pytest
 from trpo import problem
 from trpo.rules import trpo as rule
 from trpo.tabular import bridge
-from trpo.theory.claims import mean_kl
+from trpo.theory.claims import _mean_kl, mean_kl
 from trpo.theory.records import Outcome
 
 SIZE = 24
@@ -30,7 +30,7 @@ def _fresh_caches() -> Iterator[None]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One shape: enough to notice a bug."""
-    monkeypatch.setattr(mean_kl, "SHAPES", (mean_kl.TABLE_SHAPE,))
+    monkeypatch.setattr(_mean_kl, "SHAPES", (_mean_kl.TABLE_SHAPE,))
 
 
 def failed(outcome: Outcome) -> set[str]:

@@ -13,9 +13,22 @@ from trpo.results import Result
 from trpo.rules.trpo import TRPO
 from trpo.tabular import bounds, exact
 from trpo.tabular.bridge import exact_problem
-from trpo.theory.claims._log_linear import Shared, log_linear
+from trpo.theory.claims._log_linear import Shared, log_linear, share, table
+from trpo.theory.ensemble import Group, ensemble
 from trpo.types import Params, Scalar
 
+SHAPES = ((4, 3, 3), (8, 4, 3), (16, 3, 4))
+TABLE_SHAPE = (8, 4, 3)
+MEAN = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0)
+"""δ of the paths with D̄ ≤ δ."""
+LARGEST = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""δ of the paths with D_max ≤ δ."""
+TABLE = (1e-2, 1e-1, 1.0)
+SMALL = MEAN[:3]
+"""Here the laws for δ → 0 are measured."""
+PAPER = 1e-2
+LEAST_GAP = 1e-3
+"""Of max|r|/(1 − γ): a random policy closer to the optimum has nowhere to walk."""
 STEPS = 20
 """Iterations of each path."""
 DAMPING = 1e-8
@@ -40,7 +53,7 @@ def paths(shared: Shared) -> Callable[[float, bool], tuple[np.ndarray, ...]]:
             max_step_norm=LONGEST,
         )
 
-        def step(theta: Params, _: None) -> Any:
+        def step(theta: Params, nothing: None) -> Any:
             problem = exact_problem(mdp, theta, lambda parameters: log_linear(offset, features, parameters))
             new, _, info = rule.update(problem, theta, ())
             new = jnp.where(limit_max, _shortened(problem, theta, new, max_kl, limit_max), new)
@@ -65,7 +78,7 @@ def _shortened(problem: Any, theta: Params, new: Params, max_kl: Scalar, wanted:
     def fits(t: Scalar) -> Any:
         return problem.evaluate(theta + t * (new - theta)).max_state_kl <= max_kl
 
-    def halve(_: int, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+    def halve(_: Any, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
         low, high = ends
         middle = (low + high) / 2
         inside = fits(middle)
@@ -164,3 +177,70 @@ def theory_agrees(shared: Shared, found: tuple[np.ndarray, ...], judged: Walk, g
         (judged.average[0], bounds.average_kl(shared.group.mdp, old, new) / gap),
     )
     return max(float(np.max(np.abs(here - there)[taken] / there[taken])) for here, there in pairs)
+
+
+class Study(NamedTuple):
+    """Every path, by δ; MDPs of all shapes along the last axis."""
+
+    mean: dict[float, Walk]
+    largest: dict[float, Walk]
+    table: dict[float, Walk]
+    shapes: dict[int, Walk]
+    """At δ = 0.01, by number of states."""
+    coefficient: dict[float, np.ndarray]
+    """First Δη/√D̄ over its limit for δ → 0."""
+    theory_error: float
+    """Relative difference between the bounds here and those of ``trpo.tabular.bounds``."""
+
+
+def _worth_a_walk(group: Group) -> tuple[Group, np.ndarray]:
+    """Return the MDPs whose policy is not optimal already, and η* − η."""
+    gap = exact.policy_iteration(group.mdp).expected_return - exact.expected_return(group.mdp, group.policy)
+    scale = np.abs(group.mdp.reward).max(axis=(-2, -1)) / (1 - group.mdp.discount)
+    keep = np.flatnonzero(gap > LEAST_GAP * scale)
+    return group.take(keep), gap[keep]
+
+
+def _join(walks: list[Walk]) -> Walk:
+    return Walk(*(np.concatenate(parts, axis=1) for parts in zip(*walks, strict=True)))
+
+
+def study(size: int, seed: int) -> Study:
+    """Walk through at least ``size`` MDPs at every δ."""
+    rng = np.random.default_rng((seed, 7))
+    mean: dict[float, list[Walk]] = {max_kl: [] for max_kl in MEAN}
+    largest: dict[float, list[Walk]] = {max_kl: [] for max_kl in LARGEST}
+    tables: dict[float, list[Walk]] = {max_kl: [] for max_kl in TABLE}
+    coefficient: dict[float, list[np.ndarray]] = {max_kl: [] for max_kl in SMALL}
+    shapes, errors = {}, []
+
+    for drawn in ensemble(size + size // 16, seed, SHAPES):
+        group, gap = _worth_a_walk(drawn)
+        shared = share(group, rng)
+        run, limit = paths(shared), slope_at_start(shared)
+        for max_kl in MEAN:
+            found = run(max_kl, False)
+            here = walk(shared, found, gap)
+            mean[max_kl].append(here)
+            errors.append(theory_agrees(shared, found, here, gap))
+            if max_kl in SMALL:
+                coefficient[max_kl].append(here.gain[0] * gap / np.sqrt(here.mean[0]) / limit)
+        for max_kl in LARGEST:
+            largest[max_kl].append(walk(shared, run(max_kl, True), gap))
+        shapes[group.mdp.states] = mean[PAPER][-1]
+        if group.logits.shape[1:] == TABLE_SHAPE[:2]:
+            complete = table(group)
+            run = paths(complete)
+            for max_kl in TABLE:
+                tables[max_kl].append(walk(complete, run(max_kl, False), gap))
+    by_mean, by_largest, by_table = (
+        {max_kl: _join(walks) for max_kl, walks in kind.items()} for kind in (mean, largest, tables)
+    )
+    return Study(
+        by_mean,
+        by_largest,
+        by_table,
+        shapes,
+        {max_kl: np.concatenate(parts) for max_kl, parts in coefficient.items()},
+        max(errors),
+    )

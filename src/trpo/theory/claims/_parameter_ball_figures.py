@@ -31,9 +31,9 @@ def distances(directory: Path, c: study.Compared) -> Picture:
     _saturation(panels[0, 2], c)
     caption = (
         f"Left: KL in nats of moving a Gaussian's mean by 0.1. Middle: policies over three actions as points of a "
-        f"triangle; each blob is the image of a ball ‖Δθ‖ ≤ {_BALL:g} in logits, all of one size. Right: mean KL in nats "
-        f"of steps ‖Δθ‖ = {study.RADIUS:g} along the plain gradient on {c.kl.size} random MDPs, against how often the "
-        "policy does not take its favourite action."
+        f"triangle; each blob is the image of a ball ‖Δθ‖ ≤ {_BALL:g} in logits, all of one size. Right: mean KL, "
+        f"nats, of steps ‖Δθ‖ = {study.RADIUS:g} along the plain gradient on {c.kl.size} random MDPs, against how often "
+        "the policy does not take its favourite action."
     )
     return Picture(style.save(drawing, directory, "parameter_ball_distances"), caption)
 

@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo import learner
+from trpo.config import Config
 from trpo.distributions import Categorical
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rules import TRPO
+from trpo.running_statistics import RunningStatistics
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP
 from trpo.theory.ensemble import Group
 from trpo.types import tree_where
+from trpo.value_fitting import ValueState
 
 UPDATES = (1, 2, 4, 8)
 """K, the updates that one batch serves."""
@@ -86,9 +90,21 @@ def updates() -> Callable[..., Any]:
     return jax.jit(jax.vmap(one))
 
 
-def apply(
-    compiled: Callable[..., Any], facts: Facts, phi: np.ndarray, batch: Batch, max_kl: np.ndarray
-) -> np.ndarray:
+def learner_updates(facts: Facts, phi: np.ndarray, batch: Batch, max_kl: float, count: int) -> np.ndarray:
+    """Return θ after ``count`` updates of one batch by what :func:`trpo.learner.improve` calls, ``[n, S·A]``."""
+
+    def one(features: jax.Array, base: jax.Array, batch: Batch) -> jax.Array:
+        theta = jnp.zeros(features.shape[-1])
+        nothing = RunningStatistics.zeros(())
+        hyper = learner.Hyper.of(Config(updates_per_batch=count), rule(max_kl, theta.size))
+        begin = learner.Learner(theta, (), ValueState((), (), nothing), nothing)
+        return learner._updates(hyper, local_problem(features, base, batch), begin)[0]
+
+    every = jax.jit(jax.vmap(one))
+    return np.asarray(every(jnp.asarray(phi), jnp.asarray(facts.group.logits), batch))
+
+
+def apply(compiled: Callable[..., Any], facts: Facts, phi: np.ndarray, batch: Batch, max_kl: np.ndarray) -> np.ndarray:
     """Run :func:`updates`: θ after each update, ``[n, updates, S·A]``."""
     return np.asarray(compiled(jnp.asarray(phi), jnp.asarray(facts.group.logits), batch, jnp.asarray(max_kl)))
 

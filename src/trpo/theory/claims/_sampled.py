@@ -52,7 +52,6 @@ class Setting(NamedTuple):
         values = (ratio * self.advantage, self.advantage * centred[0], variance + 0 * policy, ratio, ratio**2)
         return dict(zip(QUANTITIES, values, strict=True))
 
-
     def magnitudes(self) -> dict[str, np.ndarray]:
         """Return what the summands are differences of: their rounding errors are relative to these."""
         policy, found = self.group.policy, {name: np.abs(f) for name, f in self.summands().items()}

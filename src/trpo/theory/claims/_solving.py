@@ -9,26 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo import linear_solve, rules
-from trpo.tabular import exact, exact_problem
+from trpo.tabular import MDP, exact, exact_problem
 from trpo.theory.claims import _minimal_logits as minimal
 from trpo.theory.ensemble import Group, ensemble
 
-SHAPES = ((2, 3, 2), (4, 3, 3), (8, 3, 4))
+SHAPES = ((2, 3, 2), (4, 3, 3), (8, 3, 3))
 """(states, actions, branching): F has S(A − 1) = 4, 8, 16 rows."""
 SHARPEST = 4.0
-"""Condition numbers beyond 1e10 have no accurate dense solution to compare with."""
+"""Condition numbers then reach some 1e7; far beyond, there is no accurate dense solution to compare with."""
 SIZE = 32
-"""n of the made-up spectra; the others are padded with zeros up to it, which conjugate gradient does not notice."""
+"""n of the made-up spectra; smaller systems are padded with zeros, which conjugate gradient does not notice."""
 KAPPAS = (1.0, 10.0, 1e2, 1e3, 1e4, 1e6, 1e8)
 """Condition numbers of the made-up spectra."""
-ITERATIONS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 31, 32)
 CONVERGED = 160
-"""Iterations after which conjugate gradient has converged in float64 where it is asked to."""
-DELTAS = 0.04 * 0.25 ** np.arange(9)
-"""Radii δ, in nats."""
-RULE_DAMPINGS = (0.0, 1e-4, 1e-2, 0.1, 1.0)
-"""λ of the rule's own steps; 0.1 is its default."""
+"""Iterations after which conjugate gradient has converged in float64, up to κ = 1e7 or so."""
+ITERATIONS = (1, 2, 3, 4, 5, 8, 10, 16, 20, 32, CONVERGED)
+RELATIVE_DAMPINGS = 10.0 ** np.arange(-8, 2)
+"""λ/λ_max for conjugate gradient."""
+SMALL_DAMPINGS = (1e-3, 2e-3)
+"""λ/λ_min, where the effect of damping is quadratic."""
+TRUNCATED, FULL = 10, 64
+"""cg_iterations of the rule's own steps: its default, and enough for n = 16."""
 DELTA = 0.01
+RULE_DAMPINGS = np.array([0.0, 1e-4, 1e-2, 0.1, 1.0])
+"""λ of the rule's own steps at δ = ``DELTA``; 0.1 is its default."""
+DELTAS = 0.04 * 0.25 ** np.arange(9)
+"""Radii δ of its undamped steps, in nats."""
+COMPILER = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
+"""Every program here runs once, for a fraction of the time that optimising it would take."""
 
 
 class Systems(NamedTuple):
@@ -92,8 +100,28 @@ def _padded(matrix: np.ndarray, gradient: np.ndarray, solution: np.ndarray) -> S
 
 
 def groups_of(size: int, seed: int) -> list[Group]:
-    """Draw the random MDPs; a few come in one shape only, since compiling costs more than computing."""
-    return ensemble(size, seed, SHAPES if size >= 256 else SHAPES[1:2], SHARPEST)
+    """Draw the random MDPs."""
+    return ensemble(size, seed, SHAPES, SHARPEST)
+
+
+def in_one_shape(groups: list[Group]) -> Group:
+    """Give every MDP the states of the largest one; the new ones are never reached, so that their weight is 0.
+
+    All MDPs then need one compiled program instead of one for each shape.
+    """
+    most = max(group.mdp.states for group in groups)
+
+    def padded(group: Group) -> Group:
+        room = most - group.mdp.states
+        rows = ((0, 0), (0, room), (0, 0))
+        transition = np.pad(group.mdp.transition, (*rows, (0, room)))
+        for s in range(group.mdp.states, most):
+            transition[:, s, :, s] = 1.0
+        mdp = MDP(transition, np.pad(group.mdp.reward, rows), np.pad(group.mdp.start, rows[:2]), group.mdp.discount)
+        return Group(mdp, np.pad(group.logits, rows), np.pad(group.other_logits, rows))
+
+    parts = [padded(group) for group in groups]
+    return Group(*(jax.tree.map(lambda *leaves: np.concatenate(leaves), *column) for column in zip(*parts, strict=True)))
 
 
 def advantage_of(group: Group) -> np.ndarray:
@@ -171,35 +199,42 @@ def judge(systems: Systems, direction: np.ndarray) -> Solves:
     )
 
 
-def solve(systems: Systems, iterations: int, damping: np.ndarray | None = None) -> np.ndarray:
-    """Run the library's conjugate gradient on (F + λI) s = g, for λ of shape ``[lambdas, m]``; no early stop."""
-    shift = np.zeros((1, len(systems.rows))) if damping is None else damping
+def solve(systems: Systems, iterations: tuple[int, ...], damping: np.ndarray) -> np.ndarray:
+    """Run the library's conjugate gradient on (F + λI) s = g without stopping early, for λ of shape ``[lambdas, m]``.
+
+    Returns:
+        s, ``[iterations, lambdas, m, SIZE]``.
+    """
 
     def one(matrix: Any, b: Any, shift: Any) -> Any:
-        return linear_solve.conjugate_gradient(lambda v: matrix @ v + shift * v, b, iterations, 0.0)[0]
+        def product(v: Any) -> Any:
+            return matrix @ v + shift * v
 
-    over_systems = jax.vmap(one)
-    run = jax.jit(jax.vmap(over_systems, in_axes=(None, None, 0)))
-    result = np.asarray(run(*(jnp.asarray(x) for x in (systems.matrix, systems.gradient, shift))))
-    return result[0] if damping is None else result
+        return jnp.stack([linear_solve.conjugate_gradient(product, b, k, 0.0)[0] for k in iterations])
+
+    mapped = jax.vmap(jax.vmap(one, in_axes=(0, 0, 0), out_axes=1), in_axes=(None, None, 0), out_axes=1)
+    run = jax.jit(mapped, compiler_options=COMPILER)
+    return np.asarray(run(*(jnp.asarray(x) for x in (systems.matrix, systems.gradient, damping))))
 
 
 class Updates(NamedTuple):
-    """TRPO's own updates of one group of MDPs; axes ``[setting, n]`` (NumPy)."""
+    """TRPO's own updates, for pairs (λ, δ) on the leading axis (NumPy)."""
 
-    step: np.ndarray
-    """θ' − θ, ``[setting, n, N]``."""
+    damping: np.ndarray
+    max_kl: np.ndarray
+    full: np.ndarray
+    """The full step βs: θ' − θ over what the line search took of it; ``[settings, mdps, S, A − 1]``."""
     fraction: np.ndarray
-    """What the line search took of the full step; 0 if it was refused."""
+    """What it took, ``[settings, mdps]``; 0 if it refused."""
     mean_kl: np.ndarray
-    """At θ', by the library."""
-    theta: np.ndarray
-    """θ, ``[n, N]``."""
+    """D̄ at θ', by the library."""
 
 
-def updates(group: Group, iterations: int, damping: np.ndarray, max_kl: np.ndarray) -> Updates:
-    """Run the unmodified rule on the exact problem of each MDP, for each pair of settings."""
+def updates(group: Group, iterations: int) -> Updates:
+    """Run the unmodified rule on the exact problem of each MDP."""
     theta = minimal.reduce(group.logits)
+    damping = np.concatenate([RULE_DAMPINGS, np.zeros(len(DELTAS))])
+    max_kl = np.concatenate([np.full(len(RULE_DAMPINGS), DELTA), DELTAS])
 
     def one(mdp: Any, theta: Any, damping: Any, max_kl: Any) -> Any:
         rule = rules.TRPO(
@@ -213,8 +248,105 @@ def updates(group: Group, iterations: int, damping: np.ndarray, max_kl: np.ndarr
         new, _, info = rule.update(exact_problem(mdp, theta, minimal.categorical), theta, rule.init(theta))
         return new - theta, info.step_fraction, info.mean_kl
 
-    run = jax.jit(jax.vmap(jax.vmap(one, in_axes=(0, 0, None, None)), in_axes=(None, None, 0, 0)))
+    mapped = jax.vmap(jax.vmap(one, in_axes=(0, 0, None, None)), in_axes=(None, None, 0, 0))
+    run = jax.jit(mapped, compiler_options=COMPILER)
     inputs = jax.tree.map(jnp.asarray, (group.mdp, theta, damping, max_kl))
     step, fraction, mean_kl = (np.asarray(x) for x in run(*inputs))
-    flat = theta.reshape(group.size, -1)
-    return Updates(step.reshape(len(damping), group.size, -1), fraction, mean_kl, flat)
+    full = step / np.where(fraction > 0, fraction, 1.0)[..., None, None]
+    return Updates(damping, max_kl, full, fraction, mean_kl)
+
+
+class Local(NamedTuple):
+    """The oracle's view of each MDP at θ, from d_π, π and A alone."""
+
+    weight: np.ndarray
+    policy: np.ndarray
+    advantage: np.ndarray
+
+    @property
+    def attainable(self) -> np.ndarray:
+        """gᵀF⁻¹g = E[A²]."""
+        return np.sum(self.weight[..., None] * self.policy * self.advantage**2, axis=(-2, -1))
+
+    @property
+    def skewness(self) -> np.ndarray:
+        """E[A³]/E[A²]^(3/2)."""
+        third = np.sum(self.weight[..., None] * self.policy * self.advantage**3, axis=(-2, -1))
+        return third / self.attainable**1.5
+
+    def _over_actions(self, step: np.ndarray) -> np.ndarray:
+        return np.concatenate([step, np.zeros_like(step[..., :1])], axis=-1)
+
+    def square(self, step: np.ndarray) -> np.ndarray:
+        """ΔᵀFΔ = Σ_s d(s) ½ Σ_ab π(a|s) π(b|s) (Δ_sa − Δ_sb)²: without cancellation, however sharp the policy."""
+        u = self._over_actions(step)
+        pairs = self.policy[..., :, None] * self.policy[..., None, :]
+        variance = 0.5 * np.sum(pairs * (u[..., :, None] - u[..., None, :]) ** 2, axis=(-2, -1))
+        return np.sum(self.weight * variance, axis=-1)
+
+    def kl(self, step: np.ndarray) -> np.ndarray:
+        """D̄(θ, θ + Δ) = Σ_s d(s) log E_a[exp(Δ_sa − EΔ)], accurate for small steps too."""
+        u = self._over_actions(step)
+        v = u - np.sum(self.policy * u, axis=-1, keepdims=True)
+        return np.sum(self.weight * np.log1p(np.sum(self.policy * (np.expm1(v) - v), axis=-1)), axis=-1)
+
+    @property
+    def best(self) -> np.ndarray:
+        """F⁻¹g, ``[mdps, S, A − 1]``."""
+        return minimal.reduce(self.advantage)
+
+
+def local(group: Group) -> Local:
+    """Return the oracle's view."""
+    return Local(exact.state_weight(group.mdp, group.policy), group.policy, advantage_of(group))
+
+
+def inverse_times(systems: Systems, vector: np.ndarray) -> np.ndarray:
+    """Return F⁻¹ v by dense elimination; the padding stays 0."""
+    padding = np.arange(SIZE) >= systems.rows[:, None]
+    matrix = systems.matrix + padding[:, None, :] * np.eye(SIZE)
+    return np.linalg.solve(matrix, vector[..., None])[..., 0]
+
+
+def random_steps(
+    rng: np.random.Generator, local: Local, systems: Systems, draws: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return gᵀΔ/gᵀΔ* for random Δ on the boundary, and how unusual those uniform on it are.
+
+    Returns:
+        The ratio for ``draws`` uniform steps and as many near Δ*, ``[2·draws, m]``; and for the uniform ones
+        (n cos² − 1) over its standard deviation √(2(n − 1)/(n + 2)).
+    """
+    # x_a = ξ_a/√(d π_a) has covariance (d diag π)⁻¹; the differences to the last action then have covariance F⁻¹.
+    scale = np.sqrt(np.where(local.weight > 0, local.weight, 1.0)[..., None] * local.policy)
+    noise = minimal.reduce(rng.standard_normal((draws, *local.policy.shape)) / scale)
+    noise = np.where(local.weight[..., None] > 0, noise, 0.0)
+    size = local.square(noise)
+    near = local.best + 0.1 * np.sqrt(local.attainable / size)[..., None, None] * noise
+    gradient = (local.weight[..., None] * local.policy * local.advantage)[..., :-1]
+
+    def cosine(step: np.ndarray) -> np.ndarray:
+        return np.sum(gradient * step, axis=(-2, -1)) / np.sqrt(local.square(step) * local.attainable)
+
+    uniform, n = cosine(noise), systems.rows
+    chance = (n * uniform**2 - 1) / np.sqrt(2 * (n - 1) / (n + 2))
+    return np.concatenate([uniform, cosine(near)]), chance
+
+
+def skewness_law(local: Local, updates: Updates, tame: float) -> tuple[int, np.ndarray, float]:
+    """Compare the true KL of full steps with the advantage's skewness.
+
+    Returns:
+        How many MDPs have max|A|/√E[A²] ≤ ``tame``; the errors of the coefficient in that unit; the power of δ in the
+        root mean square of D̄/δ − 1, from the four smallest δ.
+    """
+    many = len(DELTAS)
+    size = np.abs(local.advantage).max(axis=(-2, -1)) / np.sqrt(local.attainable)
+    kept = size <= tame
+    excess = local.kl(updates.full[-many:]) / DELTAS[:, None] - 1
+    c = (excess / np.sqrt(2 * DELTAS)[:, None])[-4:, kept]
+    # √δ halves from one to the next: extrapolate away √δ, δ and δ^(3/2).
+    for factor in (2, 4, 8):
+        c = (factor * c[1:] - c[:-1]) / (factor - 1)
+    slope = np.polyfit(np.log(DELTAS[-4:]), np.log(np.sqrt(np.mean(excess[-4:, kept] ** 2, axis=1))), 1)[0]
+    return int(kept.sum()), np.abs(c[0] - local.skewness[kept] / 3) / size[kept], float(slope)

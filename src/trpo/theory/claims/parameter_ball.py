@@ -77,7 +77,7 @@ def run(size: int, figures: Path | None = None, seed: int = 0) -> Outcome:
     """Take equal steps, and equal rules in two coordinate systems, on ``size`` random MDPs."""
     rng = generator(seed)
     # Compiling costs more than computing, hence few shapes.
-    groups = ensemble(size, seed, SHAPES[1:] if size >= 256 else SHAPES[1:2])
+    groups = ensemble(size, seed, SHAPES[1::2] if size >= 256 else SHAPES[1:2])
     parts = [study.compare(rng, group) for group in groups]
     c = study.Compared(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     pictures = () if figures is None else (figures_of.distances(figures, c), figures_of.coordinates(figures, c))
@@ -166,7 +166,7 @@ def _ball_checks(c: study.Compared) -> tuple[Check, ...]:
             f"mean KL of steps of ‖Δθ‖ = {radius:g} along the plain gradient: largest over smallest among random MDPs",
             n,
             c.kl.max() / c.kl.min(),
-            1e3,
+            10.0,
             f"from {c.kl.min():.1e} to {c.kl.max():.2f} nats; 5 %, 50 %, 95 %: "
             + ", ".join(f"{q:.2g}" for q in quantile),
         ),
@@ -234,7 +234,7 @@ def _invariance_checks(c: study.Compared) -> tuple[Check, ...]:
         ),
         at_most(
             "natural step of a soft-max table",
-            "the library's step gives π̃ ∝ π exp(βA) without having been told: distance from it, in fractions of the step",
+            "the library's step gives π̃ ∝ π exp(βA), without being told: distance from it, in fractions of the step",
             n,
             c.advantage_error.max(),
             1e-3,
@@ -266,11 +266,11 @@ def _findings(c: study.Compared) -> tuple[str, ...]:
     low, middle, high = np.quantile(length, [0.05, 0.5, 0.95])
     return (
         f"To change the policy by 0.01 nats along the plain gradient takes ‖Δθ‖ = {length.min():.2g} to "
-        f"{length.max():.2g} logits, depending on MDP and policy (5 %, 50 %, 95 %: {low:.2g}, {middle:.2g}, {high:.2g}).",
-        f"In {np.mean(c.plain[:, -1] > 0.1):.0%} of the MDPs a change of coordinates moves the plain gradient's policy by "
-        "more than a tenth of the step, however short it is; the natural gradient's, at the shortest step, in "
+        f"{length.max():.2g} logits (5 %, 50 %, 95 % of MDPs: {low:.2g}, {middle:.2g}, {high:.2g}).",
+        f"In {np.mean(c.plain[:, -1] > 0.1):.0%} of the MDPs a change of coordinates moves the plain gradient's policy "
+        "by more than a tenth of the step, however short it is; the natural gradient's, at the shortest step, in "
         f"{np.mean(c.natural[:, -1] > 0.1):.1%}.",
-        f"{np.mean(c.condition > 1e12):.0%} of the Fisher matrices in bent coordinates have condition numbers above 1e12, "
-        "and conjugate gradient without damping still finds the right policy for every one, to "
+        f"{np.mean(c.condition > 1e12):.0%} of the Fisher matrices in bent coordinates have condition numbers above "
+        "1e12, and conjugate gradient without damping still finds the right policy for every one, to "
         f"{c.advantage_error.max():.0e} of the step.",
     )

@@ -1,0 +1,101 @@
+"""Batches for the sampled problem: all pairs, independent pairs, single paths; estimates with their exact moments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from trpo.theory.claims._sampled import QUANTITIES, ROWS, WEIGHTS, Estimator, Setting, draw, enumerate_pairs
+from trpo.theory.claims._sampling import Moments, Noise, draw_moments, path_moments, simulate
+from trpo.theory.claims._single_path import discounted_weights, equal_weights
+from trpo.theory.laws import rms
+
+SAMPLES = np.array([128, 512, 2048])
+"""N, independent pairs (s, a)."""
+STEPS = 32
+"""T, steps of a simulated path."""
+PATHS = ROWS // STEPS
+"""N, simulated paths."""
+
+
+class Estimates(NamedTuple):
+    """Of one quantity: means over N samples ``[n, k]`` and the exact moments of one sample."""
+
+    mean: np.ndarray
+    moments: Moments
+
+    def noise(self, samples: np.ndarray) -> Noise:
+        """Return the errors in units of σ/√N."""
+        return Noise.of(samples, self.mean, self.moments, self.moments.mean)
+
+
+class PathErrors(NamedTuple):
+    """RMS error of the single-path gradient against ∇η, in units of σ of one path; rows: γᵗ kept, γᵗ dropped."""
+
+    paths: np.ndarray
+    """N, ``[k]``."""
+    measured: np.ndarray
+    """``[2, k]``."""
+    exact: np.ndarray
+    """√(bias² + σ²/N), ``[2, k]``."""
+
+
+def from_all_pairs(rng: np.random.Generator, s: Setting, estimate: Estimator) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors relative to the sizes of the summands, and vᵀFv, of the problem with every (s, a) listed once."""
+    others = rng.dirichlet(np.ones(s.weight.shape[-1]), (len(s.weight), WEIGHTS - 1))
+    weights = np.concatenate([s.weight[:, None], others], axis=1)
+    found = estimate(s, *enumerate_pairs(s, weights))
+    pairs = weights[..., None] * s.group.policy[:, None]
+    wanted = {name: (pairs * f[:, None]).sum(axis=(-2, -1)) for name, f in s.summands().items()}
+    sizes = {name: (pairs * f[:, None]).sum(axis=(-2, -1)) for name, f in s.magnitudes().items()}
+    errors = [np.abs(found[name] - wanted[name]) / sizes[name] for name in QUANTITIES]
+    return np.max(errors, axis=(0, 2)), found["fisher"][:, 0]
+
+
+def from_samples(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dict[str, Estimates]:
+    """Estimate from N independent pairs, N in ``SAMPLES``."""
+    n = len(s.weight)
+    weight = (np.arange(ROWS) < SAMPLES[:, None]) / SAMPLES[:, None]
+    found = estimate(s, *draw(rng, s, ROWS), np.broadcast_to(weight, (n, *weight.shape)))
+    pairs = (s.weight[..., None] * s.group.policy).reshape(n, -1)
+    summands = s.summands()
+    return {q: Estimates(found[q], draw_moments(pairs, summands[q].reshape(n, -1))) for q in QUANTITIES}
+
+
+def from_paths(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dict[str, Estimates]:
+    """Estimate from single paths: with weights γᵗ and without."""
+    mdp, policy, n = s.group.mdp, s.group.policy, len(s.weight)
+    state, action = (x.reshape(n, -1) for x in simulate(rng, mdp, policy, PATHS, STEPS))
+    kept, dropped = discounted_weights(mdp.discount, STEPS), equal_weights(mdp.discount, STEPS)
+    weight = np.stack([np.tile(w / PATHS, PATHS) for w in (kept, dropped)], axis=1)
+    found = estimate(s, state, action, weight)
+    summands = s.summands()
+    return {
+        f"{name}, {q}": Estimates(found[q][:, i : i + 1], path_moments(mdp, policy, summands[q], w))
+        for i, (name, w) in enumerate((("γᵗ kept", kept), ("γᵗ dropped", dropped)))
+        for q in ("gradient", "fisher")
+    }
+
+
+def path_errors(rng: np.random.Generator, s: Setting, estimate: Estimator) -> PathErrors:
+    """Average the library's gradients over many batches of paths, in MDPs with γ near 0.85."""
+    copies, rounds = 4, 4
+    chosen = np.argsort(np.abs(s.group.mdp.discount - 0.85))[: max(1, len(s.weight) // copies)]
+    one, many = s.take(chosen), s.take(np.resize(chosen, len(s.weight)))
+    batches: list[np.ndarray] = []
+    for _ in range(rounds):
+        found = [e.mean[:, 0] for n, e in from_paths(rng, many, estimate).items() if n.endswith("gradient")]
+        full = len(s.weight) // chosen.size
+        batches += list(np.stack(found)[:, : full * chosen.size].reshape(2, full, chosen.size).swapaxes(0, 1))
+    count = 2 ** np.arange(int(np.log2(len(batches))) + 1)
+    mean = np.stack([np.mean(batches[:c], axis=0) for c in count], axis=-1)
+    mdp, policy, f = one.group.mdp, one.group.policy, one.summands()["gradient"]
+    truth = (one.weight[..., None] * policy * f).sum(axis=(-2, -1))
+    weights = (discounted_weights(mdp.discount, STEPS), equal_weights(mdp.discount, STEPS))
+    moments = [path_moments(mdp, policy, f, w) for w in weights]
+    unit = moments[0].deviation
+    number = count * PATHS
+    error = (mean - truth[None, :, None]) / unit[None, :, None]
+    exact = [((m.mean - truth) ** 2 / unit**2)[:, None] + (m.deviation / unit)[:, None] ** 2 / number for m in moments]
+    return PathErrors(number, rms(error, axis=1), np.sqrt(np.mean(exact, axis=1)))

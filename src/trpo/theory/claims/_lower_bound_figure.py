@@ -1,0 +1,131 @@
+"""The figure of the claim "the lower bound"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trpo.theory import style
+from trpo.theory.claims._adversary import CONTROL, DISCOUNTS
+from trpo.theory.claims._second_order import STEPS
+from trpo.theory.laws import rms
+from trpo.theory.records import Picture
+
+if TYPE_CHECKING:
+    from trpo.theory.claims.lower_bound import Evidence
+
+_LINES = (
+    ("theorem_1", "Theorem 1: TV²", 0, "o-"),
+    ("theorem_1_kl", "eq. 9: max KL", 1, "s-"),
+    ("pinsker", "Pinsker: half of eq. 9", 4, "^-"),
+    ("average_tv", "average TV", 2, "D-"),
+    ("average_kl", "average KL", 3, "v-"),
+)
+
+
+def draw(directory: Path, e: Evidence) -> Picture:
+    """Draw both sides of Theorem 1, tightness against γ, and the powers of the step."""
+    drawing, panels = style.figure(columns=3, width=4.4, height=3.9)
+    _draw_sides(panels[0, 0], e)
+    _draw_tightness(panels[0, 1], e)
+    _draw_powers(panels[0, 2], e)
+    caption = (
+        "Left: both sides of Theorem 1 in units of max|r|/(1 − γ), one point for each pair of policies; nothing may lie "
+        "above the diagonal. Middle: the largest ratio |L − η| / penalty that the search found at each γ (1 is the "
+        "limit), and the median of unrelated random pairs for Theorem 1 (dotted). Right: size of L − η and of penalties, "
+        "root mean square over "
+        f"{e.near.coefficient.size} MDPs, against the step in the logits in units of 1 − γ; in units of Theorem 1's "
+        "leading coefficient."
+    )
+    return Picture(style.save(drawing, directory, "lower_bound"), caption)
+
+
+def _draw_sides(axes: Any, e: Evidence) -> None:
+    ends = np.array([1e-7, 1e5])
+    axes.fill_between(ends, ends, 1e6, color="#dddddd", linewidth=0)
+    axes.plot(ends, ends, color=style.COLOURS[6], linewidth=1)
+    for cases, colour, label in (
+        (e.close, 5, "random, steps of 10⁻³ … 1"),
+        (e.far, 0, "random, unrelated"),
+        (e.found["theorem_1"], 1, "found by the search"),
+    ):
+        scale = cases.scale
+        axes.plot(
+            cases.penalty["theorem_1"] / scale,
+            cases.gap / scale,
+            ".",
+            color=style.COLOURS[colour],
+            markersize=2.5,
+            alpha=0.6,
+            label=label,
+            rasterized=True,
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(1e-6, 1e4),
+        ylim=(1e-9, 1e3),
+        xlabel="Theorem 1's penalty, in max|r|/(1 − γ)",
+        ylabel="|L − η|, in max|r|/(1 − γ)",
+        title="An adversary comes close, and no closer",
+    )
+    axes.text(2e-6, 3e1, "would violate\nthe bound", fontsize=9)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right", markerscale=3)
+
+
+def _draw_tightness(axes: Any, e: Evidence) -> None:
+    x = 1 - DISCOUNTS
+    axes.axhline(1, color=style.COLOURS[6], linewidth=1)
+    for name, label, colour, mark in _LINES:
+        axes.plot(x, e.best(name), mark, color=style.COLOURS[colour], markersize=4.5, label=label)
+    share = e.far.gap / e.far.penalty["theorem_1"]
+    edges = np.geomspace(0.5, 0.01, 7)
+    horizon = 1 - e.far.discount
+    inside = [(horizon <= a * 1.0001) & (horizon >= b * 0.9999) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    filled = [(np.sqrt(a * b), np.median(share[i])) for a, b, i in zip(edges, edges[1:], inside, strict=False) if i.any()]
+    axes.plot(*np.transpose(filled), ":", color=style.COLOURS[0], label="random, Theorem 1 (median)")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="1 − γ",
+        ylabel="largest |L − η| / penalty found",
+        title="How tight, as γ → 1",
+        ylim=(5e-6, 2),
+    )
+    axes.invert_xaxis()
+    axes.set_xticks(x, [f"{value:.2g}" for value in x])
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+
+
+def _draw_powers(axes: Any, e: Evidence) -> None:
+    root = np.sqrt(rms(e.near.penalty["theorem_1"], axis=0))
+    axes.plot(STEPS, root, "--", color="#777777", label="TV in place of TV²: slope 1 (a kink)")
+    for name, label, colour, mark in (_LINES[3], _LINES[2], _LINES[0]):
+        axes.plot(
+            STEPS,
+            rms(e.near.penalty[name], axis=0),
+            mark,
+            color=style.COLOURS[colour],
+            markersize=4,
+            label=f"{label}: {e.near.slope(name):.3f}",
+        )
+    axes.plot(STEPS, rms(e.near.gap, axis=0), "P-", color=style.COLOURS[6], label=f"L − η: {e.near.slope():.3f}")
+    axes.plot(
+        STEPS,
+        rms(e.near.penalty[CONTROL], axis=0),
+        "x-",
+        color=style.COLOURS[5],
+        label=f"refuted control: {e.near.slope(CONTROL):.3f}",
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="step in the logits / (1 − γ)",
+        ylabel="in units of Theorem 1's coefficient",
+        title="Powers of the step (slopes)",
+        ylim=(1e-9, 1e4),
+    )
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=1)

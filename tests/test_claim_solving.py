@@ -1,0 +1,119 @@
+"""The claim about solving the local problem holds, and plausible bugs make it fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from trpo import linear_solve
+from trpo.linear_solve import CGInfo
+from trpo.rules import _step
+from trpo.rules import trpo as trpo_rule
+from trpo.theory.claims import _solving, solving
+from trpo.theory.records import Outcome
+
+SIZE = 24
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer programs to compile."""
+    monkeypatch.setattr(_solving, "ITERATIONS", (1, 2, 3, 4, 8, 16, _solving.CONVERGED))
+    monkeypatch.setattr(solving, "ITERATIONS", _solving.ITERATIONS)
+
+
+def failed(outcome: Outcome) -> set[str]:
+    return {check.name for check in outcome.checks if not check.passed}
+
+
+def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
+    outcome = solving.run(SIZE, tmp_path, seed=1)
+    assert outcome.passed, [check for check in outcome.checks if not check.passed]
+    assert all(np.isfinite(check.worst) for check in outcome.checks)
+    assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
+
+
+STEP = {"the step ends on the ellipsoid", "TRPO takes the best step", "the true KL of the full step"}
+
+
+def _rule_checks(size: int = SIZE) -> set[str]:
+    """Names of the rule's failing checks; the solver's need not be run again."""
+    group = _solving.in_one_shape(_solving.groups_of(size, 0))
+    rule = {_solving.FULL: _solving.updates(group, _solving.FULL)}
+    found = solving._rule(_solving.local(group), rule)
+    return {check.name for check in found if not check.passed}
+
+
+def test_damping_inside_the_step_length_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = trpo_rule.natural_direction
+
+    def damped_curvature(model: Any, gradient: Any, damping: Any, *rest: Any) -> Any:
+        s = right(model, gradient, damping, *rest)
+        size = optax.tree.vdot(s.vector, s.vector)
+        return eqx.tree_at(lambda s: s.curvature, s, s.curvature + damping * size)
+
+    monkeypatch.setattr(trpo_rule, "natural_direction", damped_curvature)
+    assert _rule_checks() == {"the step ends on the ellipsoid"}
+
+
+def test_a_step_length_without_its_factor_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = trpo_rule.step_length
+    monkeypatch.setattr(trpo_rule, "step_length", lambda *arguments: right(*arguments) / jnp.sqrt(2.0))
+    assert _rule_checks() >= STEP
+
+
+def test_a_rule_without_its_line_search_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = trpo_rule.line_search
+
+    def no_constraint(evaluate: Any, params: Any, step: Any, max_kl: Any, *rest: Any) -> Any:
+        return right(evaluate, params, step, jnp.inf * max_kl, *rest)
+
+    monkeypatch.setattr(trpo_rule, "line_search", no_constraint)
+    assert _rule_checks() == {"the line search enforces δ"}
+
+
+def _one_step_early(product: Any, b: Any, iterations: int = 10, tolerance: Any = 1e-10) -> Any:
+    return RIGHT(product, b, max(iterations - 1, 1), tolerance)
+
+
+def _wrong_beta(product: Any, b: Any, iterations: int = 10, tolerance: Any = 1e-10) -> Any:
+    """Conjugate gradient with β = √(r'ᵀr'/rᵀr)."""
+
+    def step(_: Any, state: Any) -> Any:
+        x, r, p = state
+        q = product(p)
+        rr = jnp.vdot(r, r)
+        alpha = rr / jnp.where(jnp.vdot(p, q) > 0, jnp.vdot(p, q), 1.0)
+        new = r - alpha * q
+        return x + alpha * p, new, new + jnp.sqrt(jnp.vdot(new, new) / jnp.where(rr > 0, rr, 1.0)) * p
+
+    x, r, _ = jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(b), b, b))
+    return x, CGInfo(jnp.asarray(iterations), jnp.sqrt(jnp.vdot(r, r)))
+
+
+def _stops_at_an_absolute_tolerance(product: Any, b: Any, iterations: int = 10, tolerance: Any = 1e-10) -> Any:
+    return RIGHT(product, b, iterations, 1e-4)
+
+
+RIGHT = linear_solve.conjugate_gradient
+
+
+@pytest.mark.parametrize("wrong", [_one_step_early, _wrong_beta, _stops_at_an_absolute_tolerance])
+def test_a_wrong_conjugate_gradient_is_found(
+    wrong: Callable[..., Any], small: None, x64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_solve, "conjugate_gradient", wrong)
+    solved = solving._solve(SIZE, 0)
+    broken = {check.name for check in solving._conjugate_gradient(solved) if not check.passed}
+    assert "the bound is attained" in broken
+
+
+def test_the_rule_uses_that_conjugate_gradient() -> None:
+    assert _step.conjugate_gradient is linear_solve.conjugate_gradient
