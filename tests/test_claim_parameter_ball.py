@@ -19,8 +19,8 @@ SIZE = 24
 NATURAL = "natural gradient, two coordinate systems"
 
 
-@pytest.fixture(autouse=True)
-def _fresh_caches() -> Iterator[None]:
+@pytest.fixture
+def fresh_caches() -> Iterator[None]:
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -30,7 +30,7 @@ def failed(outcome: Outcome) -> set[str]:
     return {check.name for check in outcome.checks if not check.passed}
 
 
-def test_the_claim_holds(x64: None) -> None:
+def test_the_claim_holds(fresh_caches: None, x64: None) -> None:
     outcome = parameter_ball.run(SIZE, seed=1)
     assert not failed(outcome), [check for check in outcome.checks if not check.passed]
     assert all(jnp.isfinite(check.worst) for check in outcome.checks)
@@ -70,14 +70,16 @@ def test_a_wrong_gaussian_kl_is_found(
     assert {check.name for check in checks if not check.passed} == finds
 
 
-def test_the_plain_gradient_in_the_natural_ones_place_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_gradient_in_the_natural_ones_place_is_found(
+    fresh_caches: None, x64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LocalModel, "fisher_vp", lambda self, vector: vector)
     broken = failed(parameter_ball.run(SIZE))
     assert {NATURAL, "its coefficient", "natural step of a soft-max table"} <= broken
     assert not {"plain gradient, two coordinate systems", "the same by dense algebra"} & broken
 
 
-def test_large_damping_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_damping_is_found(fresh_caches: None, x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     right = natural_gradient.natural_direction
 
     def damped(model: Any, gradient: Any, damping: Any, iterations: int, tolerance: Any) -> Any:

@@ -17,20 +17,8 @@ from trpo.linear_solve import CGInfo
 from trpo.rules import _step
 from trpo.rules import trpo as trpo_rule
 from trpo.theory.claims import _solving, solving
-from trpo.theory.records import Outcome
 
 SIZE = 24
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer programs to compile."""
-    monkeypatch.setattr(_solving, "ITERATIONS", (1, 2, 3, 4, 8, 16, _solving.CONVERGED))
-    monkeypatch.setattr(solving, "ITERATIONS", _solving.ITERATIONS)
-
-
-def failed(outcome: Outcome) -> set[str]:
-    return {check.name for check in outcome.checks if not check.passed}
 
 
 def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
@@ -46,8 +34,7 @@ STEP = {"the step ends on the ellipsoid", "TRPO takes the best step", "the true 
 def _rule_checks(size: int = SIZE) -> set[str]:
     """Names of the rule's failing checks; the solver's need not be run again."""
     group = _solving.in_one_shape(_solving.groups_of(size, 0))
-    rule = {_solving.FULL: _solving.updates(group, _solving.FULL)}
-    found = solving._rule(_solving.local(group), rule)
+    found = solving._rule(_solving.local(group), _solving.updates(group, (_solving.FULL,)))
     return {check.name for check in found if not check.passed}
 
 
@@ -107,7 +94,7 @@ RIGHT = linear_solve.conjugate_gradient
 
 @pytest.mark.parametrize("wrong", [_one_step_early, _wrong_beta, _stops_at_an_absolute_tolerance])
 def test_a_wrong_conjugate_gradient_is_found(
-    wrong: Callable[..., Any], small: None, x64: None, monkeypatch: pytest.MonkeyPatch
+    wrong: Callable[..., Any], x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear_solve, "conjugate_gradient", wrong)
     solved = solving._solve(SIZE, 0)

@@ -60,9 +60,14 @@ def measure(mdp: MDP, old: np.ndarray, new: np.ndarray, penalties: dict[str, Bou
 
 def join(parts: list[Cases]) -> Cases:
     """Put cases in one row."""
-    columns = [np.concatenate([part[i] for part in parts]) for i in range(4)]
     names = parts[0].penalty
-    return Cases(*columns, {name: np.concatenate([part.penalty[name] for part in parts]) for name in names})
+    return Cases(
+        np.concatenate([part.discount for part in parts]),
+        np.concatenate([part.gap for part in parts]),
+        np.concatenate([part.rounding for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        {name: np.concatenate([part.penalty[name] for part in parts]) for name in names},
+    )
 
 
 _SHAPES = {
@@ -82,19 +87,23 @@ def _build(x: Any, discount: Any) -> tuple[MDP, Any, Any]:
     for name, shape in _SHAPES.items():
         part[name] = x[..., used : used + math.prod(shape)].reshape(*x.shape[:-1], *shape)
         used += math.prod(shape)
-    mdp = MDP(exact.softmax(part["transition"]), part["reward"], exact.softmax(part["start"]), discount)
+    start = exact.softmax(part["start"][..., None, :])[..., 0, :]
+    mdp = MDP(exact.softmax(part["transition"]), part["reward"], start, discount)
     step = namespace(x).exp(part["size"])[..., None, None] * part["direction"]
     return mdp, exact.softmax(part["old"]), exact.softmax(part["old"] + step)
 
 
-def search(targets: dict[str, Bound], penalties: dict[str, Bound], restarts: int, rng: np.random.Generator) -> dict[str, Cases]:
+def search(
+    targets: dict[str, Bound], penalties: dict[str, Bound], restarts: int, rng: np.random.Generator
+) -> dict[str, Cases]:
     """Climb gap/penalty of every target from ``restarts`` random starts, γ in turn from `DISCOUNTS`.
 
     Adam on the logits of P, the rewards, the logits of the start distribution and both policies. One program serves
     all targets and discounts. The best of every climb is measured afresh by the NumPy oracle.
 
     Returns:
-        What the search for each target found, measured with ``penalties``; the control gets an eighth of the restarts, since it falls at once.
+        What the search for each target found, measured with ``penalties``. The control gets an eighth of the
+        restarts, since it falls at once.
     """
     optimiser = optax.adam(optax.cosine_decay_schedule(RATE, STEPS, 0.05))
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trpo.theory.claims._sampled import QUANTITIES, ROWS, WEIGHTS, Estimator, Setting, draw, enumerate_pairs
-from trpo.theory.claims._sampling import Moments, Noise, draw_moments, path_moments, simulate
-from trpo.theory.claims._single_path import discounted_weights, equal_weights
+from trpo.theory.claims._sampled import MISMATCH, QUANTITIES, ROWS, Estimator, Setting, draw, enumerate_pairs
+from trpo.theory.claims._sampling import Moments, Noise, draw_moments, path_moments, simulate, state_frequencies
+from trpo.theory.claims._single_path import cut_visitation, discounted_weights, equal_weights, stationary
 from trpo.theory.laws import rms
 
 SAMPLES = np.array([128, 512, 2048])
@@ -20,14 +20,15 @@ PATHS = ROWS // STEPS
 
 
 class Estimates(NamedTuple):
-    """Of one quantity: means over N samples ``[n, k]`` and the exact moments of one sample."""
+    """Of one quantity: means over N samples ``[n, k]``, what they should be ``[n]``, and the moments of one sample."""
 
     mean: np.ndarray
+    exact: np.ndarray
     moments: Moments
 
     def noise(self, samples: np.ndarray) -> Noise:
         """Return the errors in units of σ/√N."""
-        return Noise.of(samples, self.mean, self.moments, self.moments.mean)
+        return Noise.of(samples, self.mean, self.moments, self.exact)
 
 
 class PathErrors(NamedTuple):
@@ -41,16 +42,27 @@ class PathErrors(NamedTuple):
     """√(bias² + σ²/N), ``[2, k]``."""
 
 
-def from_all_pairs(rng: np.random.Generator, s: Setting, estimate: Estimator) -> tuple[np.ndarray, np.ndarray]:
-    """Return errors relative to the sizes of the summands, and vᵀFv, of the problem with every (s, a) listed once."""
-    others = rng.dirichlet(np.ones(s.weight.shape[-1]), (len(s.weight), WEIGHTS - 1))
-    weights = np.concatenate([s.weight[:, None], others], axis=1)
+class AllPairs(NamedTuple):
+    """The problem with every (s, a) listed once, weighted w(s) π(a|s); ``[n]`` each."""
+
+    error: np.ndarray
+    """Largest error of any quantity relative to the size of its summands, w = d_π, d_∞ and random."""
+    mismatch: np.ndarray
+    """Largest ‖F A − g‖/‖g‖."""
+    fisher: np.ndarray
+    """vᵀFv, w = d_π."""
+
+
+def from_all_pairs(rng: np.random.Generator, s: Setting, estimate: Estimator) -> AllPairs:
+    """List every (s, a) once, with three weightings of the states."""
+    anything = rng.dirichlet(np.ones(s.weight.shape[-1]), len(s.weight))
+    weights = np.stack([s.weight, stationary(s.group.mdp, s.group.policy), anything], axis=1)
     found = estimate(s, *enumerate_pairs(s, weights))
     pairs = weights[..., None] * s.group.policy[:, None]
     wanted = {name: (pairs * f[:, None]).sum(axis=(-2, -1)) for name, f in s.summands().items()}
     sizes = {name: (pairs * f[:, None]).sum(axis=(-2, -1)) for name, f in s.magnitudes().items()}
     errors = [np.abs(found[name] - wanted[name]) / sizes[name] for name in QUANTITIES]
-    return np.max(errors, axis=(0, 2)), found["fisher"][:, 0]
+    return AllPairs(np.max(errors, axis=(0, 2)), found[MISMATCH].max(axis=-1), found["fisher"][:, 0])
 
 
 def from_samples(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dict[str, Estimates]:
@@ -60,7 +72,8 @@ def from_samples(rng: np.random.Generator, s: Setting, estimate: Estimator) -> d
     found = estimate(s, *draw(rng, s, ROWS), np.broadcast_to(weight, (n, *weight.shape)))
     pairs = (s.weight[..., None] * s.group.policy).reshape(n, -1)
     summands = s.summands()
-    return {q: Estimates(found[q], draw_moments(pairs, summands[q].reshape(n, -1))) for q in QUANTITIES}
+    moments = {q: draw_moments(pairs, summands[q].reshape(n, -1)) for q in QUANTITIES}
+    return {q: Estimates(found[q], moments[q].mean, moments[q]) for q in QUANTITIES}
 
 
 def from_paths(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dict[str, Estimates]:
@@ -70,12 +83,15 @@ def from_paths(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dic
     kept, dropped = discounted_weights(mdp.discount, STEPS), equal_weights(mdp.discount, STEPS)
     weight = np.stack([np.tile(w / PATHS, PATHS) for w in (kept, dropped)], axis=1)
     found = estimate(s, state, action, weight)
-    summands = s.summands()
-    return {
-        f"{name}, {q}": Estimates(found[q][:, i : i + 1], path_moments(mdp, policy, summands[q], w))
-        for i, (name, w) in enumerate((("γᵗ kept", kept), ("γᵗ dropped", dropped)))
-        for q in ("gradient", "fisher")
-    }
+    # What to expect does not come from the weights of the batch, so that a mistake in them can't hide.
+    visited = (cut_visitation(mdp, policy, STEPS), state_frequencies(mdp, policy, STEPS).mean(axis=1))
+    summands, estimates = s.summands(), {}
+    for i, (name, w) in enumerate((("γᵗ kept", kept), ("γᵗ dropped", dropped))):
+        for q in ("gradient", "fisher"):
+            wanted = (visited[i][..., None] * policy * summands[q]).sum(axis=(-2, -1))
+            moments = path_moments(mdp, policy, summands[q], w)
+            estimates[f"{name}, {q}"] = Estimates(found[q][:, i : i + 1], wanted, moments)
+    return estimates
 
 
 def path_errors(rng: np.random.Generator, s: Setting, estimate: Estimator) -> PathErrors:

@@ -41,8 +41,9 @@ def sampling_figure(noises: dict[str, Noise], errors: PathErrors, figures: Path)
     return Picture(
         style.save(drawing, figures, "importance_sampling_convergence"),
         "Left: surrogate at π̃, gradient and Fisher product of the library's sampled problem, each error divided by its "
-        f"exact standard deviation: all lie on σ/√N, nothing is fitted. Right: gradients from single paths of {STEPS} steps "
-        "against (1 − γ)∇η; curves are √(bias² + σ²/N), exact. With γᵗ the error falls on; without, a bias remains.",
+        "exact standard deviation: all lie on σ/√N, nothing is fitted. "
+        f"Right: gradients from single paths of {STEPS} steps against (1 − γ)∇η; curves are √(bias² + σ²/N), exact. "
+        "With γᵗ the error falls on; without, a bias remains.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,11 @@ def draw(directory: Path, e: Evidence) -> Picture:
     _draw_tightness(panels[0, 1], e)
     _draw_powers(panels[0, 2], e)
     caption = (
-        "Left: both sides of Theorem 1 in units of max|r|/(1 − γ), one point for each pair of policies; nothing may lie "
-        "above the diagonal. Middle: the largest ratio |L − η| / penalty that the search found at each γ (1 is the "
-        "limit), and the median of unrelated random pairs for Theorem 1 (dotted). Right: size of L − η and of penalties, "
-        "root mean square over "
-        f"{e.near.coefficient.size} MDPs, against the step in the logits in units of 1 − γ; in units of Theorem 1's "
-        "leading coefficient."
+        "Left: both sides of Theorem 1 in units of max|r|/(1 − γ), one point for each pair of policies; nothing may "
+        "lie above the diagonal. Middle: the largest ratio |L − η| / penalty that the search found at each γ (1 is "
+        "the limit), and the median of unrelated random pairs for Theorem 1 (dotted). Right: size of L − η and of "
+        f"penalties, root mean square over {e.near.coefficient.size} MDPs, against the step in the logits in units of "
+        "1 − γ; in units of Theorem 1's leading coefficient."
     )
     return Picture(style.save(drawing, directory, "lower_bound"), caption)
 
@@ -72,7 +72,7 @@ def _draw_sides(axes: Any, e: Evidence) -> None:
         title="An adversary comes close, and no closer",
     )
     axes.text(2e-6, 3e1, "would violate\nthe bound", fontsize=9)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right", markerscale=3)
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8.5, loc="lower right", markerscale=3)
 
 
 def _draw_tightness(axes: Any, e: Evidence) -> None:
@@ -80,11 +80,13 @@ def _draw_tightness(axes: Any, e: Evidence) -> None:
     axes.axhline(1, color=style.COLOURS[6], linewidth=1)
     for name, label, colour, mark in _LINES:
         axes.plot(x, e.best(name), mark, color=style.COLOURS[colour], markersize=4.5, label=label)
-    share = e.far.gap / e.far.penalty["theorem_1"]
+    share = e.far.ratio("theorem_1")
     edges = np.geomspace(0.5, 0.01, 7)
     horizon = 1 - e.far.discount
-    inside = [(horizon <= a * 1.0001) & (horizon >= b * 0.9999) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    filled = [(np.sqrt(a * b), np.median(share[i])) for a, b, i in zip(edges, edges[1:], inside, strict=False) if i.any()]
+    inside = [(horizon <= a * 1.0001) & (horizon >= b * 0.9999) for a, b in itertools.pairwise(edges)]
+    filled = [
+        (np.sqrt(a * b), np.median(share[i])) for a, b, i in zip(edges, edges[1:], inside, strict=False) if i.any()
+    ]
     axes.plot(*np.transpose(filled), ":", color=style.COLOURS[0], label="random, Theorem 1 (median)")
     axes.set(
         xscale="log",

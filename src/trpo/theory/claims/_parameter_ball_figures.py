@@ -30,10 +30,10 @@ def distances(directory: Path, c: study.Compared) -> Picture:
     _balls(panels[0, 1])
     _saturation(panels[0, 2], c)
     caption = (
-        f"Left: KL in nats of moving a Gaussian's mean by 0.1. Middle: policies over three actions as points of a "
+        "Left: KL in nats of moving a Gaussian's mean by 0.1. Middle: policies over three actions as points of a "
         f"triangle; each blob is the image of a ball ‖Δθ‖ ≤ {_BALL:g} in logits, all of one size. Right: mean KL, "
-        f"nats, of steps ‖Δθ‖ = {study.RADIUS:g} along the plain gradient on {c.kl.size} random MDPs, against how often "
-        "the policy does not take its favourite action."
+        f"nats, of steps ‖Δθ‖ = {study.RADIUS:g} along the plain gradient on {c.kl.size} random MDPs, against how "
+        "often the policy does not take its favourite action."
     )
     return Picture(style.save(drawing, directory, "parameter_ball_distances"), caption)
 
@@ -142,7 +142,7 @@ def _steps(axes: Any) -> None:
     for label, colour in (("natural gradient", 0), ("plain gradient", 1)):
         axes.plot([], [], color=style.COLOURS[colour], label=label)
     axes.plot([], [], color=style.COLOURS[6], linewidth=0.8, label=f"KL = {_KL:g}")
-    axes.legend(frameon=False, fontsize=8.5)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
     axes.set(aspect="equal", title="One policy, six coordinate systems", xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
 

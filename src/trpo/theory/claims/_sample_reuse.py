@@ -189,6 +189,11 @@ def policies(facts: Facts, features: np.ndarray, theta: np.ndarray) -> np.ndarra
     return exact.softmax(facts.group.logits + logits)
 
 
+def state_kl(facts: Facts, new: np.ndarray) -> np.ndarray:
+    """Return KL(π ‖ π_k) in each state after each update, ``[updates, n, S]`` (oracle)."""
+    return exact.kl(np.broadcast_to(facts.policy, new.shape), new)
+
+
 def bisect(inside: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """Return the largest positive x, to 1e-13 or so, with ``inside(x)``; true below and false above."""
     high = np.ones(shape)

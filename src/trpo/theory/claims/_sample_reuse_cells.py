@@ -67,7 +67,7 @@ def _cell(facts: Facts, features: np.ndarray, batch: Batch, theta: np.ndarray, m
         return (exact.expected_return(facts.group.mdp, policy) - facts.expected_return) / facts.promise(max_kl)
 
     # A state that the batch lacks counts for nothing, however far its policy went.
-    kl = (weight * np.where(weight > 0, exact.kl(facts.policy, new), 0.0)).sum(axis=-1) / max_kl
+    kl = (weight * np.where(weight > 0, reuse.state_kl(facts, new), 0.0)).sum(axis=-1) / max_kl
     largest = np.abs(np.where(pairs > 0, batch.advantage, 0.0)).max(axis=(-2, -1))
     return Cell(gain(new).T, kl.T, (surrogate / largest).T, gain(line))
 
@@ -85,10 +85,10 @@ def _law(facts: Facts, features: np.ndarray, theta: np.ndarray, max_kl: np.ndarr
     off_line = np.sqrt((joint[:, None] * rest**2).sum(axis=(-2, -1)) / (t**2 * second[:, None]))
 
     def gain(policy: np.ndarray) -> np.ndarray:
-        return (facts.weight * exact.expected_advantage(a, policy)).sum(axis=-1)
+        return (facts.weight * exact.expected_advantage(np.broadcast_to(a, policy.shape), policy)).sum(axis=-1)
 
     best = gain(reuse.constrained_optimum(facts, max_kl))
-    kl = ((facts.weight * exact.kl(facts.policy, new)).sum(axis=-1) / max_kl).T
+    kl = ((facts.weight * reuse.state_kl(facts, new)).sum(axis=-1) / max_kl).T
     line = gain(reuse.to_boundary(facts, step[:, 0], facts.weight, max_kl))
     last = np.sqrt(2 * max_kl / second)[:, None] * (1 - np.sqrt(1 - 1 / np.array(UPDATES)))
     return Law(

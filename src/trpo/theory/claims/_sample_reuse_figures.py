@@ -31,8 +31,8 @@ def draw(
     caption = (
         f"δ = {max_kl:g}; tables and shared parameters together. Solid: K updates within one cumulative δ. Dashed: "
         "re-anchored updates, each with a δ of its own. Left: true gain of η for one batch, in units of what the "
-        "linear model promises the table without noise, mean over MDPs. Middle: mean KL from the sampling policy in units of "
-        "δ, exact problems, median and the middle 80 %. Right: share of batches after which η is lower than before."
+        "linear model promises the table without noise, mean over MDPs. Middle: mean KL from the sampling policy in "
+        "units of δ, exact problems, median and the middle 80 %. Right: share of batches that lower η."
     )
     return Picture(style.save(drawing, directory, "sample_reuse_updates"), caption)
 

@@ -24,6 +24,8 @@ WEIGHTS = 3
 STEP = 0.5
 """π̃ is π with ``STEP`` times standard normal numbers added to the logits."""
 QUANTITIES = ("surrogate", "gradient", "fisher", "ratio", "ratio²")
+MISMATCH = "‖F A − g‖/‖g‖"
+"""Zero where every action of a state has its probability as weight: then F⁻¹g = A_π, whatever the states' weights."""
 
 
 class Setting(NamedTuple):
@@ -73,8 +75,6 @@ def setting(group: Group, rng: np.random.Generator) -> Setting:
 Estimator = Callable[[Setting, np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 """(setting, states ``[n, rows]``, actions ``[n, rows]``, weights ``[n, k, rows]``) ↦ estimates, ``[n, k]`` each."""
 
-Mismatch = Callable[[Setting, np.ndarray], np.ndarray]
-
 
 def _evaluate(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run the library's sampled problem on one MDP's batch, for each of the weightings."""
@@ -87,8 +87,10 @@ def _evaluate(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
         model = problem(rows[0]).linearise(logits)
         surrogate, mean_ratio, mean_square = jax.vmap(lambda x: problem(x).surrogate(new_logits))(rows)
+        fisher_v, fisher_advantage = jax.vmap(model.fisher_vp)(jnp.stack([v, advantage]))
+        off = jnp.sum((fisher_advantage - model.gradient) ** 2) / jnp.maximum(jnp.sum(model.gradient**2), 1e-300)
         gradient = jnp.vdot(u, model.gradient)
-        return surrogate, gradient, jnp.vdot(v, model.fisher_vp(v)), mean_ratio, mean_square
+        return surrogate, gradient, jnp.vdot(v, fisher_v), mean_ratio, mean_square, jnp.sqrt(off)
 
     return jax.lax.map(weighted, weights)
 
@@ -113,7 +115,7 @@ def estimator() -> Estimator:
         tables = (_table(s.group.logits, -np.inf), _table(s.new_logits, -np.inf))
         directions = (_table(s.u), _table(s.v), _table(s.advantage), _table(s.ratio))
         answers = run(jax.tree.map(jnp.asarray, (*tables, *directions, state, action, weight)))
-        return {name: np.asarray(x) for name, x in zip(QUANTITIES, answers, strict=True)}
+        return {name: np.asarray(x) for name, x in zip((*QUANTITIES, MISMATCH), answers, strict=True)}
 
     return estimate
 
@@ -137,33 +139,3 @@ def enumerate_pairs(s: Setting, weights: np.ndarray) -> tuple[np.ndarray, np.nda
         np.broadcast_to(action, (n, action.size)),
         pairs.reshape(n, weights.shape[1], -1),
     )
-
-
-def natural_mismatch() -> Mismatch:
-    """Return (setting, weights ``[n, k, S]``) ↦ ‖F A − g‖/‖g‖ of the library's F and g, ``[n, k]``.
-
-    In a table F and g are weighted alike state by state, so F⁻¹g = A_π solves the natural gradient for any weights.
-    """
-
-    def one(arguments: tuple[Any, ...]) -> Any:
-        logits, advantage, state, action, weights = arguments
-
-        def weighted(weight: Any) -> Any:
-            batch = Batch(state, action, advantage[state, action], weight)
-            model = sampled_problem(table_policy, logits, batch).linearise(logits)
-            off = model.fisher_vp(advantage) - model.gradient
-            return jnp.sqrt(jnp.sum(off**2) / jnp.maximum(jnp.sum(model.gradient**2), 1e-300))
-
-        return jax.lax.map(weighted, weights)
-
-    run = jax.jit(lambda arguments: jax.lax.map(one, arguments))
-
-    def mismatch(s: Setting, weights: np.ndarray) -> np.ndarray:
-        state, action, pairs = enumerate_pairs(s, weights)
-        absent = LARGEST[0] * LARGEST[1] - state.shape[-1]
-        state, action = (np.pad(x, ((0, 0), (0, absent))) for x in (state, action))
-        pairs = np.pad(pairs, ((0, 0), (0, 0), (0, absent)))
-        tables = (_table(s.group.logits, -np.inf), _table(s.advantage))
-        return np.asarray(run(jax.tree.map(jnp.asarray, (*tables, state, action, pairs))))
-
-    return mismatch

@@ -100,7 +100,8 @@ def by_hand(discounts: np.ndarray, alphas: np.ndarray, penalties: dict[str, Boun
     transition = np.zeros((2, 3, 2))
     transition[0, :2, 0] = transition[0, 2, 1] = transition[1, :, 1] = 1
     reward, start = np.array([[-1.0, 1.0, 1.0], [-1.0, 1.0, 0.0]]), np.array([1.0, 0.0])
-    mdp = MDP(*(np.broadcast_to(x, (n, *x.shape)) for x in (transition, reward, start)), gamma)
+    transition, reward, start = (np.broadcast_to(x, (n, *x.shape)) for x in (transition, reward, start))
+    mdp = MDP(transition, reward, start, gamma)
     old = np.broadcast_to([0.5, 0.5, 0.0], (n, 2, 3))
     half, zero = np.full(n, 0.5), np.zeros(n)
     new = np.stack([np.stack([half - alpha, half, alpha], -1), np.stack([half + beta, half - beta, zero], -1)], axis=1)

@@ -25,6 +25,14 @@ def equal_weights(discount: np.ndarray, steps: int) -> np.ndarray:
     return np.full((*discount.shape, steps), 1 / steps)
 
 
+def cut_visitation(mdp: MDP, policy: np.ndarray, steps: int) -> np.ndarray:
+    """Return Σ_{t<T} γᵗ P(s_t = s)/Σ_{t<T} γᵗ, ``[n, S]``: ρ_π less γᵀ times that of the MDP begun where paths end."""
+    end = (mdp.start[:, None] @ np.linalg.matrix_power(exact.state_transition(mdp, policy), steps))[:, 0]
+    later = MDP(mdp.transition, mdp.reward, _simplex(end), mdp.discount)
+    power = (mdp.discount**steps)[:, None]
+    return (exact.state_weight(mdp, policy) - power * exact.state_weight(later, policy)) / (1 - power)
+
+
 def stationary(mdp: MDP, policy: np.ndarray) -> np.ndarray:
     """Return d_∞ with d_∞ P_π = d_∞, shape ``[n, S]``; complex policies too."""
     p = exact.state_transition(mdp, policy)
@@ -37,6 +45,11 @@ def deviation(mdp: MDP, policy: np.ndarray) -> np.ndarray:
     p, limit = exact.state_transition(mdp, policy), stationary(mdp, policy)
     system = np.eye(mdp.states) - p + limit[:, None, :]
     return np.linalg.solve(system.swapaxes(-1, -2), mdp.start[..., None])[..., 0] - limit
+
+
+def _simplex(p: np.ndarray) -> np.ndarray:
+    """Take away the rounding errors that many steps leave in a distribution."""
+    return p / p.sum(axis=-1, keepdims=True)
 
 
 class Frequencies(NamedTuple):
@@ -91,6 +104,7 @@ class PathBias(NamedTuple):
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
+    """‖x‖ over the last two axes."""
     return np.sqrt((x**2).sum(axis=(-2, -1)))
 
 
@@ -138,10 +152,6 @@ def path_bias(mdp: MDP, policy: np.ndarray) -> PathBias:
             )
         )
     return PathBias(*(np.stack(column, axis=1) for column in zip(*columns, strict=True)), mixing)
-
-
-def _simplex(p: np.ndarray) -> np.ndarray:
-    return p / p.sum(axis=-1, keepdims=True)
 
 
 def asymmetry(mdp: MDP, logits: np.ndarray, h: float = 1e-30) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from trpo.theory import style
 from trpo.theory.claims import _solving as measure
-from trpo.theory.claims._solving import ITERATIONS, Local, Solves, Systems, Updates, chebyshev
+from trpo.theory.claims._solving import ITERATIONS, Local, Solves, Updates, chebyshev
 from trpo.theory.records import Picture
 
 _SHOWN = (10.0, 1e2, 1e4, 1e6)
@@ -18,27 +18,26 @@ _SHOWN = (10.0, 1e2, 1e4, 1e6)
 
 def draw(
     directory: Path,
-    systems: Systems,
+    random: slice,
     undamped: list[Solves],
     damped: tuple[Solves, Solves],
-    mdps: int,
-    rule: dict[int, Updates],
+    updates: Updates,
     local: Local,
 ) -> Picture:
     """Draw the fraction of the attainable gain against k and λ, and the true KL of the full step against δ."""
     drawing, panels = style.figure(columns=3, width=4.5, height=3.9)
-    # The made-up spectra come after the MDPs, as many for each κ.
-    each = 8
-    where = {kappa: slice(mdps + each * i, mdps + each * (i + 1)) for i, kappa in enumerate(measure.KAPPAS)}
+    starts = range(random.start, random.stop, measure.DRAWS)
+    where = {kappa: slice(i, i + measure.DRAWS) for kappa, i in zip(measure.KAPPAS, starts, strict=True)}
     _draw_iterations(panels[0, 0], undamped, where)
     _draw_damping(panels[0, 1], damped, where)
-    _draw_kl(panels[0, 2], rule[measure.FULL], local)
+    _draw_kl(panels[0, 2], updates, local)
     caption = (
-        "Left: fraction of the attainable gain after k iterations without damping, for 32 eigenvalues from 1 to κ (median "
-        "of 8 systems); dashed: the Chebyshev bound, which no system can fall below. Middle: the same against damping, "
-        f"after {measure.TRUNCATED} iterations (solid) and solved completely (dotted): with few iterations some damping "
-        "helps when κ is large. Right: true mean KL of TRPO's undamped full step, in units of δ, over "
-        f"{local.weight.shape[0]} MDPs; the quadratic model says 1, and above 1 the line search shortens the step."
+        "Left: fraction of the attainable gain after k iterations without damping, for 32 eigenvalues from 1 to κ "
+        "(median of 8 systems); dashed: the Chebyshev bound, which no system can fall below. Middle: the same against "
+        f"damping, after {measure.TRUNCATED} iterations (solid) and solved completely (dotted): less damping is never "
+        "worse, and with few iterations it soon makes no difference. Right: true mean KL of TRPO's undamped full step, "
+        f"in units of δ, over {local.weight.shape[0]} MDPs: median and middle 80 %. The quadratic model says 1; above "
+        "1 the line search shortens the step."
     )
     return Picture(style.save(drawing, directory, "solving_fraction"), caption)
 
@@ -50,16 +49,19 @@ def _draw_iterations(axes: Any, undamped: list[Solves], where: dict[float, slice
     for colour, kappa in zip(style.COLOURS, _SHOWN, strict=False):
         y = [np.median(undamped[i].fraction[where[kappa]]) for i in shown]
         bound = np.sqrt(1 - np.minimum(chebyshev(np.array(kappa), smooth), 1) ** 2)
-        axes.plot(k, y, "o-", color=colour, markersize=3.5, label=f"κ = {_power(kappa)}")
+        axes.plot(k, y, "o-", color=colour, markersize=3.5)
+        axes.text(0.96, y[0] + 0.075, f"κ = {_power(kappa)}", fontsize=8, color=colour)
         axes.plot(smooth, bound, "--", color=colour, linewidth=1)
     axes.plot([], [], "--", color=style.COLOURS[6], linewidth=1, label="Chebyshev bound")
     axes.axvline(10, color="0.6", linewidth=0.8, zorder=0)
-    axes.text(10.3, 0.02, "the paper's 10", fontsize=8, color="0.35")
-    axes.set(xscale="log", xlabel="iterations k", ylabel="fraction of the attainable gain", ylim=(0, 1.03))
+    axes.text(9.6, 1.045, "the paper's 10", fontsize=8, color="0.35", ha="right")
+    axes.set(
+        xscale="log", xlabel="iterations k", ylabel="fraction of the attainable gain", ylim=(0, 1.1), xlim=(0.93, 34)
+    )
     axes.set_xticks((1, 2, 5, 10, 20, 32), ("1", "2", "5", "10", "20", "32"))
     axes.set_xticks([], minor=True)
     axes.set_title("Stopping early, no damping", fontsize=10)
-    axes.legend(frameon=True, edgecolor="none", framealpha=0.85, fontsize=8, loc="center left", bbox_to_anchor=(0, 0.6))
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.33, 0.36))
 
 
 def _draw_damping(axes: Any, damped: tuple[Solves, Solves], where: dict[float, slice]) -> None:
@@ -93,7 +95,9 @@ def _draw_kl(axes: Any, updates: Updates, local: Local) -> None:
     axes.axhline(1, color=style.COLOURS[6], linewidth=0.8, zorder=0)
     axes.axvline(measure.DELTA, color="0.6", linewidth=0.8, zorder=0)
     axes.set(xscale="log", xlabel="δ, nats", ylabel="true mean KL of the full step / δ")
-    axes.text(measure.DELTA * 0.9, axes.get_ylim()[0], "the paper's δ ", fontsize=8, color="0.35", ha="right", va="bottom")
+    axes.text(
+        measure.DELTA * 0.9, axes.get_ylim()[0], "the paper's δ ", fontsize=8, color="0.35", ha="right", va="bottom"
+    )
     axes.set_title("The bowl and the true KL", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 

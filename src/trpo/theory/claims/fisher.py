@@ -36,7 +36,7 @@ number Δ_sa when a is drawn from π(·|s), the second being the variance.
     D̄(θ_old, θ_old + tΔ) = Σ_s d_π(s) [½ κ₂(s) t² + κ₃(s) t³/6 + κ₄(s) t⁴/24 + …],   Σ_s d_π(s) κ₂(s) = ΔᵀFΔ
 
 So the claim "F is the curvature" can be held to more than a tolerance: what is left after the parabola must fall with
-the third power of t, *and* its coefficient must be the third cumulant, to many digits, with its sign.
+the third power of t, and its coefficient must be the third cumulant, to many digits, with its sign.
 
 The KL divergence is not symmetric. The other direction, KL(π_new ‖ π_old), has the same parabola, but the cubic
 coefficient κ₃/3 instead of κ₃/6: to second order the direction does not matter, to third order it does. Far away it

@@ -12,6 +12,7 @@ from trpo.theory.claims._batches import (
     PATHS,
     SAMPLES,
     STEPS,
+    AllPairs,
     Estimates,
     from_all_pairs,
     from_paths,
@@ -21,9 +22,9 @@ from trpo.theory.claims._batches import (
 from trpo.theory.claims._importance_figures import path_figure, ratio_figure, sampling_figure
 from trpo.theory.claims._path_checks import bias_checks, field_checks, path_findings
 from trpo.theory.claims._ratios import FAR, NEAR, RADII, Spread, along, at_radii, spread_at
-from trpo.theory.claims._sampled import Estimator, Mismatch, Setting, estimator, natural_mismatch, setting
+from trpo.theory.claims._sampled import Estimator, Setting, estimator, setting
 from trpo.theory.claims._sampling import bias_check, noise_checks
-from trpo.theory.claims._single_path import PathBias, Shared, asymmetry, path_bias, shared_parameters, stationary
+from trpo.theory.claims._single_path import PathBias, Shared, asymmetry, path_bias, shared_parameters
 from trpo.theory.ensemble import ensemble
 from trpo.theory.laws import rms, slope
 from trpo.theory.records import Check, Outcome, Picture, at_least, at_most
@@ -57,12 +58,12 @@ weighted with d_T(s) = (1/T) Σ_{t<T} P(s_t = s), and is not the gradient of η:
 that of the stationary weights d_∞. It is not the gradient of any other function either, since its Jacobian isn't
 symmetric (Nota and Thomas 2020, arXiv:1906.07073).
 
-How much harm is in it? The findings say: none of the angles that were measured comes near 90°, so it remained a
-direction of ascent of η to first order. The angle is small when γ is close to 1 and the MDP forgets its start
-within the horizon, and tens of degrees when γ is small or the MDP mixes slowly. It is smallest for paths of about
-1/(1 − γ) steps: d_γ differs from d_∞ by (1 − γ) times the excess visits of the transient and d_T by 1/T times the
-same. That concerns random MDPs and policies; it is no theorem, and MDPs can be built where the direction is wrong
-(the same paper).
+How much harm is in it? In a table both gradients scale the same blocks, one for each state, by positive weights, so
+the angle between them is always less than 90° and the direction remains one of ascent to first order; with shared
+parameters nothing guarantees that. The angle is small when γ is close to 1 and the MDP forgets its start within the
+horizon, and tens of degrees when γ is small or the MDP mixes slowly. It is smallest for paths of about 1/(1 − γ)
+steps: d_π differs from d_∞ by (1 − γ) times the excess visits of the transient, to first order, and d_T by 1/T
+times the same. These are random MDPs and policies: the angles are measurements, not bounds.
 
 A natural gradient step suffers less. In a table, where every state has its own parameters, it doesn't suffer at
 all: F and the gradient are weighted alike, state by state, and F⁻¹g = A_π whatever the weights. Where states share
@@ -96,9 +97,7 @@ SHARPEST = 3.0
 class _Study(NamedTuple):
     """Everything that was measured on one group of MDPs, or on all of them."""
 
-    enumerated_error: np.ndarray
-    fisher: np.ndarray
-    """vᵀFv of the library's enumerated problem."""
+    pairs: AllPairs
     near: Spread
     far: Spread
     radii: Spread
@@ -107,17 +106,14 @@ class _Study(NamedTuple):
     bias: PathBias
     kept_asymmetry: np.ndarray
     dropped_asymmetry: np.ndarray
-    natural_mismatch: np.ndarray
     shared: Shared
 
 
-def _study(rng: np.random.Generator, s: Setting, estimate: Estimator, mismatch: Mismatch) -> _Study:
+def _study(rng: np.random.Generator, s: Setting, estimate: Estimator) -> _Study:
     mdp, policy = s.group.mdp, s.group.policy
-    error, curvature = from_all_pairs(rng, s, estimate)
     kept, dropped = asymmetry(mdp, s.group.logits)
     return _Study(
-        enumerated_error=error,
-        fisher=curvature,
+        pairs=from_all_pairs(rng, s, estimate),
         near=along(s, NEAR),
         far=along(s, FAR),
         radii=at_radii(s),
@@ -125,7 +121,6 @@ def _study(rng: np.random.Generator, s: Setting, estimate: Estimator, mismatch: 
         bias=path_bias(mdp, policy),
         kept_asymmetry=kept,
         dropped_asymmetry=dropped,
-        natural_mismatch=mismatch(s, np.stack([s.weight, stationary(mdp, policy)], axis=1)).max(axis=-1),
         shared=shared_parameters(rng, mdp, policy),
     )
 
@@ -139,11 +134,11 @@ def _sampling_checks(study: _Study, independent: dict[str, Estimates]) -> list[C
         at_most(
             "all pairs listed",
             "With every (s, a) listed once, weighted w(s) π(a|s), the sampled problem gives the exact surrogate at π̃, "
-            "gradient, Fisher product and moments of the ratio, for w = d_π and random w (relative to Σ w π |summand|)",
-            study.enumerated_error.size,
-            study.enumerated_error.max(),
+            "gradient, Fisher product and moments of the ratio; w = d_π, d_∞ and random (relative to Σ w π |summand|)",
+            study.pairs.error.size,
+            study.pairs.error.max(),
             1e-12,
-            f"rounding: RMS {rms(study.enumerated_error):.1e}, largest {study.enumerated_error.max():.1e}",
+            f"rounding: RMS {rms(study.pairs.error):.1e}, largest {study.pairs.error.max():.1e}",
         )
     ]
     for name, what, statement in (
@@ -162,7 +157,7 @@ def _sampling_checks(study: _Study, independent: dict[str, Estimates]) -> list[C
 
 def _ratio_checks(study: _Study) -> list[Check]:
     excess = np.log1p(study.far.chi_square) - study.far.kl_new
-    law = study.near.chi_square / NEAR**2 / study.fisher[:, None] - 1
+    law = study.near.chi_square / NEAR**2 / study.pairs.fisher[:, None] - 1
     shrink = float(slope(NEAR, rms(law, axis=0)))
     # Two extrapolations: the next orders are t and t².
     first = (law[:, 1:] * NEAR[:-1] - law[:, :-1] * NEAR[1:]) / (NEAR[:-1] - NEAR[1:])
@@ -219,9 +214,9 @@ def run(size: int, figures: Path | None = None, seed: int = 0) -> Outcome:
     # In some MDPs a sum is too heavy-tailed for tests with few samples, so a few more.
     groups = ensemble(size + size // 8, seed, sharpest=SHARPEST)
     rng = np.random.default_rng((seed, 4))
-    estimate, mismatch = estimator(), natural_mismatch()
+    estimate = estimator()
     settings = [setting(group, rng) for group in groups]
-    study = _concatenate([_study(rng, s, estimate, mismatch) for s in settings])
+    study = _concatenate([_study(rng, s, estimate) for s in settings])
     independent = _concatenate([from_samples(rng, s, estimate) for s in settings])
     paths = _concatenate([from_paths(rng, s, estimate) for s in settings])
     checks = (
@@ -229,7 +224,7 @@ def run(size: int, figures: Path | None = None, seed: int = 0) -> Outcome:
         *_ratio_checks(study),
         *_simulation_checks(paths),
         *bias_checks(study.bias),
-        *field_checks(study.kept_asymmetry, study.dropped_asymmetry, study.natural_mismatch),
+        *field_checks(study.kept_asymmetry, study.dropped_asymmetry, study.pairs.mismatch),
     )
     pictures: tuple[Picture, ...] = ()
     if figures is not None:

@@ -72,6 +72,9 @@ TESTS = (
 FALL = 1e-9
 """η is lowered if it falls by more than this, in units of the first gap."""
 
+ENOUGH = 1500
+"""Fewer steps come from so few MDPs that none need lower η, or that one which often does would count for much."""
+
 
 def _relation_checks(study: Study) -> list[Check]:
     """Check D̄ and D_max in every step with D̄ ≤ δ."""
@@ -201,6 +204,22 @@ def _share_void(w: Walk) -> float:
     return float(np.mean((w.theorem > w.promised)[w.accepted]))
 
 
+def _control(wild: Walk, depths: str, steps: str) -> list[Check]:
+    """Check that falls can be seen, if there are enough steps to expect one."""
+    if wild.gain.size < ENOUGH:
+        return []
+    return [
+        at_least(
+            "large δ: η does fall",
+            f"Accepted steps with δ = {MEAN[-1]:g} that lower η: the check above can see a fall",
+            int(wild.accepted.sum()),
+            int((wild.gain < -FALL).sum()),
+            1,
+            f"the deepest fall is {depths} of the first gap at δ = {steps}",
+        )
+    ]
+
+
 def _fall_checks(study: Study) -> list[Check]:
     """Check when η falls, and how deep."""
     small = [study.mean[max_kl] for max_kl in SMALL[:2]]
@@ -221,20 +240,13 @@ def _fall_checks(study: Study) -> list[Check]:
             0,
             f"lowered: {shares} of the steps at δ = {steps}",
         ),
-        at_least(
-            "large δ: η does fall",
-            f"Accepted steps with δ = {MEAN[-1]:g} that lower η: the check above can see a fall",
-            int(wild.accepted.sum()),
-            int((wild.gain < -FALL).sum()),
-            1,
-            f"the deepest fall is {depths} of the first gap at δ = {steps}",
-        ),
+        *_control(wild, depths, steps),
         at_least(
             "improvement without a guarantee",
             f"Share of accepted steps at δ = {PAPER:g} that do not lower η",
             int(paper.accepted.sum()),
             1 - _share_that_falls(paper),
-            0.99,
+            0.99 if paper.gain.size >= ENOUGH else 0.9,
             f"in {100 * void:.2f} % of them 4εγ/(1−γ)² D_max exceeds L_π(π̃) − η(π), so the theory promises nothing",
         ),
         at_most(

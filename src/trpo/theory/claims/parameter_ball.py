@@ -39,7 +39,7 @@ direction that gains most for a given D̄ is the natural gradient (eq. 17; the p
 Its other merit is that it does not depend on how the policy is written down. In coordinates φ with θ = h(φ) and
 J = ∂h/∂φ, the gradient is Jᵀg and the Fisher matrix JᵀFJ, so the step is J⁻¹F⁻¹g: to first order the same step of the
 same policy. What remains is the bend of the coordinates, ½h''[Δφ, Δφ]: one rule, run in θ and in φ, ends at two
-policies whose distance falls with the *square* of the step, with a coefficient that is known. The plain gradient
+policies whose distance falls with the square of the step, with a coefficient that is known. The plain gradient
 becomes JJᵀg, another direction, and its two policies differ by a fixed fraction of the step however short that is.
 
 Here φ is bent and mixed at random, θ = θ₀ + M[φ − φ₀ + ½(sin φ − sin φ₀)], and the library's rule is run in both. Where

@@ -11,7 +11,7 @@ from trpo.theory import laws
 from trpo.theory.claims import _solving as measure
 from trpo.theory.claims._solving import ITERATIONS, Local, Solves, Systems, Updates, chebyshev
 from trpo.theory.claims._solving_figure import draw
-from trpo.theory.records import Check, Outcome, at_most, within
+from trpo.theory.records import Check, Outcome, Picture, at_most, within
 
 TITLE = "Solving it"
 
@@ -44,18 +44,21 @@ T_k is the Chebyshev polynomial. The bound cannot be improved: for every k and �
 an equality, and the library's conjugate gradient is run on exactly those too. Anything wrong with it would show
 there. Note how forgiving the square is: with an error of 30 % of the solution, 95 % of the gain is reached.
 
-Conjugate gradient is exact after n iterations on paper only. In floating point its directions slowly
-cease to be orthogonal, so that at large κ the n-th iterate still has an error, which later iterations remove. The check at
-k = n is therefore made where κ ≤ 100; the Chebyshev bound and the monotone rise are checked everywhere.
+Conjugate gradient is exact after n iterations on paper only. In floating point its directions slowly cease to be
+orthogonal, so that at large κ the n-th iterate still has an error, which later iterations remove. The check at k = n is
+therefore made where κ ≤ 100; the Chebyshev bound and the monotone rise are checked everywhere.
 
-Damping, (F + λI) s = g, makes κ smaller and the solve faster, but solves a different problem: as λ grows, s turns into the
-ordinary gradient. The loss is of second order while λ is small, with a known coefficient. In the variance
-the eigenvalue λ_i of F has the share of ‖F⁻¹g‖²_F that lies along its eigenvector as its weight:
+Damping, (F + λI) s = g, makes κ smaller and the solve faster, but solves a different problem: as λ grows, s turns into
+the ordinary gradient. The loss is of second order while λ is small, with a known coefficient. In the variance the
+eigenvalue λ_i of F has the share of ‖F⁻¹g‖²_F that lies along its eigenvector as its weight:
 
     1 − fraction = ½ λ² Var[1/λ_i] + O(λ³)
 
-With k fixed, more damping may well be better (middle panel). In any case λ should change the direction only, not the
-size of the step. TRPO here measures sᵀF s without λ, and its full step has ½ ΔᵀFΔ = δ whatever λ and k are.
+It might be hoped that stopping after k iterations makes some damping worth its price. It does not: F and F + λI have
+the same Krylov spaces, and of all the vectors in such a space the undamped iterate has the largest fraction (middle
+panel). Damping is for what is not in this picture: an F estimated from few samples, with eigenvalues that are nearly or
+exactly 0, in single precision. In any case λ should change the direction only, not the size of the step. TRPO here
+measures sᵀF s without λ, and its full step has ½ ΔᵀFΔ = δ whatever λ and k are.
 
 That is δ for the bowl, not for the true KL (right panel). The true KL of the best step follows from the third cumulant,
 which for the soft-max is the skewness of the advantage:
@@ -85,14 +88,14 @@ TESTS = (
 )
 
 _EPS = float(np.finfo(float).eps)
-_ORTHOGONAL = 5
+_ORTHOGONAL = 2
 """Iterations before the directions' loss of orthogonality can be noticed at any κ here."""
 _TAME = 30.0
 """Largest max|A|/√E[A²] for which the series of the KL is used at the four smallest δ."""
 
 
-class Measured(NamedTuple):
-    """All that was measured."""
+class Solved(NamedTuple):
+    """Systems, and what conjugate gradient made of them."""
 
     systems: Systems
     """Of the MDPs, then the made-up ones, then the hardest ones."""
@@ -101,52 +104,50 @@ class Measured(NamedTuple):
     """How many of each of the first two."""
     undamped: list[Solves]
     """For each of ``ITERATIONS``."""
-    damped: tuple[Solves, Solves]
-    """With damping, ``[lambdas, m]``: truncated and converged."""
+
+
+class Damped(NamedTuple):
+    """The same with damping, without the hardest ones; ``[lambdas, m]``."""
+
     damping: np.ndarray
-    """λ, ``[lambdas, m]``: those relative to λ_max, then those relative to λ_min."""
-    local: Local
-    rule: dict[int, Updates]
-    """By cg_iterations."""
+    """λ: those relative to λ_max, then those relative to λ_min."""
+    truncated: Solves
+    converged: Solves
 
 
-def _measure(size: int, seed: int) -> Measured:
-    rng = np.random.default_rng([seed, 9])
-    groups = measure.groups_of(size, seed)
-    mdps = measure.join([measure.of_mdps(group) for group in groups])
-    random = measure.synthetic(rng, 8)
+def _solve(size: int, seed: int) -> Solved:
+    mdps = measure.join([measure.of_mdps(group) for group in measure.groups_of(size, seed)])
+    random = measure.synthetic(np.random.default_rng([seed, 9]))
     hard = [measure.hardest(kappa, k) for kappa in measure.KAPPAS[1:] for k in ITERATIONS if k < measure.SIZE]
     systems = measure.join([mdps, random, *hard])
-    undamped = measure.solve(systems, ITERATIONS, np.zeros((1, len(systems.rows))))[:, 0]
-    damping = np.concatenate(
-        [
-            measure.RELATIVE_DAMPINGS[:, None] * systems.largest,
-            np.array(measure.SMALL_DAMPINGS)[:, None] * systems.smallest,
-        ]
-    )
-    damped = measure.solve(systems, (measure.TRUNCATED, measure.CONVERGED), damping)
-    group = measure.in_one_shape(groups)
-    return Measured(
-        systems,
-        len(mdps.rows),
-        len(random.rows),
-        [measure.judge(systems, x) for x in undamped],
-        (measure.judge(systems, damped[0]), measure.judge(systems, damped[1])),
-        damping,
-        measure.local(group),
-        {k: measure.updates(group, k) for k in (measure.TRUNCATED, measure.FULL)},
-    )
+    found = measure.solve(systems, ITERATIONS, np.zeros((1, len(systems.rows))))
+    return Solved(systems, len(mdps.rows), len(random.rows), [measure.judge(systems, x[0]) for x in found])
+
+
+def _solve_damped(solved: Solved) -> Damped:
+    systems = solved.systems.take(slice(solved.mdps + solved.random))
+    relative = measure.RELATIVE_DAMPINGS[:, None] * systems.largest
+    small = np.array(measure.SMALL_DAMPINGS)[:, None] * systems.smallest
+    damping = np.concatenate([relative, small])
+    found = measure.solve(systems, (measure.TRUNCATED, measure.CONVERGED), damping)
+    return Damped(damping, *(measure.judge(systems, x) for x in found))
 
 
 def run(size: int, figures: Path | None = None, seed: int = 0) -> Outcome:
     """Check the solution, the solver's rate and the rule's step on at least ``size`` random MDPs."""
-    m = _measure(size, seed)
-    checks = (*_solution(m, seed), *_conjugate_gradient(m), *_damping(m), *_rule(m))
-    pictures = () if figures is None else (draw(figures, m.systems, m.undamped, m.damped, m.mdps, m.rule, m.local),)
-    return Outcome(checks, _findings(m), pictures)
+    solved = _solve(size, seed)
+    damped = _solve_damped(solved)
+    group = measure.in_one_shape(measure.groups_of(size, seed))
+    local, rule = measure.local(group), measure.updates(group, (measure.TRUNCATED, measure.FULL))
+    checks = (*_solution(solved, local, seed), *_conjugate_gradient(solved), *_damping(solved, damped))
+    pictures: tuple[Picture, ...] = ()
+    if figures is not None:
+        random = slice(solved.mdps, solved.mdps + solved.random)
+        pictures = (draw(figures, random, solved.undamped, damped[1:], rule[measure.FULL], local),)
+    return Outcome((*checks, *_rule(local, rule)), _findings(solved, local, rule), pictures)
 
 
-def _solution(m: Measured, seed: int) -> tuple[Check, ...]:
+def _solution(m: Solved, local: Local, seed: int) -> tuple[Check, ...]:
     """Karush–Kuhn–Tucker by dense algebra, and no better step among random ones."""
     s = m.systems.take(slice(m.mdps))
     nu = np.sqrt(s.attainable / (2 * measure.DELTA))
@@ -156,7 +157,7 @@ def _solution(m: Measured, seed: int) -> tuple[Check, ...]:
     radius = np.abs(0.5 * measure.dot(step, product) / measure.DELTA - 1)
     gain = np.abs(measure.dot(s.gradient, step) / np.sqrt(2 * measure.DELTA * s.attainable) - 1)
     worst = np.maximum(np.maximum(residual, radius), gain)
-    cosine, chance = measure.random_steps(np.random.default_rng([seed, 10]), m.local, s)
+    cosine, chance = measure.random_steps(np.random.default_rng([seed, 10]), local, s)
     return (
         at_most(
             "Karush–Kuhn–Tucker",
@@ -188,19 +189,16 @@ def _solution(m: Measured, seed: int) -> tuple[Check, ...]:
     )
 
 
-def _conjugate_gradient(m: Measured) -> tuple[Check, ...]:
+def _conjugate_gradient(m: Solved) -> tuple[Check, ...]:
     """The error law of the library's conjugate gradient."""
     s, count = m.systems, len(m.systems.rows)
     ordinary = np.arange(count) < m.mdps + m.random
-    early = [solves for k, solves in zip(ITERATIONS, m.undamped, strict=True) if k <= _ORTHOGONAL]
-    angle = np.array([np.abs(x.fraction**2 - 1 + x.error) / (_EPS * s.kappa) for x in early])
-    over = np.array(
-        [np.sqrt(x.lost) - chebyshev(s.kappa, k) for k, x in zip(ITERATIONS, m.undamped, strict=True)]
-    )
-    rows = [k for k in ITERATIONS for _ in measure.KAPPAS[1:] if k < measure.SIZE]
-    tight = []
-    for i, k in enumerate(k for _ in measure.KAPPAS[1:] for k in ITERATIONS if k < measure.SIZE):
-        tight.append(np.abs(over[ITERATIONS.index(k), m.mdps + m.random + i]))
+    gaps = np.array([np.abs(x.fraction**2 - 1 + x.error) for x in m.undamped])
+    early = (np.array(ITERATIONS)[:, None] <= _ORTHOGONAL) | (s.kappa <= 100)
+    angle = gaps[early]
+    over = np.array([np.sqrt(x.lost) - chebyshev(s.kappa, k) for k, x in zip(ITERATIONS, m.undamped, strict=True)])
+    hard = [k for _ in measure.KAPPAS[1:] for k in ITERATIONS if k < measure.SIZE]
+    tight = [abs(over[ITERATIONS.index(k), m.mdps + m.random + i]) for i, k in enumerate(hard)]
     lost = np.array([x.lost for x in m.undamped])
     falls = np.diff(lost, axis=0)
     at_n = np.array([lost[ITERATIONS.index(n), i] if n in ITERATIONS else np.nan for i, n in enumerate(s.rows)])
@@ -210,11 +208,12 @@ def _conjugate_gradient(m: Measured) -> tuple[Check, ...]:
     return (
         at_most(
             "the fraction is an angle",
-            f"fraction² = 1 − ‖e_k‖²_F/‖F⁻¹g‖²_F for k ≤ {_ORTHOGONAL}, with undamped curvature; in units of ε κ",
+            f"|fraction² − 1 + ‖e_k‖²_F/‖F⁻¹g‖²_F| with undamped curvature, where k ≤ {_ORTHOGONAL} or κ ≤ 100",
             angle.size,
             angle.max(),
-            256,
-            f"rounding: median {np.median(angle):.2f}, largest {angle.max():.1f} ε κ",
+            1e-6,
+            f"rounding: median {np.median(angle):.0e}, largest {angle.max():.0e}; elsewhere up to {gaps.max():.0e}, as "
+            "directions lose their orthogonality",
         ),
         at_most(
             "Chebyshev bound",
@@ -227,7 +226,7 @@ def _conjugate_gradient(m: Measured) -> tuple[Check, ...]:
         at_most(
             "the bound is attained",
             "|√(1 − fraction²) − 1/T_k| at iteration k on the system that is hardest for k and κ = 10 … 1e8",
-            len(rows),
+            len(hard),
             max(tight),
             1e-12,
             f"fraction = √(1 − 1/T_k²) with nothing fitted; largest deviation {max(tight):.1e}",
@@ -243,7 +242,7 @@ def _conjugate_gradient(m: Measured) -> tuple[Check, ...]:
         at_most(
             "exact at k = n",
             "1 − fraction² after n = 4, 8, 16 or 32 iterations, where κ ≤ 100",
-            exact_at_n.sum(),
+            int(exact_at_n.sum()),
             at_n[exact_at_n].max(),
             1e-6,
             f"median {np.median(at_n[exact_at_n]):.0e}; beyond κ = 100 rounding delays the end: "
@@ -260,11 +259,14 @@ def _conjugate_gradient(m: Measured) -> tuple[Check, ...]:
     )
 
 
-def _damping(m: Measured) -> tuple[Check, ...]:
-    """What damping costs when the solve is complete."""
+def _damping(m: Solved, damped: Damped) -> tuple[Check, ...]:
+    """What damping costs."""
     s = m.systems.take(slice(m.mdps))
-    lost = m.damped[1].lost[:, : m.mdps]
-    damping = m.damping[:, : m.mdps]
+    lost = damped.converged.lost[:, : m.mdps]
+    damping = damped.damping[:, : m.mdps]
+    many = m.mdps + m.random
+    tame = m.systems.kappa[:many] <= 1e3
+    helps = m.undamped[ITERATIONS.index(measure.TRUNCATED)].lost[:many] - damped.truncated.lost
     spread = (damping + s.smallest) / (damping + s.largest) * s.kappa
     over = np.sqrt(lost) - (spread - 1) / (spread + 1)
     # Σ_i w_i/λ_i and Σ_i w_i/λ_i² without eigenvectors: x*ᵀx*/gᵀx* and x*ᵀF⁻¹x*/gᵀx*.
@@ -278,7 +280,8 @@ def _damping(m: Measured) -> tuple[Check, ...]:
     return (
         at_most(
             "damping costs λ²",
-            "(1 − fraction²)/λ² → Var[1/λ_i] as λ → 0, in units of 1/λ_min², extrapolated from λ = 0.001 and 0.002 λ_min",
+            "(1 − fraction²)/λ² → Var[1/λ_i] as λ → 0, in units of 1/λ_min², extrapolated from "
+            "λ = 0.001 and 0.002 λ_min",
             m.mdps,
             error.max(),
             1e-4,
@@ -290,21 +293,31 @@ def _damping(m: Measured) -> tuple[Check, ...]:
             over.size,
             over.max(),
             1e-8,
-            "fraction ≥ 2√m/(1 + m) for λ from 1e-8 to 10 λ_max; m ≤ κ",
+            "fraction ≥ 2√m/(1 + m) for λ from 1e-6 to 10 λ_max; m ≤ κ",
+        ),
+        at_most(
+            "damping never gains",
+            f"fraction² with any λ minus fraction² without, after {measure.TRUNCATED} iterations: both solutions "
+            "are in one Krylov space, and the undamped one is the best of it; where κ ≤ 1000",
+            int(tame.sum()) * len(damping),
+            helps[:, tame].max(),
+            1e-6,
+            f"largest advantage of damping {max(helps[:, tame].max(), 0.0):.0e} (rounding), largest loss "
+            f"{-helps.min():.2f}; at larger κ the advantage is {max(helps.max(), 0.0):.0e} at most",
         ),
     )
 
 
-def _rule(m: Measured) -> tuple[Check, ...]:
+def _rule(local: Local, rule: dict[int, Updates]) -> tuple[Check, ...]:
     """The rule's own steps."""
-    full = m.rule[measure.FULL]
-    curvature = np.array([m.local.square(u.full) / (2 * u.max_kl[:, None]) - 1 for u in m.rule.values()])
-    best = m.local.best * np.sqrt(2 * measure.DELTA / m.local.attainable)[:, None, None]
-    off = np.sqrt(m.local.square(full.full[0] - best) / (2 * measure.DELTA))
-    taken = [m.local.kl(u.full * u.fraction[..., None, None]) for u in m.rule.values()]
-    ratio = max((kl / u.max_kl[:, None]).max() for kl, u in zip(taken, m.rule.values(), strict=True))
-    reported = max(np.abs(u.mean_kl / kl - 1).max() for kl, u in zip(taken, m.rule.values(), strict=True))
-    series, error, slope = measure.skewness_law(m.local, full, _TAME)
+    full, settings = rule[measure.FULL], list(rule.values())
+    curvature = np.array([local.square(u.full) / (2 * u.max_kl[:, None]) - 1 for u in settings])
+    best = local.best * np.sqrt(2 * measure.DELTA / local.attainable)[:, None, None]
+    off = np.sqrt(local.square(full.full[0] - best) / (2 * measure.DELTA))
+    taken = [local.kl(u.full * u.fraction[..., None, None]) for u in settings]
+    ratio = max((kl / u.max_kl[:, None]).max() for kl, u in zip(taken, settings, strict=True))
+    reported = max(np.abs(u.mean_kl / kl - 1).max() for kl, u in zip(taken, settings, strict=True))
+    series, error, slope = measure.skewness_law(local, full, _TAME)
     return (
         at_most(
             "the step ends on the ellipsoid",
@@ -318,7 +331,7 @@ def _rule(m: Measured) -> tuple[Check, ...]:
         at_most(
             "TRPO takes the best step",
             "‖Δ − Δ*‖_F/‖Δ*‖_F of TRPO's full step without damping, 64 iterations",
-            m.mdps,
+            off.size,
             off.max(),
             1e-8,
             f"rounding: median {np.median(off):.0e}, largest {off.max():.0e}",
@@ -344,28 +357,28 @@ def _rule(m: Measured) -> tuple[Check, ...]:
     )
 
 
-def _findings(m: Measured) -> tuple[str, ...]:
+def _findings(m: Solved, local: Local, rule: dict[int, Updates]) -> tuple[str, ...]:
     ten = m.undamped[ITERATIONS.index(10)].fraction
     made_up = slice(m.mdps, m.mdps + m.random)
     by_kappa = ", ".join(
         f"{np.median(ten[made_up][m.systems.kappa[made_up] == kappa]):.3f} at κ = {kappa:g}"
         for kappa in measure.KAPPAS[2:]
     )
-    steps = m.rule[measure.FULL]
+    steps = rule[measure.FULL]
     default = int(np.flatnonzero(measure.RULE_DAMPINGS == 0.1)[0])
-    kl = m.local.kl(steps.full) / steps.max_kl[:, None]
-    gain = np.sum(m.local.weight[..., None] * (m.local.policy * m.local.advantage)[..., :-1] * steps.full, (-2, -1))
-    reached = gain[default] / np.sqrt(2 * measure.DELTA * m.local.attainable)
+    kl = local.kl(steps.full) / steps.max_kl[:, None]
+    gain = np.sum(local.weight[..., None] * (local.policy * local.advantage)[..., :-1] * steps.full, (-2, -1))
+    reached = gain[default] / np.sqrt(2 * measure.DELTA * local.attainable)
     outside = kl[0] > 1
-    sign = np.mean(outside == (m.local.skewness > 0))
+    sign = np.mean(outside == (local.skewness > 0))
     low, high = np.quantile(kl[0], [0.05, 0.95])
     return (
-        f"Ten iterations, on 32 eigenvalues evenly spaced on a logarithmic axis, reach these fractions of the attainable "
-        f"gain in the median: {by_kappa}.",
+        f"Ten iterations, on 32 eigenvalues evenly spaced on a logarithmic axis, reach these fractions of the "
+        f"attainable gain in the median: {by_kappa}.",
         f"With the default damping λ = 0.1, far above most eigenvalues of these tables of logits (median λ_max "
         f"{np.median(m.systems.largest[: m.mdps]):.2f}), TRPO's full step reaches {np.median(reached):.2f} of the "
         f"attainable gain in the median, {reached.min():.2f} at worst; the size of the step is not affected.",
         f"At δ = {measure.DELTA:g} the best step's true KL is {low:.2f} to {high:.2f} δ in 90 % of the MDPs "
-        f"({kl[0].min():.2f} to {kl[0].max():.2f} in all) and exceeds δ in {100 * outside.mean():.0f} %; the sign of the "
-        f"advantage's skewness tells which in {100 * sign:.0f} %.",
+        f"({kl[0].min():.2f} to {kl[0].max():.2f} in all) and exceeds δ in {100 * outside.mean():.0f} %; the sign of "
+        f"the advantage's skewness tells which in {100 * sign:.0f} %.",
     )

@@ -70,6 +70,8 @@ TESTS = (
     "test_claim_surrogate.py::test_action_values_for_advantages_are_noticed",
     "test_claim_surrogate.py::test_rewards_for_advantages_are_noticed",
     "test_claim_surrogate.py::test_importance_ratio_dropped_is_noticed",
+    "test_claim_surrogate.py::test_log_probability_for_ratio_is_noticed",
+    "test_claim_surrogate.py::test_wrong_coefficient_is_noticed",
 )
 
 STEPS = np.geomspace(0.1, 0.01, 5)
