@@ -12,8 +12,9 @@
 | 2ε_π̃γ/(1−γ)² · √(½ Σ_s d_π(s) KL) | `average_kl` | the same, corollary 3 |
 
 TV and KL are between π(·|s) and π̃(·|s), KL(π ‖ π̃) as in the paper; d_π = (1 − γ)ρ_π. The first versions of the
-TRPO paper had 2ε_π̃γ/(1−γ)² · max_s TV² in Theorem 1, which holds for mixtures of two policies
-(Kakade and Langford 2002) but not for any two policies: `icml_version`, here as a control that a search must refute.
+TRPO paper had 2ε_π̃γ/(1−γ)² · max_s TV² in Theorem 1. For mixtures (1 − α)π + απ' it holds with the ε of π', the policy
+that is mixed in, and α in place of TV (Kakade and Langford 2002), but not with that of π̃ for any two policies:
+`icml_version`, here as a control that a search must refute.
 """
 
 from __future__ import annotations

@@ -48,13 +48,16 @@ def mm_chunk() -> Chunk:
 
     def iterate(mdp: MDP, scale: Any, logits: Any) -> tuple[Any, Iteration]:
         policy = exact.softmax(logits)
+        coefficient = scale * bounds.penalty_coefficient(mdp, policy)
         # The local problem is in units of (1 − γ)η, and so is its price.
-        price = scale * (1 - mdp.discount) * bounds.penalty_coefficient(mdp, policy)
-        new, _, info = MM(coefficient=price).update(exact_problem(mdp, logits), logits, ())
-        start = exact.expected_return(mdp, policy)
-        promise = bounds.lower_bound(mdp, policy, exact.softmax(new)) - start
-        claim = (info.surrogate_gain - price * info.max_state_kl) / (1 - mdp.discount)
-        return new, Iteration(start, promise, claim, info.max_state_kl, new)
+        rule = MM(coefficient=(1 - mdp.discount) * coefficient)
+        new, _, info = rule.update(exact_problem(mdp, logits), logits, ())
+        # M(π_{i+1}) − M(π_i) written out, since a difference of two large numbers would be less exact.
+        after = exact.softmax(new)
+        gain = exact.visitation(mdp, policy) * exact.expected_advantage(exact.advantage(mdp, policy), after)
+        promise = jnp.sum(gain) - coefficient * jnp.max(exact.kl(policy, after))
+        claim = info.surrogate_gain / (1 - mdp.discount) - coefficient * info.max_state_kl
+        return new, Iteration(exact.expected_return(mdp, policy), promise, claim, info.max_state_kl, new)
 
     def chunk(mdp: MDP, scale: Any, logits: Any) -> Iteration:
         return jax.lax.scan(lambda theta, _: iterate(mdp, scale, theta), logits, None, length=CHUNK)[1]
@@ -187,10 +190,10 @@ def policy_iteration_returns(mdp: MDP, policy: np.ndarray, improvements: int) ->
     return np.stack(returns, axis=-1)
 
 
-def _less_its_log(x: np.ndarray) -> np.ndarray:
+def _less_its_log(x: np.ndarray, log_1px: np.ndarray) -> np.ndarray:
     """φ(x) = x − log(1 + x), which is x²/2 − x³/3 + … ≥ 0."""
     series = x**2 * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5 - x / 6))))
-    return np.where(np.abs(x) < 1e-3, series, x - np.log1p(np.maximum(x, -1 + 1e-300)))
+    return np.where(np.abs(x) < 1e-3, series, x - log_1px)
 
 
 def suboptimality(mdp: MDP, price: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -213,20 +216,30 @@ def suboptimality(mdp: MDP, price: np.ndarray, before: np.ndarray, after: np.nda
     step = after - before
     log_ratio = step - np.log1p((policy * np.expm1(step)).sum(axis=-1, keepdims=True))
     x = np.expm1(log_ratio)
-    kl = (policy * _less_its_log(x)).sum(axis=-1)
+    kl = (policy * _less_its_log(x, log_ratio)).sum(axis=-1)
     gain = (policy * x * b).sum(axis=(-2, -1)) - price * kl.max(axis=-1)
-    inverse = np.expm1(-log_ratio)
-    inverse_mean, top = (policy * inverse).sum(axis=-1, keepdims=True), b.max(axis=-1)
-    spread = (policy * (inverse - inverse_mean) ** 2).sum(axis=-1)
-    moves = spread > 0
-    nu = -(policy * b * (inverse - inverse_mean)).sum(axis=-1) / np.where(moves, spread, 1.0)
-    nu = np.where(moves, np.maximum(nu, 0.0), 0.0)
+    nu, gap = _multipliers(policy, b, log_ratio)
     nu *= (price / nu.sum(axis=-1))[..., None]
-    best = np.take_along_axis(inverse, b.argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    level = top + nu * (1 + best)
+    top = b.max(axis=-1)
+    above = nu * gap  # λ − max b
     priced = nu > 0
-    safe_nu, safe_level = np.where(priced, nu, 1.0), np.where(priced, level, np.inf)
-    inner = _less_its_log(np.where(priced, level / safe_nu - 1, 0.0))
-    inner = inner + (policy * _less_its_log(-b / safe_level[..., None])).sum(axis=-1)
+    safe_nu, level = np.where(priced, nu, 1.0), np.where(priced, top + above, np.inf)
+    room = np.where(priced[..., None], (top[..., None] - b + above[..., None]) / level[..., None], 1.0)
+    inner = (policy * _less_its_log(-b / level[..., None], np.log(room))).sum(axis=-1)
+    ratio = np.where(priced, level / safe_nu, 1.0)
+    inner = inner + _less_its_log(ratio - 1, np.log(ratio))
     ceiling = np.where(priced, nu * inner, np.maximum(top, 0.0)).sum(axis=-1)
     return ceiling / gain - 1, gain
+
+
+def _multipliers(policy: np.ndarray, b: np.ndarray, log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read ν and (λ − max b)/ν off π̃: the slope of b against π/π̃, and π/π̃ at the best action."""
+    inverse = np.expm1(-log_ratio)  # π/π̃ − 1
+    # These weights are π for short steps, and let no action dominate that π̃ has all but given up.
+    weight = policy * np.exp(2 * log_ratio)
+    weight = weight / weight.sum(axis=-1, keepdims=True)
+    centred = inverse - (weight * inverse).sum(axis=-1, keepdims=True)
+    spread = (weight * centred**2).sum(axis=-1)
+    slope = -(weight * b * centred).sum(axis=-1) / np.where(spread > 0, spread, 1.0)
+    best = np.take_along_axis(-log_ratio, b.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    return np.where(spread > 0, np.maximum(slope, 0.0), 0.0), np.exp(best)
