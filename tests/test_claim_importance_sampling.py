@@ -70,14 +70,6 @@ def test_ratio_missing_is_noticed(failing, monkeypatch):
     assert {"all pairs listed", "surrogate: unbiased, exact σ", "ratio: unbiased, exact σ"} <= failing()
 
 
-def test_log_ratio_is_noticed(failing, monkeypatch):
-    """log π_θ Â, the plain policy-gradient loss: right gradient, wrong surrogate."""
-    _surrogate(monkeypatch, lambda new, old, advantage: (new - old) * advantage)
-    noticed = failing()
-    assert {"all pairs listed", "ratio: unbiased, exact σ"} <= noticed
-    assert "gradient: unbiased, exact σ" not in noticed
-
-
 def test_log_probability_of_the_wrong_action_is_noticed(failing, monkeypatch):
     original = Categorical.log_prob
     # All MDPs here have two actions.

@@ -1,5 +1,3 @@
-# COORDINATOR'S NOTE: claim 5 (lower_bound.py) is being written by another helper; do claim 6 only, and stop polishing this
-# solver: 40 minutes are left. Write minorization.py and tests/test_mm.py now. Remove this note.
 """Minorization-maximization with the theory's penalty (TRPO paper, algorithm 1), for tabular policies."""
 
 from __future__ import annotations
@@ -116,7 +114,7 @@ class MM(eqx.Module):
             error = jnp.where(search.y < _LARGEST_Y, jnp.maximum(excess, -excess * price / total), excess)
             error = jnp.max(error)
             # Far from D the slopes say little about the price: let the states come closer before D is changed.
-            near = error < jnp.where(search.count < 10, 0.5, 0.02)
+            near = error < jnp.where(search.newton_steps < 10, 0.5, 0.02)
             least, most = search.range_of_q(dear, error)
             log_q = _between(search.log_q + jnp.clip(change, -2.0, 2.0), least, most)
             log_q = jnp.where(near, log_q, search.log_q)
@@ -128,10 +126,12 @@ class MM(eqx.Module):
             # The last step is not looked at again, so it is only for states that it cannot take far.
             moves = states.moves & (unsettled | (jnp.abs(excess) < 1e-2))
             y = jnp.where(moves, y, search.y)
-            return _Search(y, log_q, low, high, least, most, unsettled, search.count + 1)
+            return _Search(y, log_q, low, high, least, most, unsettled, search.newton_steps + 1)
 
         start = states.start(log_price)
-        search = jax.lax.while_loop(lambda search: search.unsettled & (search.count < _ITERATIONS), newton, start)
+        search = jax.lax.while_loop(
+            lambda search: search.unsettled & (search.newton_steps < _ITERATIONS), newton, start
+        )
         moved = states.moves[:, None] & (probability > 0)
         return jnp.where(moved, states.tilt(search.y).log_ratio, 0.0)
 
@@ -149,7 +149,7 @@ class _Search(NamedTuple):
     most: Scalar
     """What log q is known to be between."""
     unsettled: Array
-    count: Array
+    newton_steps: Array
 
     def bracket(self, log_kl: Array, log_q: Scalar) -> tuple[Array, Array]:
         """Take account of the present point, and forget those that a new D has put on the other side."""

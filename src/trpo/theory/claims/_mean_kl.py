@@ -17,8 +17,8 @@ from trpo.theory.claims._log_linear import Shared, log_linear, share, table
 from trpo.theory.ensemble import Group, ensemble
 from trpo.types import Params, Scalar
 
-SHAPES = ((4, 3, 3), (8, 4, 3), (16, 3, 4))
-TABLE_SHAPE = (8, 4, 3)
+SHAPES = ((4, 3, 3), (12, 3, 4))
+TABLE_SHAPE = (4, 3, 3)
 MEAN = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """δ of the paths with D̄ ≤ δ."""
 LARGEST = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -78,14 +78,15 @@ def _shortened(problem: Any, theta: Params, new: Params, max_kl: Scalar, wanted:
     def fits(t: Scalar) -> Any:
         return problem.evaluate(theta + t * (new - theta)).max_state_kl <= max_kl
 
-    def halve(_: Any, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+    def halve(i: Any, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
         low, high = ends
-        middle = (low + high) / 2
+        # The whole step comes first; if that fits, both ends stay there.
+        middle = jnp.where(i == 0, 1.0, (low + high) / 2)
         inside = fits(middle)
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
     low, _ = jax.lax.fori_loop(0, jnp.where(wanted, _BISECTIONS, 0), halve, (jnp.zeros(()), jnp.ones(())))
-    return jnp.where(fits(jnp.ones(())), new, theta + low * (new - theta))
+    return jnp.where(low == 1.0, new, theta + low * (new - theta))
 
 
 class Walk(NamedTuple):

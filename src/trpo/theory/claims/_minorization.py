@@ -13,6 +13,7 @@ import trpo
 from trpo.rules.mm import MM
 from trpo.tabular import bounds, exact, exact_problem
 from trpo.tabular.mdp import MDP
+from trpo.theory.ensemble import Group
 
 CHUNK = 100
 """Iterations between two looks at who has arrived."""
@@ -105,7 +106,7 @@ def climb(chunk: Chunk, mdp: MDP, logits: np.ndarray, best: np.ndarray, cap: int
     start = exact.expected_return(mdp, exact.softmax(logits))
     gap = best - start
     count, arrived = np.zeros(n, int), np.full(n, np.inf)
-    extremes = np.array([np.full(n, np.inf), np.full(n, np.inf), np.zeros(n)])
+    extremes = np.array([np.full(n, np.inf), np.full(n, np.inf), np.zeros(n)])  # least gain, least surplus, …
     sums, first_kl, curve = np.zeros((2, n)), np.zeros(n), np.zeros((n, MARKS.size))
     befores, afters, whose = [], [], []
     # The longest climbs first, so that few lanes are idle at the end.
@@ -139,11 +140,29 @@ def climb(chunk: Chunk, mdp: MDP, logits: np.ndarray, best: np.ndarray, cap: int
             (fresh, theta[lanes], path[:, 0]),
             (ends, path[:, -2], path[:, -1]),
         ):
-            befores.append(before[some]), afters.append(new[some]), whose.append(lanes[some])
+            befores.append(before[some])
+            afters.append(new[some])
+            whose.append(lanes[some])
         theta[lanes] = path[:, -1]
         running = list(lanes[~ends])
-    steps = tuple(np.concatenate(part) for part in (befores, afters, whose))
-    return Climb(arrived, int(count.sum()), *extremes, sums[0] / sums[1], first_kl, curve, steps)
+    gain, surplus, disagreement = extremes
+    steps = np.concatenate(befores), np.concatenate(afters), np.concatenate(whose)
+    return Climb(arrived, int(count.sum()), gain, surplus, disagreement, sums[0] / sums[1], first_kl, curve, steps)
+
+
+class Climbed(NamedTuple):
+    """A group of MDPs, and what MM and its rivals did there."""
+
+    group: Group
+    best: np.ndarray
+    """η*."""
+    climb: Climb
+    rivals: dict[str, np.ndarray]
+    """(η* − η_i)/(η* − η_0) of each rival, ``[n, updates + 1]``."""
+    trpo_kl: np.ndarray
+    """max_s KL of TRPO's first step with the smaller δ."""
+    improvements: np.ndarray
+    """Of policy iteration."""
 
 
 def _note(curve: np.ndarray, lanes: np.ndarray, first: np.ndarray, left: np.ndarray) -> None:
@@ -168,9 +187,7 @@ def rival_runs(rule: Any, length: int) -> Callable[[float, MDP, np.ndarray], tup
         return jax.lax.scan(update, (logits, configured.init(logits)), None, length=length)[1]
 
     compiled = jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
-    return lambda max_kl, mdp, logits: jax.tree.map(
-        np.asarray, compiled(jnp.asarray(max_kl), mdp, jnp.asarray(logits))
-    )
+    return lambda max_kl, mdp, logits: jax.tree.map(np.asarray, compiled(jnp.asarray(max_kl), mdp, jnp.asarray(logits)))
 
 
 # Soft-max logits are redundant and d_π(s)π(a|s) gets small, so F needs a little damping and all of its S·A dimensions.
@@ -188,58 +205,3 @@ def policy_iteration_returns(mdp: MDP, policy: np.ndarray, improvements: int) ->
         policy = np.eye(mdp.actions)[exact.action_value(mdp, policy).argmax(axis=-1)]
         returns.append(exact.expected_return(mdp, policy))
     return np.stack(returns, axis=-1)
-
-
-def _less_its_log(x: np.ndarray, log_1px: np.ndarray) -> np.ndarray:
-    """φ(x) = x − log(1 + x), which is x²/2 − x³/3 + … ≥ 0."""
-    series = x**2 * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5 - x / 6))))
-    return np.where(np.abs(x) < 1e-3, series, x - log_1px)
-
-
-def suboptimality(mdp: MDP, price: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return by how much, relative to its own gain in M, an update could have been better at most; and that gain.
-
-    This proves a maximum, whoever found it, by weak duality. For any ν_s ≥ 0 with Σ_s ν_s = C and any λ_s > max_a b_sa,
-
-        max_π̃ [Σ π̃ b − C max_s KL_s] ≤ Σ_s max_π̃ [Σ_a π̃ b − ν_s KL_s] ≤ Σ_s ν_s [φ(λ_s/ν_s − 1) + Σ_a π φ(−b/λ_s)]
-
-    with b = d_π(s) A_π(s, a), φ(x) = x − log(1 + x). Good multipliers are read off π̃, where b = λ_s − ν_s π/π̃.
-
-    Args:
-        mdp: ``n`` MDPs.
-        price: C in units of (1 − γ)η, ``[n]``.
-        before: logits of π.
-        after: logits of π̃.
-    """
-    policy = exact.softmax(before)
-    b = exact.state_weight(mdp, policy)[..., None] * exact.advantage(mdp, policy)
-    step = after - before
-    log_ratio = step - np.log1p((policy * np.expm1(step)).sum(axis=-1, keepdims=True))
-    x = np.expm1(log_ratio)
-    kl = (policy * _less_its_log(x, log_ratio)).sum(axis=-1)
-    gain = (policy * x * b).sum(axis=(-2, -1)) - price * kl.max(axis=-1)
-    nu, gap = _multipliers(policy, b, log_ratio)
-    nu *= (price / nu.sum(axis=-1))[..., None]
-    top = b.max(axis=-1)
-    above = nu * gap  # λ − max b
-    priced = nu > 0
-    safe_nu, level = np.where(priced, nu, 1.0), np.where(priced, top + above, np.inf)
-    room = np.where(priced[..., None], (top[..., None] - b + above[..., None]) / level[..., None], 1.0)
-    inner = (policy * _less_its_log(-b / level[..., None], np.log(room))).sum(axis=-1)
-    ratio = np.where(priced, level / safe_nu, 1.0)
-    inner = inner + _less_its_log(ratio - 1, np.log(ratio))
-    ceiling = np.where(priced, nu * inner, np.maximum(top, 0.0)).sum(axis=-1)
-    return ceiling / gain - 1, gain
-
-
-def _multipliers(policy: np.ndarray, b: np.ndarray, log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read ν and (λ − max b)/ν off π̃: the slope of b against π/π̃, and π/π̃ at the best action."""
-    inverse = np.expm1(-log_ratio)  # π/π̃ − 1
-    # These weights are π for short steps, and let no action dominate that π̃ has all but given up.
-    weight = policy * np.exp(2 * log_ratio)
-    weight = weight / weight.sum(axis=-1, keepdims=True)
-    centred = inverse - (weight * inverse).sum(axis=-1, keepdims=True)
-    spread = (weight * centred**2).sum(axis=-1)
-    slope = -(weight * b * centred).sum(axis=-1) / np.where(spread > 0, spread, 1.0)
-    best = np.take_along_axis(-log_ratio, b.argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    return np.where(spread > 0, np.maximum(slope, 0.0), 0.0), np.exp(best)

@@ -59,8 +59,8 @@ def bound(mdp: MDP, figures: Path) -> Picture:
         "Return η, surrogate L_π and lower bound M_π along the gradient of η from the uniform policy π of the chain "
         f"(5 states, γ = {float(mdp.discount):g}, C = {float(bounds.penalty_coefficient(mdp, policy)):,.0f}); "
         "triangles mark maxima. "
-        "Left, at the scale of η: M is the nearly vertical pair of lines at π. Right, the same curves magnified at π: M "
-        "touches η there with the same slope, lies below it, and its maximum is an improvement, but a minute one.",
+        "Left, at the scale of η: M is the needle at π. Right, the same curves magnified at π: M touches η there with "
+        "the same slope and lies below it; its maximum is an improvement, but a minute one.",
     )
 
 
@@ -72,7 +72,7 @@ def _label(panels: np.ndarray, along: Any, peak: float, middle: float) -> None:
     left.set_xlabel("distance along the gradient, in logits")
     left.set_ylabel("expected discounted return")
     left.set_title("true scale", fontsize=10)
-    left.legend(fontsize=8.5, frameon=False, loc="upper right")
+    left.legend(fontsize=8.5, frameon=False, loc="lower right")
     left.annotate(r"$\pi$", (0, middle), (7, -4), textcoords="offset points", fontsize=11)
     gain = along(np.array([peak]))[2][0] - middle
     right.set_ylim(-3 * gain, 7 * gain)
@@ -96,7 +96,7 @@ _LOOKS = {
     "MM": (style.COLOURS[2], "-"),
     "TRPO, δ = 0.01": (style.COLOURS[0], "-"),
     "TRPO, δ = 0.1": (style.COLOURS[0], "--"),
-    "natural gradient, δ = 0.01": (style.COLOURS[4], "-"),
+    "natural gradient, δ = 0.01": (style.COLOURS[4], (0, (2, 2))),
     "penalty, δ = 0.01": (style.COLOURS[3], "-"),
     "policy iteration": (style.COLOURS[6], ":"),
 }
@@ -115,25 +115,31 @@ def progress(climbed: list[Any], named: int, figures: Path) -> Picture:
     for name, (colour, dashes) in _LOOKS.items():
         marks, left_over = curves[name]
         marks = np.arange(left_over.shape[1]) if marks is None else marks
-        many = np.median(left_over[:-1], axis=0)
-        for axes, values in ((left, left_over[-1]), (right, many)):
-            shown = np.maximum(values, 1e-9)
-            end = np.argmax(values <= 0) + 1 if (values <= 0).any() else values.size
-            axes.plot(marks[:end] + 1, shown[:end], color=colour, linestyle=dashes, linewidth=1.8, label=name)
+        for axes, values, end in (
+            (left, left_over[-1], part.climb.iterations[-1]),
+            (right, np.median(left_over[:-1], axis=0), np.median(part.climb.iterations[:-1])),
+        ):
+            x, y = marks + 1.0, np.maximum(values, 1e-9)
+            if name == "MM":
+                # Between two marks it arrived, and then it was stopped.
+                before = values > 1 - runs.CLOSED
+                x, y = np.append(x[before], end + 1), np.append(y[before], 1 - runs.CLOSED)
+                axes.plot(x[-1], y[-1], "o", color=colour, markersize=5)
+            axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, label=name)
     for axes, title in ((left, "the chain, from the uniform policy"), (right, "random MDPs of that size: median")):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_ylim(5e-3, 1.3)
+        axes.set_ylim(7e-3, 1.3)
         axes.axhline(1 - runs.CLOSED, color="black", linewidth=0.6, linestyle=":")
         axes.set_xlabel("policies so far")
         axes.set_title(title, fontsize=10)
     left.set_ylabel(r"remaining share of the gap $\eta^* - \eta$")
-    left.legend(fontsize=8, frameon=False, loc="lower left")
+    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.33, 0.08))
     return Picture(
         style.save(drawing, figures, "minorization_progress"),
         "How much of the gap between the first policy's return and the optimal one remains (logarithmic axes; dotted: "
-        f"1 %). Left: the chain of 5 states. Right: the median over {part.group.size - 1} random MDPs with as many "
-        "states and actions.",
+        "1 %, where MM was stopped). TRPO and the natural gradient with the same δ are all but one curve. Left: the "
+        f"chain of 5 states. Right: the median over {part.group.size - 1} random MDPs with as many states and actions.",
     )
 
 

@@ -142,7 +142,7 @@ def _steps(axes: Any) -> None:
     for label, colour in (("natural gradient", 0), ("plain gradient", 1)):
         axes.plot([], [], color=style.COLOURS[colour], label=label)
     axes.plot([], [], color=style.COLOURS[6], linewidth=0.8, label=f"KL = {_KL:g}")
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(0.06, 0.45))
     axes.set(aspect="equal", title="One policy, six coordinate systems", xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
 

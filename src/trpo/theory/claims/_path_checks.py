@@ -56,7 +56,7 @@ def field_checks(kept: np.ndarray, dropped: np.ndarray, mismatch: np.ndarray) ->
             dropped.size,
             float(np.mean(dropped > 1e-6)),
             0.95,
-            f"‖J − Jᵀ‖/‖J‖ {spread(dropped)}",
+            f"‖J − Jᵀ‖/‖J‖ {spread(dropped, 5)}",
         ),
         at_most(
             "natural gradient in a table",

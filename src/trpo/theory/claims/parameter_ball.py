@@ -264,13 +264,14 @@ def _invariance_checks(c: study.Compared) -> tuple[Check, ...]:
 def _findings(c: study.Compared) -> tuple[str, ...]:
     length = np.sqrt(2 * 0.01 / c.curvature)
     low, middle, high = np.quantile(length, [0.05, 0.5, 0.95])
+    conditions = c.plain[:, -1] > 0.1, c.natural[:, -1] > 0.1, c.condition > 1e12
+    moved, natural, singular = (100 * np.mean(condition) for condition in conditions)
     return (
         f"To change the policy by 0.01 nats along the plain gradient takes ‖Δθ‖ = {length.min():.2g} to "
         f"{length.max():.2g} logits (5 %, 50 %, 95 % of MDPs: {low:.2g}, {middle:.2g}, {high:.2g}).",
-        f"In {np.mean(c.plain[:, -1] > 0.1):.0%} of the MDPs a change of coordinates moves the plain gradient's policy "
-        "by more than a tenth of the step, however short it is; the natural gradient's, at the shortest step, in "
-        f"{np.mean(c.natural[:, -1] > 0.1):.1%}.",
-        f"{np.mean(c.condition > 1e12):.0%} of the Fisher matrices in bent coordinates have condition numbers above "
-        "1e12, and conjugate gradient without damping still finds the right policy for every one, to "
+        f"In {moved:.0f} % of the MDPs a change of coordinates moves the plain gradient's policy by more than a tenth "
+        f"of the step, however short it is; the natural gradient's, at the shortest step, in {natural:.1f} %.",
+        f"{singular:.0f} % of the Fisher matrices in bent coordinates have condition numbers above 1e12, and conjugate "
+        "gradient without damping still finds the right policy for every one, to "
         f"{c.advantage_error.max():.0e} of the step.",
     )

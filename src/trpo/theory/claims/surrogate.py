@@ -138,8 +138,7 @@ def _library(group: Group, direction: np.ndarray) -> tuple[np.ndarray, ...]:
         return jax.tree.map(lambda x: x / (1 - mdp.discount), answer)
 
     arguments = (group.mdp, group.logits, group.other_logits, direction, weight, group.policy, advantage)
-    # One MDP after the other: two batched solves in one program can wait for each other on a machine of two cores.
-    answers = jax.jit(lambda x: jax.lax.map(study, x))(jax.tree.map(jnp.asarray, arguments))
+    answers = jax.jit(jax.vmap(study))(jax.tree.map(jnp.asarray, arguments))
     return tuple(np.asarray(x) for x in answers)
 
 
@@ -181,11 +180,7 @@ def _rounding(name: str, statement: str, error: np.ndarray) -> Check:
 
 def _exact_checks(study: _Study) -> list[Check]:
     return [
-        _rounding(
-            "value at π",
-            "L_π(π) = η(π), relative to max|r|/(1 − γ)",
-            study.value_error / study.scale,
-        ),
+        _rounding("value at π", "L_π(π) = η(π), relative to max|r|/(1 − γ)", study.value_error / study.scale),
         _rounding(
             "value elsewhere",
             "The library's surrogate/(1 − γ) + η(π) = L_π(π̃) of equation 3 at unrelated π̃, relative to max|r|/(1 − γ)",
@@ -288,12 +283,11 @@ def run(size: int, figures: Path | None = None, seed: int = 0) -> Outcome:
     study = _join([_study(group, direction) for group, direction in zip(groups, directions, strict=True)])
     keep = study.coefficient_scale > MEASURABLE * study.scale
     measurable = _Study(*(column[keep] for column in study))
-    checks = (*_exact_checks(study), *_order_checks(measurable))
     pictures: tuple[Picture, ...] = ()
     if figures is not None:
         middle = len(groups) // 2
         pictures = (line(groups[middle], directions[middle], figures), _law_figure(measurable, figures))
-    return Outcome(checks, _findings(study, int(keep.sum())), pictures)
+    return Outcome((*_exact_checks(study), *_order_checks(measurable)), _findings(study, int(keep.sum())), pictures)
 
 
 def _law_figure(study: _Study, figures: Path) -> Picture:
