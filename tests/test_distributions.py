@@ -352,3 +352,20 @@ def test_gradients_are_finite_also_where_an_action_is_impossible(case: Case) -> 
     action = p.mode()
     every = jax.jit(jax.jacobian(lambda v: jnp.stack([of(v).log_prob(action), of(v).entropy(), q.kl_to(of(v))])))
     assert np.all(np.isfinite(every(vector)))
+
+
+@pytest.mark.parametrize("gap", [0.0, 5.0, 10.0, 15.0])
+def test_categorical_fisher_products_do_not_cancel_when_saturated(gap: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((50, 4)) + gap * np.eye(4)[rng.integers(4, size=50)]
+    u = rng.standard_normal((50, 4))
+    p = np.exp(logits.astype(np.float32).astype(float))
+    p /= p.sum(-1, keepdims=True)
+    u = u.astype(np.float32)
+    exactly = p * (u - (p * u).sum(-1, keepdims=True))
+    curvature = (p * (u - (p * u).sum(-1, keepdims=True)) ** 2).sum(-1)
+    product = trpo.Categorical(jnp.asarray(logits, jnp.float32)).fisher_product(trpo.Categorical(jnp.asarray(u)))
+    np.testing.assert_allclose(product.logits, exactly, rtol=2e-4, atol=1e-7 * (1 - p.max()))
+    # uᵀMu from the product, relative to itself: shifted likewise, since M has constants in its null space.
+    shifted = u - np.take_along_axis(u, logits.argmax(-1)[:, None], axis=-1)
+    np.testing.assert_allclose((shifted * np.asarray(product.logits)).sum(-1), curvature, rtol=2e-5)

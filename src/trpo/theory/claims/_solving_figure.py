@@ -50,7 +50,8 @@ def _draw_iterations(axes: Any, undamped: list[Solves], where: dict[float, slice
         y = [np.median(undamped[i].fraction[where[kappa]]) for i in shown]
         bound = np.sqrt(1 - np.minimum(chebyshev(np.array(kappa), smooth), 1) ** 2)
         axes.plot(k, y, "o-", color=colour, markersize=3.5)
-        axes.text(0.96, y[0] + 0.075, f"κ = {_power(kappa)}", fontsize=8, color=colour)
+        # The two largest begin side by side: one label above, one below.
+        axes.text(0.96, y[0] + (-0.08 if kappa == 1e4 else 0.075), f"κ = {_power(kappa)}", fontsize=8, color=colour)
         axes.plot(smooth, bound, "--", color=colour, linewidth=1)
     axes.plot([], [], "--", color=style.COLOURS[6], linewidth=1, label="Chebyshev bound")
     axes.axvline(10, color="0.6", linewidth=0.8, zorder=0)
