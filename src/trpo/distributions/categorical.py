@@ -61,7 +61,7 @@ class Categorical(eqx.Module):
 
     def fisher_product(self, tangent: Categorical) -> Categorical:
         p = jnp.exp(log_softmax(self.logits))
-        # A constant in u changes nothing. Taking off the likeliest action's u leaves no cancellation where p is nearly 1.
+        # A constant in u changes nothing; without the likeliest action's u nothing cancels where its p is nearly 1.
         best = jnp.argmax(self.logits, axis=-1, keepdims=True)
         u = jnp.where(p > 0, tangent.logits - jnp.take_along_axis(tangent.logits, best, axis=-1), 0.0)
         return Categorical(p * (u - jnp.sum(p * u, axis=-1, keepdims=True)))

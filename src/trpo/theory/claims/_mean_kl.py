@@ -194,7 +194,7 @@ class Study(NamedTuple):
     """Relative difference between the bounds here and those of ``trpo.tabular.bounds``."""
 
 
-def _worth_a_walk(group: Group) -> tuple[Group, np.ndarray]:
+def worth_a_walk(group: Group) -> tuple[Group, np.ndarray]:
     """Return the MDPs whose policy is not optimal already, and η* − η."""
     gap = exact.policy_iteration(group.mdp).expected_return - exact.expected_return(group.mdp, group.policy)
     scale = np.abs(group.mdp.reward).max(axis=(-2, -1)) / (1 - group.mdp.discount)
@@ -216,7 +216,7 @@ def study(size: int, seed: int) -> Study:
     shapes, errors = {}, []
 
     for drawn in ensemble(size + size // 16, seed, SHAPES):
-        group, gap = _worth_a_walk(drawn)
+        group, gap = worth_a_walk(drawn)
         shared = share(group, rng)
         run, limit = paths(shared), slope_at_start(shared)
         for max_kl in MEAN:

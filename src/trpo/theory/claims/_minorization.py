@@ -81,7 +81,7 @@ class Climb(NamedTuple):
     disagreement: np.ndarray
     """The largest difference between the oracle's promise and the library's."""
     gain_ratio: np.ndarray
-    """Σ gains over Σ promises."""
+    """Σ gains over Σ promises; 0 if nothing was promised."""
     first_kl: np.ndarray
     """max_s KL of the first iteration."""
     curve: np.ndarray
@@ -146,8 +146,9 @@ def climb(chunk: Chunk, mdp: MDP, logits: np.ndarray, best: np.ndarray, cap: int
         theta[lanes] = path[:, -1]
         running = list(lanes[~ends])
     gain, surplus, disagreement = extremes
+    ratio = sums[0] / np.where(sums[1] > 0, sums[1], np.inf)
     steps = np.concatenate(befores), np.concatenate(afters), np.concatenate(whose)
-    return Climb(arrived, int(count.sum()), gain, surplus, disagreement, sums[0] / sums[1], first_kl, curve, steps)
+    return Climb(arrived, int(count.sum()), gain, surplus, disagreement, ratio, first_kl, curve, steps)
 
 
 class Climbed(NamedTuple):
@@ -163,6 +164,11 @@ class Climbed(NamedTuple):
     """max_s KL of TRPO's first step with the smaller δ."""
     improvements: np.ndarray
     """Of policy iteration."""
+
+    @property
+    def kl_ratio(self) -> np.ndarray:
+        """How much larger the max_s KL of TRPO's first step is than that of MM's."""
+        return self.trpo_kl / np.maximum(self.climb.first_kl, np.finfo(float).tiny)
 
 
 def _note(curve: np.ndarray, lanes: np.ndarray, first: np.ndarray, left: np.ndarray) -> None:

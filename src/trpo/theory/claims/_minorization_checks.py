@@ -71,7 +71,8 @@ def contact(groups: list[Group], rng: np.random.Generator) -> list[Check]:
             room.append(exact.expected_return(mdp, new) - bounds.lower_bound(mdp, policy, new))
         distance = np.stack(room, axis=-1)
         below.append((distance / unit[:, None]).min(axis=-1))
-        slopes.append(slope(SMALL, distance[:, : SMALL.size]))
+        # A bound that is violated has no slope, and fails above.
+        slopes.append(slope(SMALL, np.maximum(distance[:, : SMALL.size], np.finfo(float).tiny)))
     worst, nearest, orders = max(x.max() for x in touch), np.concatenate(below), np.concatenate(slopes)
     return [
         at_most(
@@ -130,7 +131,8 @@ def maximum(climbed: list[runs.Climbed], longer: dict[float, list[Any]]) -> list
         checks.append(
             at_most(
                 name,
-                "1 − (gain in M)/ceiling, where by weak duality no policy at all gains more than the ceiling Σ_s ν_s[φ(λ_s/ν_s − 1) + "
+                "1 − (gain in M)/ceiling, where by weak duality no policy at all gains more than the "
+                "ceiling Σ_s ν_s[φ(λ_s/ν_s − 1) + "
                 f"E_π φ(−b/λ_s)], φ(x) = x − log(1 + x); {which}",
                 found.size,
                 found.max(),

@@ -145,7 +145,7 @@ def progress(climbed: list[Any], named: int, figures: Path) -> Picture:
 
 def steps(climbed: list[Any], target: float, figures: Path) -> Picture:
     """Draw how much longer TRPO's first step is than the bound's."""
-    ratio = np.concatenate([part.trpo_kl / part.climb.first_kl for part in climbed])
+    ratio = np.concatenate([part.kl_ratio for part in climbed])
     horizon = np.concatenate([1 / (1 - part.group.mdp.discount) for part in climbed])
     drawing, panels = style.figure(2, width=4.9, height=3.5)
     left, right = panels[0]

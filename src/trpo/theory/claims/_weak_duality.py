@@ -17,7 +17,8 @@ def _less_its_log(x: np.ndarray, log_1px: np.ndarray) -> np.ndarray:
 def suboptimality(mdp: MDP, price: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return at most which share of the gain in M that is possible an update missed; 1 if it gained nothing.
 
-    A small share proves a maximum, whoever found it, by weak duality. For any ν_s ≥ 0 with Σ_s ν_s = C and any λ_s > max_a b_sa,
+    A small share proves a maximum, whoever found it, by weak duality. For any ν_s ≥ 0 with Σ_s ν_s = C and any
+    λ_s > max_a b_sa,
 
         max_π̃ [Σ π̃ b − C max_s KL_s] ≤ Σ_s max_π̃ [Σ_a π̃ b − ν_s KL_s] ≤ Σ_s ν_s [φ(λ_s/ν_s − 1) + Σ_a π φ(−b/λ_s)]
 

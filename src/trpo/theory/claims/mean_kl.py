@@ -56,8 +56,8 @@ corollary 3) allow a step with this D̄: their bound is in the mean KL, and so i
 
 The first figure shows how far the largest KL exceeds the mean, and the three orders of magnitude. The second compares
 TRPO with the constraint that the theory would want: TRPO's own steps, shortened until D_max ≤ δ. They are safer at the
-same δ because they are shorter. The fair question is what each pays for the same progress, and there the mean does
-no worse than the maximum: δ sets the trade between progress and falls. And the mean can be estimated from samples.
+same δ because they are shorter. The fair question is what each pays for the same progress, and there the two hardly
+differ: δ sets the trade between progress and falls, mean or maximum does not. And the mean can be estimated.
 """
 CODE = (
     "trpo.rules.trpo:TRPO.update",

@@ -68,11 +68,11 @@ CODE = (
 TESTS = (
     "test_claim_minorization.py::test_holds",
     "test_claim_minorization.py::test_a_penalty_of_first_order_is_noticed",
-    "test_claim_minorization.py::test_a_mean_in_place_of_the_largest_advantage_is_noticed",
+    "test_claim_minorization.py::test_too_small_a_constant_is_noticed",
     "test_claim_minorization.py::test_the_other_direction_of_the_kl_is_noticed",
     "test_claim_minorization.py::test_a_missing_penalty_is_noticed",
-    "test_claim_minorization.py::test_the_wrong_sign_is_noticed",
-    "test_claim_minorization.py::test_a_step_short_of_the_maximum_is_noticed",
+    "test_claim_minorization.py::test_another_step_is_noticed",
+    "test_claim_minorization.py::test_the_hard_mdps_are_as_hard_as_they_claim",
     "test_mm.py::test_the_maximiser_is_that_of_scipy",
     "test_mm.py::test_it_never_decreases_the_return",
 )
@@ -175,11 +175,11 @@ def _findings(climbed: list[runs.Climbed], longer: dict[float, list[Any]]) -> tu
         f"{part.group.mdp.actions} actions, from the same start: MM {np.median(mm):,.0f}; {listed}; policy iteration "
         f"settles after {np.median(part.improvements):.0f} (at most {part.improvements.max()})."
     )
-    ratio = np.concatenate([p.trpo_kl / p.climb.first_kl for p in climbed])
+    ratio = np.concatenate([p.kl_ratio for p in climbed])
     found.append(
         f"TRPO's first step with δ = {TARGETS[0]:g} has a max_s KL {np.median(ratio):,.0f} times as large as that of "
-        f"the bound's maximiser from the same policy (median; 5th to 95th percentile {np.quantile(ratio, 0.05):,.0f} to "
-        f"{np.quantile(ratio, 0.95):,.0f}); the bound promises nothing for it, and η rose all the same in "
+        f"the bound's maximiser from the same policy (median; 5th to 95th percentile {np.quantile(ratio, 0.05):,.0f} "
+        f"to {np.quantile(ratio, 0.95):,.0f}); the bound promises nothing for it, and η rose all the same in "
         f"{sum(int((p.rivals[f'TRPO, δ = {TARGETS[0]:g}'][:, 1] < 1).sum()) for p in climbed)} of {ratio.size} cases."
     )
     parts = [f"{sum(_broken(*run) for run in many)} with C·{scale:g}" for scale, many in longer.items()]
