@@ -131,7 +131,7 @@ def progress(climbed: list[Any], named: int, figures: Path) -> Picture:
         axes.set_yscale("log")
         axes.set_ylim(7e-3, 1.3)
         axes.axhline(1 - runs.CLOSED, color="black", linewidth=0.6, linestyle=":")
-        axes.set_xlabel("policies so far")
+        axes.set_xlabel("policies so far, the first included")
         axes.set_title(title, fontsize=10)
     left.set_ylabel(r"remaining share of the gap $\eta^* - \eta$")
     left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.33, 0.08))

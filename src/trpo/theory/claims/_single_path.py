@@ -151,7 +151,7 @@ def path_bias(mdp: MDP, policy: np.ndarray) -> PathBias:
                 _norm(beyond[:, -1] - expected) / np.maximum(_norm(expected), 1e-300),
             )
         )
-    return PathBias(*(np.stack(column, axis=1) for column in zip(*columns, strict=True)), mixing)
+    return PathBias._make([*(np.stack(column, axis=1) for column in zip(*columns, strict=True)), mixing])
 
 
 def asymmetry(mdp: MDP, logits: np.ndarray, h: float = 1e-30) -> tuple[np.ndarray, np.ndarray]:
