@@ -15,12 +15,17 @@ ROOT = "../.."
 def _prose(text: str) -> list[str]:
     lines = []
     for formula, block in paragraphs(text):
-        lines += ["```text", block, "```", ""] if formula else [block, ""]
+        lines += ["```text", block, "```", ""] if formula else [_plain(block), ""]
     return lines
 
 
+def _plain(text: str) -> str:
+    """Keep [π̃/π](a|s) from being taken for a link."""
+    return text.replace("](", "]\\(")
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return _plain(text).replace("|", "\\|")
 
 
 def _code(reference: str) -> str:
@@ -43,7 +48,7 @@ def _chapter(record: dict[str, Any]) -> list[str]:
             f"| **{_cell(check['name'])}**: {_cell(check['statement'])} | {check['cases']:,} | "
             f"{number(check['worst'])} | {_cell(check['limit'])} | {_cell(check['law'])} | {verdict} |"
         )
-    lines += ["", *(f"- {finding}" for finding in record["findings"]), ""]
+    lines += ["", *(f"- {_plain(finding)}" for finding in record["findings"]), ""]
     lines += ["Code: " + " · ".join(map(_code, claim.CODE)) + "  "]
     return [*lines, "Tests: " + " · ".join(map(_test, claim.TESTS)), ""]
 
