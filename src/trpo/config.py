@@ -35,16 +35,19 @@ class EnvConfig:
     """Which environments, and how many."""
 
     id: Annotated[str, tyro.conf.Suppress] = "Hopper-v5"
-    """A Gymnasium id, module:Id-v0, envpool:ID or probe:NAME."""
+    """A Gymnasium id, module:Id-v0, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or probe:NAME."""
     count: int = 16
     """Environments stepped together."""
     workers: int = 0
     """Processes to spread them over; 0 steps them in this one."""
+    devices: int = 0
+    """Environments in JAX: devices to spread them over; 0 takes all."""
     rescale_actions: bool = True
     """Map [-1, 1] onto finite Box bounds."""
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, "env.count", self.count, "≥ 1; 16 is usual")
+        _require(self.devices >= 0, "env.devices", self.devices, "≥ 0; 0 takes all there are")
         _require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
 
 

@@ -60,9 +60,11 @@ class Hyper(eqx.Module):
     standardise_advantages: bool = eqx.field(static=True)
     normalise_observations: bool = eqx.field(static=True)
     normalise_returns: bool = eqx.field(static=True)
+    strata: int = eqx.field(static=True, default=1)
+    """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
 
     @classmethod
-    def of(cls, config: Config, rule: Any = None) -> Hyper:
+    def of(cls, config: Config, rule: Any = None, strata: int = 1) -> Hyper:
         """Take them from a configuration; ``rule`` is used instead of the configuration's."""
         return cls(
             rule=config.rule.build() if rule is None else rule,
@@ -75,6 +77,7 @@ class Hyper(eqx.Module):
             standardise_advantages=config.standardise_advantages,
             normalise_observations=config.normalise_observations,
             normalise_returns=config.value.normalise_returns,
+            strata=strata,
         )
 
 
@@ -128,8 +131,8 @@ def improve(
         std=_mean_std(problem.old),
         finite=finite,
     )
-    flat = ValueBatch(seen.reshape(-1, seen.shape[-1]), target.reshape(-1), weight.reshape(-1))
-    return tree_where(finite, new, learner), flat, info
+    data = ValueBatch(*(_rows(leaf, hyper.strata) for leaf in (seen, target, weight)))
+    return tree_where(finite, new, learner), data, info
 
 
 def refit(
@@ -137,6 +140,14 @@ def refit(
 ) -> tuple[ValueState, ValueInfo]:
     """Step 7 of an iteration: fit the value function to the λ-returns."""
     return fit_value(hyper.value_fit, value, state, batch, key, hyper.normalise_returns)
+
+
+def _rows(leaf: Array, strata: int) -> Array:
+    """Flatten ``[time, env, …]`` to rows ``[n, …]``, or to ``[strata, n / strata, …]``, each from a block of envs."""
+    if strata == 1:
+        return leaf.reshape(-1, *leaf.shape[2:])
+    blocks = leaf.reshape(leaf.shape[0], strata, -1, *leaf.shape[2:])
+    return jnp.moveaxis(blocks, 1, 0).reshape(strata, -1, *leaf.shape[2:])
 
 
 def _where_valid(valid: Array, leaf: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -125,8 +126,9 @@ def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher
         params: parameters of the *sampling* policy; ratios are 1 and the KL is 0 there.
         batch: see :class:`Batch`.
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
-            gradient, and the KL that the line search enforces, always use all. It flattens time and environments,
-            so it is not for policies that are unrolled over time.
+            gradient, and the KL that the line search enforces, always use all. Of every environment it takes other
+            times (or, where fragments are shorter than k, it flattens the two), so it is not for policies that are
+            unrolled over time.
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
@@ -144,8 +146,7 @@ def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher
     )
     if fisher_subsample == 1:
         return LocalProblem(distributions, objective, old, batch.weight)
-    rows = _fixed_subsample(batch.weight.size, fisher_subsample)
-    take = partial(_take_rows, rows=rows, leading=batch.weight.ndim)
+    take = _fixed_subsample(batch.weight.shape, fisher_subsample)
     sample_weight = take(batch.weight)
     total = jnp.sum(sample_weight)
     return LocalProblem(
@@ -162,7 +163,9 @@ def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree
     # A NaN behind weight 0 would reach the gradient as 0 · NaN. Zeros are no cure: an observation of zeros may be
     # invalid (a mask that allows no action gives NaN as well). So such rows become copies of the first that counts.
     present = weight > 0
-    first = (jnp.arange(weight.size) == jnp.argmax(present)).reshape(weight.shape)
+    index = jnp.arange(weight.size).reshape(weight.shape)
+    lowest = jnp.min(jnp.where(present, index, weight.size))
+    first = index == jnp.where(lowest < weight.size, lowest, 0)
 
     def clean(leaf: Array) -> Array:
         only_first = jnp.where(per_state(first, leaf), leaf, jnp.zeros((), leaf.dtype))
@@ -182,11 +185,19 @@ class _PolicyAt(eqx.Module):
         return self.policy(params, self.observation)
 
 
-def _fixed_subsample(size: int, every: int) -> np.ndarray:
-    # A permutation that is always the same, not a stride: a stride shares factors with the number of
-    # environments and would then see only some of them.
-    return np.sort(np.random.default_rng(0).permutation(size)[: max(1, size // every)])
+def _fixed_subsample(shape: tuple[int, ...], every: int) -> Callable[[Array], Array]:
+    """Return the map from a batch with these leading axes to 1/``every`` of its rows, always the same."""
+    # Not a stride: a stride shares factors with the number of environments and would then see only some of them.
+    random = np.random.default_rng(0)
+    if len(shape) == 2 and shape[0] >= every:
+        # Of each environment its own times: on a batch that is divided by environment nothing has to move.
+        length, count = shape
+        times = np.stack([np.sort(random.permutation(length)[: length // every]) for _ in range(count)])
+        return partial(_take_times, times=times)
+    size = math.prod(shape)
+    rows = np.sort(random.permutation(size)[: max(1, size // every)])
+    return lambda leaf: leaf.reshape((-1, *leaf.shape[len(shape) :]))[rows]
 
 
-def _take_rows(leaf: Array, rows: np.ndarray, leading: int) -> Array:
-    return leaf.reshape((-1, *leaf.shape[leading:]))[rows]
+def _take_times(leaf: Array, times: np.ndarray) -> Array:
+    return jax.vmap(lambda column, rows: column[rows], in_axes=(1, 0), out_axes=1)(leaf, times)

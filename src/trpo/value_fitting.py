@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,13 @@ ValueApply = Callable[[Params, Any], Float[Array, "*batch"]]
 
 
 class ValueBatch(eqx.Module):
-    """Regression data, with one leading axis."""
+    """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where minibatches draw equally from strata."""
 
-    observation: Float[Array, "n features"]
+    observation: Float[Array, "*n features"]
     """As the value function takes it."""
-    target: Float[Array, "n"]
+    target: Float[Array, "*n"]
     """λ-returns, in units of reward."""
-    weight: Float[Array, "n"]
+    weight: Float[Array, "*n"]
     """≥ 0, summing to 1."""
 
 
@@ -106,14 +107,20 @@ class AdamFit(eqx.Module):
         self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
     ) -> tuple[Params, Any]:
         """Run the fit on targets in the network's own unit."""
-        n = batch.target.shape[0]
-        size = min(self.minibatch or n, n)
+        *strata, n = batch.target.shape
+        size = min(max(1, self.minibatch // math.prod(strata)) if self.minibatch else n, n)
         steps = n // size
         transform = _adam()
 
+        def take(part: ValueBatch, rows: Array) -> ValueBatch:
+            return jax.tree.map(lambda leaf: leaf[rows], part)
+
+        # Each stratum's rows come from it alone: strata on other devices stay there.
+        take = jax.vmap(take) if strata else take
+
         def step(carry: tuple[Params, Any], rows: Array) -> tuple[tuple[Params, Any], None]:
             params, optimiser = carry
-            part = jax.tree.map(lambda leaf: leaf[rows], batch) if steps > 1 else batch
+            part = take(batch, rows) if steps > 1 else batch
             total = jnp.sum(part.weight)
             weight = part.weight / jnp.where(total > 0, total, 1.0)
             part = ValueBatch(part.observation, part.target, weight)
@@ -122,10 +129,15 @@ class AdamFit(eqx.Module):
             return (optax.tree.add_scale(params, -self.learning_rate, updates), optimiser), None
 
         def rows_of_epoch(key: PRNGKeyArray) -> Array:
-            return jax.random.permutation(key, n)[: steps * size].reshape(steps, size)
+            if not strata:
+                return jax.random.permutation(key, n)[: steps * size].reshape(steps, size)
+            keys = jax.random.split(key, strata[0])
+            rows = jax.vmap(lambda k: jax.random.permutation(k, n)[: steps * size].reshape(steps, size))(keys)
+            return jnp.moveaxis(rows, 0, 1)
 
         if steps > 1:
-            rows = jax.vmap(rows_of_epoch)(jax.random.split(key, self.epochs)).reshape(-1, size)
+            rows = jax.vmap(rows_of_epoch)(jax.random.split(key, self.epochs))
+            rows = rows.reshape(-1, *rows.shape[2:])
         else:
             rows = jnp.zeros((self.epochs, 0), jnp.int32)
         (params, optimiser), _ = jax.lax.scan(step, (params, optimiser), rows)
@@ -215,7 +227,7 @@ def fit_value(
     # The network's outputs mean V / scale, so V moves a little with the scale until this fit, on targets in the new
     # unit, catches up; the running deviation changes slowly.
     scaled = ValueBatch(
-        jnp.where((batch.weight > 0)[:, None], batch.observation, 0),
+        jnp.where((batch.weight > 0)[..., None], batch.observation, 0),
         jnp.where(batch.weight > 0, batch.target, 0) / (after.scale if normalise else 1.0),
         batch.weight,
     )

@@ -106,14 +106,14 @@ def check_observation_space(space: gym.Space, part: str = "") -> None:
 
 @functools.lru_cache(maxsize=64)
 def _box(spec: ActionSpec, rescale: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Return bounds and the map middle + half·a of a Box, computed once for each space."""
-    low, high = np.asarray(spec.low), np.asarray(spec.high)
+    """Return bounds and the map middle + half·a of a Box as rows ``[1, size]``, computed once for each space."""
+    low, high = np.asarray(spec.low)[None], np.asarray(spec.high)[None]
     bounded = np.isfinite(low) & np.isfinite(high) & rescale
     top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
     return low, high, (top + bottom) / 2, (top - bottom) / 2, np.issubdtype(np.dtype(spec.dtype), np.integer)
 
 
-def to_env_action(spec: ActionSpec, action: np.ndarray, rescale: bool) -> np.ndarray:
+def to_env_action(spec: ActionSpec, action: Any, rescale: bool) -> Any:
     """Convert policy actions ``[N, size]`` (or ``[N]`` for ``discrete``) to the environment's ``[N, *shape]``.
 
     For a Box the policy's own action stays unclipped in the data; only what the simulator receives is clipped.
@@ -125,13 +125,13 @@ def to_env_action(spec: ActionSpec, action: np.ndarray, rescale: bool) -> np.nda
         return (action + spec.start[0]).astype(spec.dtype)
     shape = action.shape[:1] + spec.shape
     if spec.kind == "multi_discrete":
-        return (action + np.asarray(spec.start)).astype(spec.dtype).reshape(shape)
+        return (action + np.asarray(spec.start)[None]).astype(spec.dtype).reshape(shape)
     if spec.kind == "multi_binary":
         return action.astype(spec.dtype).reshape(shape)
     low, high, middle, half, integral = _box(spec, rescale)
+    xp = action.__array_namespace__()  # NumPy on the host, jax.numpy in a compiled rollout
     value = middle + half * action
-    value[np.isnan(value)] = 0.0
-    value = np.minimum(np.maximum(value, low), high)
+    value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
     if integral:
-        value = np.rint(value)
+        value = xp.rint(value)
     return value.astype(spec.dtype).reshape(shape)

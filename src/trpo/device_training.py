@@ -1,0 +1,353 @@
+"""The training loop over environments in JAX: whole iterations, many at a time, are one compiled function (L7).
+
+An iteration is the host loop's, with the rollout inside: the same :func:`~trpo.iteration.prepare`,
+:func:`~trpo.learner.improve` and :func:`~trpo.learner.refit`. The host looks in between chunks of iterations, about once
+a second, to report, save, and see whether it should stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from trpo.agent import Agent
+from trpo.config import Config
+from trpo.iteration import Metrics, NonFiniteBatchError, TrainingState, nonfinite_message, number, prepare, update_metrics
+from trpo.jax_envs import JaxEnv
+from trpo.jax_envs.brax_env import quiet
+from trpo.learner import Hyper, IterationInfo, Learner, improve, refit
+from trpo.parallel import Layout, capacity, layout_for
+from trpo.rollout import device as rollouts
+from trpo.rollout.device import DeviceRollout, EpisodeTotals
+from trpo.rollout.host import RECENT
+from trpo.tree_names import from_named_arrays
+from trpo.types import tree_where
+from trpo.value_fitting import ValueInfo
+
+ROWS = 256
+"""The most iterations in a chunk."""
+INTERVAL = 1.0
+"""Seconds that a chunk should take: how often progress is shown and a request to stop is seen."""
+
+
+class Member(eqx.Module):
+    """One run on the device."""
+
+    learner: Learner
+    rollout: DeviceRollout
+    iteration: Int[Array, ""]
+
+
+class Row(eqx.Module):
+    """What one iteration tells."""
+
+    info: IterationInfo
+    value: ValueInfo
+    episodes: EpisodeTotals
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything static about a training function."""
+
+    env: JaxEnv
+    policy: Any
+    value: Any
+    fragment: int
+    count: int
+    clip: float | None
+    rescale: bool
+    stacked: bool
+    """Whether there is a leading axis of members."""
+    stop: bool
+    """Whether to leave the chunk at a batch or fit that is not finite."""
+    layout: Layout
+
+    @classmethod
+    def of(cls, env: JaxEnv, agent: Agent, config: Config, stacked: bool, layout: Layout) -> Setup:
+        """Take it from a configuration."""
+        return cls(
+            env=env,
+            policy=agent.policy,
+            value=agent.value,
+            fragment=config.fragment,
+            count=config.env.count,
+            clip=config.observation_clip if config.normalise_observations else None,
+            rescale=config.env.rescale_actions,
+            stacked=stacked,
+            stop=config.on_nonfinite == "stop",
+            layout=layout,
+        )
+
+
+def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tuple[Member, Row]:
+    """Steps 1 to 8 of one iteration, pure; the run's ``key`` never changes."""
+    learner, env = member.learner, setup.env
+    actor, noise, fit_key = prepare(
+        learner.policy,
+        learner.observations,
+        key,
+        member.iteration,
+        policy=setup.policy,
+        clip=setup.clip,
+        shape=(setup.fragment, setup.count, env.spec.observation_size),
+    )
+    noise = setup.layout.constrain_batch(noise)
+    rollout, trajectory, episodes = rollouts.collect(env, setup.policy, actor, member.rollout, noise, setup.rescale)
+    # Nothing of the rollout is merged into the update's arithmetic, so that this is the host's update bit for bit.
+    trajectory = jax.lax.optimization_barrier(setup.layout.constrain_batch(trajectory))
+    improved, batch, info = improve(setup.policy, setup.value, hyper, learner, trajectory)
+    value, fit = refit(setup.value, hyper, learner.value, batch, fit_key)
+    improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))
+    sound = info.finite & fit.finite
+    rollout = jax.lax.cond(sound, lambda: rollout, lambda: rollouts.restart(env, rollout))
+    return Member(improved, rollout, member.iteration + 1), Row(info, fit, episodes)
+
+
+def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:
+    """Return a run before its first iteration."""
+    rollout = rollouts.begin(setup.env, jax.random.fold_in(key, 0xE27), setup.count)
+    return Member(learner, rollout, jnp.zeros((), jnp.int32))
+
+
+def run_chunk(
+    setup: Setup, hyper: Hyper, keys: PRNGKeyArray, members: Member, length: Int[Array, ""]
+) -> tuple[Member, Row, Int[Array, ""]]:
+    """Run up to ``length`` ≤ ROWS iterations; return also a row for each and how many there were."""
+    one = functools.partial(iterate, setup)
+    step = jax.vmap(one) if setup.stacked else one
+    row = jax.eval_shape(step, hyper, keys, members)[1]
+    rows = jax.tree.map(lambda leaf: jnp.zeros((ROWS, *leaf.shape), leaf.dtype), row)
+
+    def going(carry: tuple) -> Array:
+        done, _, _, sound = carry
+        return (done < length) & sound
+
+    def body(carry: tuple) -> tuple:
+        done, members, rows, _ = carry
+        members, row = step(hyper, keys, members)
+        rows = jax.tree.map(lambda buffer, leaf: buffer.at[done].set(leaf), rows, row)
+        sound = jnp.all(row.info.finite & row.value.finite) if setup.stop else jnp.asarray(True)
+        return done + 1, members, rows, sound
+
+    start = (jnp.zeros((), jnp.int32), members, rows, jnp.asarray(True))
+    done, members, rows, _ = jax.lax.while_loop(going, body, start)
+    return members, rows, done
+
+
+class EpisodeWindow:
+    """Mean return and length over the episodes of the latest iterations that together hold a hundred."""
+
+    def __init__(self, data: dict[str, Any] | None = None):
+        self.episodes: int = data["episodes"] if data else 0
+        self._recent: list[list[float]] = [list(entry) for entry in data["recent"]] if data else []
+
+    def add(self, totals: EpisodeTotals) -> None:
+        """Record one iteration."""
+        self.episodes += int(totals.ended)
+        if totals.counted:
+            self._recent.append([int(totals.counted), float(totals.return_sum), int(totals.length_sum)])
+            while sum(entry[0] for entry in self._recent[1:]) >= RECENT:
+                del self._recent[0]
+
+    def means(self) -> tuple[float | None, float | None]:
+        """Return mean return and mean length, None before an episode has ended."""
+        count, returns, lengths = (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (0,) * 3
+        return (number(returns / count), number(lengths / count)) if count else (None, None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, for a checkpoint."""
+        return {"episodes": self.episodes, "recent": [list(entry) for entry in self._recent]}
+
+
+class DeviceLoop:
+    """One or several runs in the same compiled function.
+
+    Runs may differ in seed and in traced hyperparameters, in nothing else.
+    """
+
+    def __init__(self, env: JaxEnv, agents: Sequence[Agent], configs: Sequence[Config], states: Sequence[TrainingState]):
+        config = configs[0]
+        if config.steps < config.batch:
+            raise ValueError(
+                f"steps={config.steps}: fewer than one iteration, which takes env.count × fragment = "
+                f"{config.env.count} × {config.fragment} = {config.batch} steps"
+            )
+        if config.env.workers:
+            raise ValueError(f"env.workers={config.env.workers}: environments in JAX need no processes; use 0")
+        self.configs, self.states = list(configs), list(states)
+        self.layout = layout_for(config.env.devices, config.env.count, len(agents))
+        stacked = len(agents) > 1
+        self.setup = Setup.of(env, agents[0], config, stacked, self.layout)
+        self.rules = [Hyper.of(c, a.rule).rule for c, a in zip(configs, agents, strict=True)]
+        self.hyper = self._join([_arrays(Hyper.of(c, a.rule, self.layout.strata)) for c, a in zip(configs, agents, strict=True)])
+        self.keys = self._join([jax.random.key(c.seed) for c in configs])
+        self.windows = [EpisodeWindow(state.episodes) for state in states]
+        self._losses: list[Any] = [None] * len(agents)
+        with quiet():
+            check_memory(self.setup, self.hyper, self.keys, states[0].learner)
+            self.members = self._begin()
+            self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
+            self.program, self.memory = _compile(self.setup, self.hyper, self.keys, self.members)
+
+    def _join(self, trees: list[Any]) -> Any:
+        if not self.setup.stacked:
+            return trees[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    def _begin(self) -> Member:
+        learners = self._join([state.learner for state in self.states])
+        start = functools.partial(begin, self.setup)
+        members: Member = jax.jit(jax.vmap(start) if self.setup.stacked else start)(learners, self.keys)
+        if self.states[0].rollout is not None:
+            template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
+            restored = [
+                from_named_arrays(template, state.rollout) if isinstance(state.rollout, dict) else state.rollout
+                for state in self.states
+            ]
+            iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
+            members = Member(learners, self._join(restored), self._join(iterations))
+        return Member(
+            *self.layout.place_learned((members.learner,)),
+            self.layout.place_rollout(members.rollout, self.setup.stacked),
+            self.layout.place_learned(members.iteration),
+        )
+
+    def run(self, longest: int = ROWS) -> Iterator[tuple[list[list[Metrics]], Callable[[], list[TrainingState]]]]:
+        """Train to ``steps``, coming back about once a second, or after every ``longest`` iterations.
+
+        Yields the metrics of each run, one record an iteration, and a function that returns their states.
+
+        Raises:
+            NonFiniteBatchError: a batch or fit had a NaN or infinity and ``on_nonfinite`` is ``stop``.
+        """
+        config, length = self.configs[0], 1
+        while (left := -(-(config.steps - self.states[0].steps) // config.batch)) > 0:
+            length = min(length, left, longest, ROWS)
+            started = time.perf_counter()
+            with quiet():
+                self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
+            rows, done = jax.device_get((rows, done))
+            elapsed = time.perf_counter() - started
+            yield self._records(rows, int(done), elapsed), functools.partial(self._gather, self.members)
+            # At most doubled, since the first iterations are slower and episodes then short.
+            length = max(1, min(2 * length, int(INTERVAL * done / elapsed)))
+
+    def _records(self, rows: Row, done: int, elapsed: float) -> list[list[Metrics]]:
+        metrics: list[list[Metrics]] = []
+        bad: list[str] = []
+        for m, (state, config) in enumerate(zip(self.states, self.configs, strict=True)):
+            records = []
+            for i in range(done):
+                index = (i, m) if self.setup.stacked else i
+                row: Row = jax.tree.map(lambda leaf: leaf[index], rows)  # noqa: B023
+                self.windows[m].add(row.episodes)
+                state = dataclasses.replace(
+                    state,
+                    iteration=state.iteration + 1,
+                    steps=state.steps + config.batch,
+                    seconds=state.seconds + elapsed / done,
+                )
+                records.append(self._record(m, state, row, config.batch * done / elapsed))
+                if not (row.info.finite and row.value.finite):
+                    which = f"seed {config.seed}, " if self.setup.stacked else ""
+                    bad.append(which + nonfinite_message(state.iteration, bool(row.info.finite)))
+            self.states[m] = dataclasses.replace(state, episodes=self.windows[m].to_json())
+            metrics.append(records)
+        if bad and self.setup.stop:
+            raise NonFiniteBatchError(self._gather(self.members), bad[0])
+        return metrics
+
+    def _record(self, m: int, state: TrainingState, row: Row, rate: float) -> Metrics:
+        mean_return, mean_length = self.windows[m].means()
+        record: Metrics = {
+            "iteration": state.iteration,
+            "steps": state.steps,
+            "seconds": state.seconds,
+            "steps_per_second": rate,
+            "collect_seconds": None,
+            "episodes": self.windows[m].episodes,
+            "episode_return": mean_return,
+            "episode_length": mean_length,
+        }
+        record |= update_metrics(row.info, self.rules[m], self._losses[m])
+        self._losses[m] = row.value.loss if row.info.finite else None
+        return record
+
+    def _gather(self, members: Member) -> list[TrainingState]:
+        if not self.setup.stacked:
+            return [dataclasses.replace(self.states[0], learner=members.learner, rollout=members.rollout)]
+        return [
+            dataclasses.replace(
+                state,
+                learner=jax.tree.map(lambda leaf: leaf[m], members.learner),  # noqa: B023
+                rollout=jax.tree.map(lambda leaf: leaf[m], members.rollout),  # noqa: B023
+            )
+            for m, state in enumerate(self.states)
+        ]
+
+
+def _arrays(hyper: Hyper) -> Hyper:
+    """Turn Python numbers into arrays of the default type: a sweep's are stacked, and a compiled program takes arrays."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if isinstance(leaf, float) else None), hyper)
+
+
+_programs: dict[Any, Any] = {}
+
+
+def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
+    """Compile a chunk for arguments of these shapes, once; return the program and the bytes that it works in."""
+    leaves, structure = jax.tree.flatten(arguments)
+    signature = (setup, structure, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves))
+    if signature not in _programs:
+        compiled = jax.jit(run_chunk, static_argnums=0).lower(setup, *arguments, np.int32(1)).compile()
+        usage = compiled.memory_analysis()
+        size = 0 if usage is None else usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
+        _check(setup, size, "needs")
+        _programs[signature] = compiled, size
+    return _programs[signature]
+
+
+def check_memory(setup: Setup, hyper: Hyper, keys: Any, learner: Learner) -> None:
+    """Refuse, before anything is compiled or allocated, a batch that alone is larger than the device."""
+    def batch(member: Member) -> Any:
+        key = jax.random.key(0)
+        actor, noise, _ = prepare(
+            member.learner.policy,
+            member.learner.observations,
+            key,
+            member.iteration,
+            policy=setup.policy,
+            clip=setup.clip,
+            shape=(setup.fragment, setup.count, setup.env.spec.observation_size),
+        )
+        return rollouts.collect(setup.env, setup.policy, actor, member.rollout, noise, setup.rescale)[:2]
+
+    member = jax.eval_shape(functools.partial(begin, setup), learner, jax.random.key(0))
+    leaves = jax.tree.leaves(jax.eval_shape(batch, member))
+    runs = keys.size if setup.stacked else 1
+    share = setup.layout.devices
+    _check(setup, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) * runs // share, "alone takes")
+
+
+def _check(setup: Setup, size: int, verb: str) -> None:
+    limit = capacity()
+    if limit is not None and size > limit:
+        raise ValueError(
+            f"env.count={setup.count}, fragment={setup.fragment}: the batch {verb} {gigabytes(size)} of memory on each "
+            f"device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or fewer seeds"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Return a number of bytes as text."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,129 @@
+"""brax environments (extra ``brax``) and MuJoCo Playground's (extra ``playground``), which have the same form."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from trpo.envs import EnvSpec, UnknownEnvironmentError
+from trpo.envs.spaces import ActionSpec
+from trpo.jax_envs.extras import require
+from trpo.jax_envs.protocol import Step
+
+EPISODE_LENGTH = 1000
+"""brax's own default time limit."""
+
+
+class _Clocked(NamedTuple):
+    state: Any
+    elapsed: Int[Array, ""]
+    """Steps of this episode."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BraxEnv:
+    """One environment of brax's form: ``reset(rng) -> state``, ``step(state, action) -> state``.
+
+    ``state.done`` is a termination: it comes from the environment without brax's episode wrapper, whose ``done`` mixes
+    the two. The time limit is counted here instead, and reaching it is a truncation, unless the same step terminates.
+    """
+
+    env: Any
+    spec: EnvSpec
+    episode_length: int
+    cheap_reset: bool = False
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        """Begin an episode."""
+        # These environments were written for raw keys, and some keep theirs in the state.
+        state = self.env.reset(jax.random.key_data(key))
+        return _Clocked(state, jnp.zeros((), jnp.int32)), _observation(state.obs)
+
+    def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
+        """Take a step; these environments draw nothing while stepping, or carry their own key."""
+        after, elapsed = self.env.step(state.state, action), state.elapsed + 1
+        # The state says `done` until the next reset, and the next step must not see it.
+        terminated = after.done > 0
+        after = after.replace(done=jnp.zeros_like(after.done))
+        seen = Step(
+            _observation(after.obs), jnp.asarray(after.reward, float), terminated, elapsed >= self.episode_length
+        )
+        return _Clocked(after, elapsed), seen
+
+
+def _observation(observation: Any) -> Array:
+    """Return the policy's part: ``state`` of a dict that has one (the rest is for a critic in a simulator), else all."""
+    if isinstance(observation, dict) and "state" in observation:
+        observation = observation["state"]
+    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)])
+
+
+def from_brax(env: Any, name: str, episode_length: int = EPISODE_LENGTH) -> BraxEnv:
+    """Adapt an environment object of brax's or MuJoCo Playground's form, not wrapped; actions are in [−1, 1]."""
+    with quiet():
+        shape = jax.eval_shape(lambda key: _observation(env.reset(jax.random.key_data(key)).obs), jax.random.key(0))
+    size = int(env.action_size)
+    action = ActionSpec("box", (size,), "float32", low=(-1.0,) * size, high=(1.0,) * size)
+    return BraxEnv(env, EnvSpec(name, shape.shape[0], action, shape.shape), episode_length)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep these packages' announcements about other packages, drivers and kernels from the user's terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        yield
+
+
+@functools.cache
+def make_brax(name: str) -> BraxEnv:
+    """Make a brax environment: ``ant``, or ``ant@generalized`` for another physics backend than ``spring``."""
+    task, _, backend = name.partition("@")
+    envs = require("brax.envs", f"brax:{name}", "brax")
+    known, backends = sorted(envs._envs), ("spring", "generalized", "positional", "mjx")
+    _check_known("brax", task, known)
+    if backend and backend not in backends:
+        raise UnknownEnvironmentError(f"unknown backend {backend!r} of 'brax:{name}'; known: {', '.join(backends)}")
+    with quiet():
+        env = envs.get_environment(task, **({} if task == "fast" else {"backend": backend or "spring"}))
+    return from_brax(env, f"brax:{name}")
+
+
+@functools.cache
+def make_playground(name: str) -> BraxEnv:
+    """Make a MuJoCo Playground task with its own time limit."""
+    with quiet():
+        registry = require("mujoco_playground", f"playground:{name}", "playground").registry
+    _check_known("playground", name, list(registry.ALL_ENVS))
+    config = registry.get_default_config(name)
+    # Some tasks' default is physics in Warp, whose kernels are made for GPUs; elsewhere MJX's own, in JAX.
+    overrides = {"impl": "jax"} if "impl" in config and jax.default_backend() != "gpu" else {}
+    try:
+        with quiet():
+            env = registry.load(name, config_overrides=overrides)
+    except OSError as error:
+        raise UnknownEnvironmentError(
+            f"environment 'playground:{name}' needs robot models that its package fetches when first used: {error}"
+        ) from error
+    return from_brax(env, f"playground:{name}", int(config.episode_length))
+
+
+def _check_known(kind: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+        raise UnknownEnvironmentError(
+            f"unknown environment '{kind}:{name}'; nearest: {', '.join(f'{kind}:{n}' for n in near)}"
+        )

@@ -1,0 +1,44 @@
+"""What the device rollout needs of an environment written in JAX."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from trpo.envs import EnvSpec
+
+
+class Step(NamedTuple):
+    """What one environment tells after one step, before any reset."""
+
+    observation: Float[Array, "features"]
+    """The true successor: the final observation where the episode ended."""
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    """The episode reached an absorbing state: its future is worth 0."""
+    truncated: Bool[Array, ""]
+    """The episode was cut (a time limit): its future is worth V(observation)."""
+
+
+@runtime_checkable
+class JaxEnv(Protocol):
+    """ONE environment as two pure functions; the library batches them with ``vmap`` and starts new episodes itself.
+
+    Instances must be hashable and equal only if they behave the same: they are static arguments of compiled functions,
+    and any constant arrays that they hold are compiled in.
+    """
+
+    spec: EnvSpec
+    cheap_reset: bool
+    """True: a new initial state is drawn at every step, in case it is needed. False, where that would cost as much as
+    stepping: one is drawn for every environment and fragment, and an environment that ends several episodes within a
+    fragment starts each of them from the same state."""
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, "features"]]:
+        """Return the state (any pytree of arrays) and the first observation of a new episode."""
+        ...
+
+    def step(self, state: Any, action: Any, key: PRNGKeyArray) -> tuple[Any, Step]:
+        """Take an action of the environment's own kind (already rescaled, clipped and of its type)."""
+        ...
