@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from trpo.distributions import Distribution as Distribution
     from trpo.distributions import MultiCategorical as MultiCategorical
     from trpo.envs import EnvironmentFailure as EnvironmentFailure
-    from trpo.envs import make_envs as make_envs
     from trpo.evaluation import EvaluationResult as EvaluationResult
     from trpo.evaluation import evaluate as evaluate
     from trpo.fisher import fisher_vp as fisher_vp
+    from trpo.jax_envs import JaxEnv as JaxEnv
+    from trpo.jax_envs import Step as Step
+    from trpo.jax_envs import from_brax as from_brax
+    from trpo.jax_envs import from_gymnax as from_gymnax
+    from trpo.jax_envs import make_envs as make_envs
     from trpo.linear_solve import CGInfo as CGInfo
     from trpo.linear_solve import conjugate_gradient as conjugate_gradient
     from trpo.networks import MLP as MLP
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from trpo.runs import train as train
     from trpo.search import Evaluation as Evaluation
     from trpo.search import line_search as line_search
+    from trpo.sweeps import sweep as sweep
     from trpo.tabular import exact_problem as exact_problem
     from trpo.training import NonFiniteBatchError as NonFiniteBatchError
     from trpo.training import TrainingState as TrainingState
@@ -73,7 +78,9 @@ _PUBLIC = {
     "advantages": ("gae", "lambda_returns", "standardise"),
     "agent": ("Agent",),
     "config": ("Config", "EnvConfig", "PolicyConfig", "RuleConfig", "ValueConfig"),
-    "envs": ("EnvironmentFailure", "make_envs"),
+    "envs": ("EnvironmentFailure",),
+    "jax_envs": ("JaxEnv", "Step", "from_brax", "from_gymnax", "make_envs"),
+    "sweeps": ("sweep",),
     "evaluation": ("EvaluationResult", "evaluate"),
     "training": ("NonFiniteBatchError", "TrainingState", "iterations", "make_agent"),
     "distributions": ("Bernoulli", "Categorical", "DiagGaussian", "Distribution", "MultiCategorical"),

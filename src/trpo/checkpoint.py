@@ -3,7 +3,7 @@
 A checkpoint is a directory::
 
     checkpoints/00000150/
-        state.safetensors     every array: parameters, optimiser, statistics
+        state.safetensors     every array: parameters, optimiser, statistics, environments in JAX
         state.json            format version, counters, episodes under way, simulators' snapshots
         SHA256SUMS            checksums of both; `sha256sum -c SHA256SUMS` verifies them
 
@@ -20,17 +20,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from trpo.training import TrainingState
+from trpo.iteration import TrainingState
+from trpo.tree_names import from_named_arrays, named_arrays
 
 FORMAT = 1
 TENSORS, DATA, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
 _TEMPORARY = ".tmp-"
+_ROLLOUT = "device."
+"""Prefix of the arrays of environments in JAX."""
 
 
 class CheckpointError(ValueError):
@@ -62,12 +63,6 @@ def replace_durably(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Return every array of a pytree under its path, such as ``policy.network.weights[0]``."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf) for path, leaf in leaves}
-
-
 def save(directory: Path, state: TrainingState, keep: int = 3) -> Path:
     """Write ``state`` below ``directory`` and remove all but the newest ``keep`` checkpoints."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -76,6 +71,9 @@ def save(directory: Path, state: TrainingState, keep: int = 3) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     arrays = named_arrays(state.learner)
+    if state.rollout is not None:
+        rollout = state.rollout if isinstance(state.rollout, dict) else named_arrays(state.rollout)
+        arrays |= {f"{_ROLLOUT}{name}": leaf for name, leaf in rollout.items()}
     if state.observation is not None:
         arrays["rollout.observation"] = np.asarray(state.observation)
     data = {
@@ -153,16 +151,11 @@ def load(path: Path, like: Any) -> TrainingState:
     """
     arrays, data = _read(path)
     observation = arrays.pop("rollout.observation", None)
-    expected = named_arrays(like)
-    if arrays.keys() != expected.keys():
-        odd = sorted(arrays.keys() ^ expected.keys())
-        raise CheckpointError(f"checkpoint {path.name}: does not fit this agent (differs in {', '.join(odd[:3])})")
-    for name, leaf in expected.items():
-        if arrays[name].shape != leaf.shape:
-            shapes = f"{arrays[name].shape}, expected {leaf.shape}"
-            raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({name} has shape {shapes})")
-    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()]
-    learner = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    rollout = {name.removeprefix(_ROLLOUT): arrays.pop(name) for name in list(arrays) if name.startswith(_ROLLOUT)}
+    try:
+        learner = from_named_arrays(like, arrays)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({error})") from error
     return TrainingState(
         learner,
         data["iteration"],
@@ -171,13 +164,19 @@ def load(path: Path, like: Any) -> TrainingState:
         data["episodes"],
         data["environments"],
         observation,
+        rollout or None,
     )
 
 
-def load_latest(directory: Path, like: Any) -> tuple[TrainingState, list[str]]:
-    """Read the newest checkpoint that is intact; also return one line about each newer one that is not."""
+def load_latest(directory: Path, like: Any, not_after: int | None = None) -> tuple[TrainingState, list[str]]:
+    """Read the newest checkpoint that is intact; also return one line about each newer one that is not.
+
+    ``not_after`` leaves out those of later iterations.
+    """
     problems: list[str] = []
     for path in checkpoints(directory):
+        if not_after is not None and int(path.name) > not_after:
+            continue
         try:
             return load(path, like), problems
         except CheckpointError as error:

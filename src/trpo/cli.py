@@ -73,22 +73,59 @@ def _train(arguments: Sequence[str]) -> int:
     base, name, settings = apply_preset(base, first.preset)
     options = _parse(Train, "train", arguments, Train(first.env_id, base, first.out, first.preset, first.quiet))
     config = options.config
-    out = options.out or _fresh_directory(options.env_id, config.seed)
+    if options.seeds < 1:
+        raise ValueError(f"seeds={options.seeds}: must be ≥ 1")
+    several = options.seeds > 1 or bool(options.vary)
+    out = options.out or _fresh_directory(options.env_id, config.seed, "sweep" if several else None)
     if not options.quiet:
         changes = f": {describe(settings)}" if settings else ""
         print(f"trpo {__version__} · {options.env_id} · preset {name}{changes} · run {out}", file=sys.stderr)
-    train(options.env_id, config=config, out=out, quiet=options.quiet)
+    if several:
+        from trpo.sweeps import sweep
+
+        sweep(
+            options.env_id,
+            seeds=options.seeds,
+            vary=_varied(options.vary),
+            config=config,
+            out=out,
+            quiet=options.quiet,
+        )
+    else:
+        train(options.env_id, config=config, out=out, quiet=options.quiet)
     if not options.quiet:
-        print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out} · trpo record {out}", file=sys.stderr)
+        more = "" if several else f" · trpo record {out}"
+        print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out}{more}", file=sys.stderr)
     return 0
 
 
-def _fresh_directory(env_id: str, seed: int) -> Path:
+def _varied(assignments: Sequence[str]) -> dict[str, list[Any]]:
+    """Turn ``rule.max-kl=0.01,0.02`` into ``{"rule.max_kl": [0.01, 0.02]}``; values are JSON, or names."""
+    varied: dict[str, list[Any]] = {}
+    for assignment in assignments:
+        name, sign, values = assignment.partition("=")
+        if not (name and sign and values):
+            raise ValueError(f"vary {assignment!r}: must be SETTING=VALUE,VALUE,…, such as rule.max-kl=0.01,0.02")
+        name = name.replace("-", "_")
+        if name == "seed":
+            raise ValueError("vary 'seed': use --seeds N")
+        varied[name] = [_value(text) for text in values.split(",")]
+    return varied
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _fresh_directory(env_id: str, seed: int, kind: str | None = None) -> Path:
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
-    path = Path("runs") / f"{safe}-s{seed}"
-    number = 2
+    path = Path("runs") / f"{safe}-{kind or f's{seed}'}"
+    stem, number = path.name, 2
     while path.exists():
-        path = path.with_name(f"{safe}-s{seed}-{number}")
+        path = path.with_name(f"{stem}-{number}")
         number += 1
     return path
 
@@ -96,30 +133,57 @@ def _fresh_directory(env_id: str, seed: int) -> Path:
 def _resume(arguments: Sequence[str]) -> int:
     from trpo.options import Resume
     from trpo.runs import resume
+    from trpo.sweeps import is_sweep, resume_sweep
 
     options = _parse(Resume, "resume", arguments)
-    resume(options.run, steps=options.steps, quiet=options.quiet)
+    if is_sweep(options.run):
+        resume_sweep(options.run, steps=options.steps, quiet=options.quiet)
+    else:
+        resume(options.run, steps=options.steps, quiet=options.quiet)
     return 0
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
     from trpo.options import Evaluate
-    from trpo.runs import load_run
+    from trpo.sweeps import is_sweep, read_sweep
 
     options = _parse(Evaluate, "evaluate", arguments)
-    agent, state, problems = load_run(options.run)
+    if not is_sweep(options.run):
+        result = _evaluate_run(options.run, options)
+        if options.json:
+            print(json.dumps(result.to_json()))
+        return 0
+    from trpo.aggregate import interval
+    from trpo.sweeps import groups
+
+    plan = read_sweep(options.run)
+    results = {variant.name: _evaluate_run(options.run / variant.name, options) for variant in plan}
+    found = {}
+    for label, members in groups(plan).items():
+        found[label] = interval([results[v.name].mean_return for v in members]).to_json()
+        if not options.json:
+            of = f"{label}, {len(members)} seeds" if label else f"{len(members)} seeds"
+            scores = "interquartile mean {iqm:.1f} [{low:.1f}, {high:.1f}]".format(**found[label])
+            print(f"{of}: {scores}, 95 % bootstrap")
+    if options.json:
+        print(json.dumps({"groups": found, "runs": {name: result.to_json() for name, result in results.items()}}))
+    return 0
+
+
+def _evaluate_run(run: Path, options: Any) -> Any:
+    from trpo.runs import load_run
+
+    agent, state, problems = load_run(run)
     for problem in problems:
         print(f"trpo: {problem}; using the one before", file=sys.stderr)
     result = agent.evaluate(options.episodes, deterministic=not options.stochastic, seed=options.seed)
-    if options.json:
-        print(json.dumps(result.to_json()))
-    else:
+    if not options.json:
         how = "stochastic" if options.stochastic else "deterministic"
         print(
-            f"{options.run} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
+            f"{run} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
             f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f})"
         )
-    return 0
+    return result
 
 
 def _record(arguments: Sequence[str]) -> int:

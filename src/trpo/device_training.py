@@ -199,6 +199,15 @@ class DeviceLoop:
             self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
             self.program, self.memory = _compile(self.setup, self.hyper, self.keys, self.members)
 
+    def describe(self) -> str:
+        """Return a line on what the compiled function takes."""
+        s, limit = self.setup, capacity()
+        runs = f"{len(self.configs)} runs × " if s.stacked else ""
+        device = jax.devices()[0].platform
+        where = f"{self.layout.devices} devices ({device})" if self.layout.devices > 1 else device
+        of = f" of {gigabytes(limit)}" if limit else ""
+        return f"on {where}: batch of {runs}{s.count} environments × {s.fragment} steps; memory {gigabytes(self.memory)}{of}"
+
     def _join(self, trees: list[Any]) -> Any:
         if not self.setup.stacked:
             return trees[0]

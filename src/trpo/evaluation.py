@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from trpo.agent import Agent
-from trpo.envs import make_envs
+from trpo.jax_envs import make_envs
 from trpo.rollout import HostPolicy
 
 

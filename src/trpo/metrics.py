@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from trpo.checkpoint import replace_durably
-from trpo.training import Metrics
+from trpo.iteration import Metrics
 
 FILE = "metrics.jsonl"
 
@@ -16,8 +17,8 @@ FILE = "metrics.jsonl"
 class Sink(Protocol):
     """Takes the metrics of every iteration."""
 
-    def write(self, metrics: Metrics) -> None:
-        """Record one iteration."""
+    def write(self, records: Sequence[Metrics]) -> None:
+        """Record one or more iterations, in order."""
         ...
 
     def close(self) -> None:
@@ -62,9 +63,9 @@ class JsonLines:
             replace_durably(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: Metrics) -> None:
-        """Append a line; it is in the operating system's hands when this returns."""
-        self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
+    def write(self, records: Sequence[Metrics]) -> None:
+        """Append lines; they are in the operating system's hands when this returns."""
+        self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records))
         self._file.flush()
 
     def close(self) -> None:
@@ -73,7 +74,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes every number as a TensorBoard scalar against environment steps."""
+    """Writes every number as a TensorBoard scalar against environment steps.
+
+    Of iterations that come together, many in a second, only the last: a scalar costs more than such an iteration.
+    """
 
     def __init__(self, run: Path, after_step: int = 0):
         from tensorboardX import SummaryWriter
@@ -81,8 +85,9 @@ class TensorBoard:
         # purge_step makes TensorBoard forget what was written beyond the checkpoint that a resumed run starts from.
         self._writer = SummaryWriter(str(run), purge_step=after_step + 1 if after_step else None)
 
-    def write(self, metrics: Metrics) -> None:
-        """Record one iteration."""
+    def write(self, records: Sequence[Metrics]) -> None:
+        """Record the last iteration."""
+        metrics = records[-1]
         step = int(metrics["steps"] or 0)
         for name, value in metrics.items():
             if isinstance(value, int | float):

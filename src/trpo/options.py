@@ -17,7 +17,7 @@ class Train:
     """Train a policy by TRPO, leaving a run directory that can be evaluated, resumed, recorded and plotted."""
 
     env_id: Annotated[Positional[str], arg(metavar="ENV")]
-    """Environment: a Gymnasium id, module:Id-v0, envpool:ID or probe:NAME."""
+    """Environment: a Gymnasium id, module:Id-v0, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or probe:NAME."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
     out: Path | None = None
     """Directory of the run; by default runs/ENV-sSEED."""
@@ -25,6 +25,10 @@ class Train:
     """Name of a preset, auto (by environment) or none."""
     quiet: bool = False
     """Show no progress."""
+    seeds: int = 1
+    """Independent runs, from --seed on, each with a directory of its own; in JAX all at once."""
+    vary: tuple[str, ...] = ()
+    """Settings to try several values of, in every combination: rule.max-kl=0.01,0.02 discount=0.98,0.99."""
 
 
 @dataclass(frozen=True)

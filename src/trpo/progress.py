@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from trpo.training import Metrics
+from trpo.iteration import Metrics
 
 PLAIN_INTERVAL = 10.0
 """Seconds between lines where output is not a terminal."""
@@ -22,6 +23,10 @@ class Reporter(Protocol):
         """Show one iteration."""
         ...
 
+    def say(self, text: str) -> None:
+        """Show a line of its own."""
+        ...
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         ...
@@ -31,6 +36,9 @@ class Silent:
     """Shows nothing."""
 
     def update(self, metrics: Metrics) -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
         """Show nothing."""
 
     def close(self) -> None:
@@ -94,6 +102,10 @@ class Plain:
             self._last = now
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """Print it."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -118,6 +130,10 @@ class Live:
         """Redraw the line."""
         self._progress.update(self._task, completed=int(metrics["steps"] or 0), description=self._rate.line(metrics))
 
+    def say(self, text: str) -> None:
+        """Print it above the line."""
+        self._progress.console.print(text, highlight=False, markup=False)
+
     def close(self) -> None:
         """Stop redrawing."""
         self._progress.stop()
@@ -129,3 +145,18 @@ def reporter(total: int, quiet: bool = False, console: Console | None = None) ->
     if quiet:
         return Silent()
     return Live(console, total) if console.is_terminal else Plain(console, total)
+
+
+def summarise(members: Sequence[Metrics]) -> Metrics:
+    """Return what to show of several runs that train together: steps of all, mean returns, the largest KL."""
+    if len(members) == 1:
+        return members[0]
+    returns = [m["episode_return"] for m in members if m["episode_return"] is not None]
+    refused = [m["result"] for m in members if m["result"] != "accepted"]
+    return {
+        **members[0],
+        "steps": sum(int(m["steps"] or 0) for m in members),
+        "episode_return": sum(map(float, returns)) / len(returns) if returns else None,
+        "mean_kl": max(float(m["mean_kl"] or 0.0) for m in members),
+        "result": f"{len(refused)} of {len(members)}: {refused[0]}" if refused else "accepted",
+    }

@@ -18,15 +18,12 @@ import gymnasium as gym
 import numpy as np
 
 from trpo.agent import Agent
-from trpo.envs import EnvironmentFailure, make_single, quiet_mujoco
+from trpo.envs import EnvironmentFailure, MissingExtraError, make_single, quiet_mujoco
+from trpo.jax_envs import as_jax_env
 
 FASTEST = {".gif": 30, ".mp4": 60}
 """Frames a second that are worth writing: faster simulations keep every k-th frame, and their speed."""
 PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
-
-
-class MissingExtraError(ValueError):
-    """An optional package is not installed."""
 
 
 def default_path(run: Path) -> Path:
@@ -89,6 +86,8 @@ def record(
 
 def _make_env(agent: Agent) -> gym.Env:
     source = agent.env if agent.env is not None else agent.spec.id
+    if as_jax_env(source) is not None:
+        raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
     backend = headless_backend() if _headless() else "display"
     try:
         with quiet_mujoco():

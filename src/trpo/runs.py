@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from trpo.config import Config
 from trpo.envs import EnvironmentFailure, EnvSpec
 from trpo.metrics import JsonLines, Sink, TensorBoard
 from trpo.presets import AUTO, apply_preset
-from trpo.progress import reporter
-from trpo.training import NonFiniteBatchError, TrainingState, iterations, make_agent
+from trpo.progress import reporter, summarise
+from trpo.training import NonFiniteBatchError, TrainingState, advance, make_agent
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 FORMAT = 1
@@ -69,7 +70,7 @@ def write_config(run: Path, agent: Agent, custom: bool) -> None:
         "format": FORMAT,
         "trpo": __version__,
         "custom_policy": custom,
-        "custom_env": callable(agent.env),
+        "custom_env": agent.env is not None and not isinstance(agent.env, str),
         "custom_rule": agent.rule is not None,
         "spec": agent.spec.to_json(),
         "config": agent.config.to_json(),
@@ -91,9 +92,11 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 
 def load_run(
-    run: str | Path, policy: Any = None, env: Any = None, rule: Any = None
+    run: str | Path, policy: Any = None, env: Any = None, rule: Any = None, not_after: int | None = None
 ) -> tuple[Agent, TrainingState, list[str]]:
     """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
+
+    ``not_after`` leaves out checkpoints of later iterations.
 
     ``policy`` and ``env`` are needed again for a policy of your own and for an environment given as a function: code
     is never stored, so loading never executes any.
@@ -107,12 +110,12 @@ def load_run(
     agent = Agent.create(EnvSpec.from_json(data["spec"]), Config.from_json(data["config"]), policy, env, rule)
     if data["custom_env"] and env is None:
         agent = dataclasses.replace(agent, env=_missing_env)
-    state, problems = load_latest(run / CHECKPOINTS, agent.learner)
+    state, problems = load_latest(run / CHECKPOINTS, agent.learner, not_after)
     return agent.at(state), state, problems
 
 
 def _missing_env() -> Any:
-    raise ValueError("this run's environment was given as a function, which is not stored: pass it as env=…")
+    raise ValueError("this run's environment was given as an object, which is not stored: pass it as env=…")
 
 
 def load(run: str | Path, policy: Any = None, env: Any = None, rule: Any = None) -> Agent:
@@ -145,7 +148,8 @@ def train(
     """Train an agent from the beginning, with a progress line.
 
     Args:
-        env: an environment id, or a function without arguments that makes a ``gymnasium.Env``.
+        env: an environment id, a function without arguments that makes a ``gymnasium.Env``, or a
+            :class:`~trpo.jax_envs.JaxEnv`.
         steps: environment steps; overrides the configuration's.
         seed: overrides the configuration's.
         out: directory of the run (created; must be empty). Without it nothing is written.
@@ -169,27 +173,41 @@ def train(
     >>> agent.act([0.0]).shape
     ()
     """
-    if config is None:
-        base = Config()
-        if isinstance(env, str):
-            base = dataclasses.replace(base, env=dataclasses.replace(base.env, id=env))
-            base = apply_preset(base, preset)[0]
-        config = base
-    if isinstance(env, str):
-        config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
-    config = dataclasses.replace(
-        config, steps=config.steps if steps is None else steps, seed=config.seed if seed is None else seed
-    )
+    config = configure(env, config, preset, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule)
     run = None
     if out is not None:
-        run = Path(out)
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise ValueError(f"out={run}: already exists and is not empty; choose another, or `trpo resume {run}`")
-        run.mkdir(parents=True, exist_ok=True)
-        write_config(run, agent, policy is not None)
-        save(run / CHECKPOINTS, TrainingState(agent.learner), config.keep_checkpoints)
-    return _go_on(agent, TrainingState(agent.learner), run, env, quiet)
+        run = claim_directory(Path(out))
+        create_run(run, agent, policy is not None)
+    return go_on(env, [Member(agent, TrainingState(agent.learner), run)], quiet)[0]
+
+
+def configure(env: Any, config: Config | None, preset: str, **changes: Any) -> Config:
+    """Return the settings of a run: ``config``, or else the preset's, for ``env``, with ``changes`` that aren't None."""
+    named = isinstance(env, str)
+    if config is None:
+        config = Config()
+        if named:
+            config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
+            config = apply_preset(config, preset)[0]
+    if named:
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
+    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def claim_directory(out: Path) -> Path:
+    """Make the directory of a new run; one that has anything in it is refused."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out={out}: already exists and is not empty; choose another, or `trpo resume {out}`")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def create_run(run: Path, agent: Agent, custom_policy: bool) -> None:
+    """Write what a run starts from."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(run, agent, custom_policy)
+    save(run / CHECKPOINTS, TrainingState(agent.learner), agent.config.keep_checkpoints)
 
 
 def resume(
@@ -208,57 +226,116 @@ def resume(
         for problem in problems:
             _say(f"{problem}; using the one before")
         _say(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
-        if state.environments is None and state.iteration > 0:
+        if state.environments is None and state.rollout is None and state.iteration > 0:
             _say("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
     if steps is not None:
         agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
         write_config(run, agent, policy is not None)
     target = agent.env if agent.env is not None else agent.config.env.id
-    return _go_on(agent, state, run, target, quiet)
+    return go_on(target, [Member(agent, state, run)], quiet)[0]
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _go_on(agent: Agent, state: TrainingState, run: Path | None, env: Any, quiet: bool) -> Agent:
-    config = agent.config
-    sinks: list[Sink] = []
-    if run is not None:
-        sinks = [JsonLines(run, state.iteration), TensorBoard(run, state.steps)]
-    beginning, saved = state, state.iteration
-    show = reporter(config.steps, quiet)
+@dataclasses.dataclass
+class Member:
+    """One run, alone or trained together with others."""
 
-    def checkpoint() -> str:
-        nonlocal saved
-        if run is None:
+    agent: Agent
+    state: TrainingState
+    run: Path | None
+    """Its directory; None if nothing is written."""
+    sinks: list[Sink] = dataclasses.field(default_factory=list)
+    saved: int = 0
+    """Iteration of the newest checkpoint."""
+
+    def open(self) -> None:
+        """Open what its metrics go to."""
+        self.saved = self.state.iteration
+        if self.run is not None:
+            self.sinks = [JsonLines(self.run, self.state.iteration), TensorBoard(self.run, self.state.steps)]
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is anything new."""
+        if self.run is not None and self.saved != self.state.iteration:
+            save(self.run / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
+            self.saved = self.state.iteration
+
+
+CHECKPOINT_SHARE = 0.1
+"""The most of a run's time that checkpoints may take where iterations are faster than the disk."""
+
+
+class _Checkpoints:
+    """When to save: every so many iterations, but where many pass in a second not so often that it holds up the run."""
+
+    def __init__(self, members: list[Member], place: Path | None):
+        self.members, self.place = members, place
+        self.every = members[0].agent.config.checkpoint_every
+        self._ended, self._took = time.perf_counter(), 0.0
+
+    def now(self) -> str:
+        """Save all members; return what to tell the user."""
+        if self.place is None:
             return "no run directory, so nothing was saved"
-        if saved != state.iteration:
-            save(run / CHECKPOINTS, state, config.keep_checkpoints)
-            saved = state.iteration
-        return f"checkpoint of iteration {state.iteration} is in {run}; go on with: trpo resume {run}"
+        began = time.perf_counter()
+        for member in self.members:
+            member.save()
+        self._ended = time.perf_counter()
+        self._took = self._ended - began
+        iteration = self.members[0].state.iteration
+        return f"checkpoint of iteration {iteration} is in {self.place}; go on with: trpo resume {self.place}"
+
+    def due(self, many: bool) -> bool:
+        """Return whether it is time; ``many``: several iterations passed since this was asked last."""
+        first = self.members[0]
+        if first.state.iteration // self.every == first.saved // self.every:
+            return False
+        return not many or time.perf_counter() - self._ended >= self._took / CHECKPOINT_SHARE
+
+
+def go_on(env: Any, members: list[Member], quiet: bool, place: Path | None = None) -> list[Agent]:
+    """Train ``members`` to their configured steps, with sinks, checkpoints, a progress line and a graceful end.
+
+    ``place`` is what a user resumes: the members' common directory, by default the only one's.
+    """
+    place = place or members[0].run
+    config = members[0].agent.config
+    show = reporter(config.steps * len(members), quiet)
+    checkpoints = _Checkpoints(members, place)
+    for member in members:
+        member.open()
+
+    def take(states: list[TrainingState]) -> None:
+        for member, state in zip(members, states, strict=True):
+            member.state = state
 
     with _graceful() as stop:
         try:
-            for state, metrics in iterations(env, agent, config, beginning):
-                for sink in sinks:
-                    sink.write(metrics)
-                show.update(metrics)
+            for progress in advance(env, [m.agent for m in members], [m.state for m in members], tell=show.say):
+                for member, records in zip(members, progress.metrics, strict=True):
+                    for sink in member.sinks:
+                        sink.write(records)
+                show.update(summarise([records[-1] for records in progress.metrics]))
+                take(progress.states())
                 if stop.requested:
-                    raise RunInterrupted(f"interrupted; {checkpoint()}")
-                if run is not None and state.iteration % config.checkpoint_every == 0:
-                    checkpoint()
+                    raise RunInterrupted(f"interrupted; {checkpoints.now()}")
+                if place is not None and checkpoints.due(many=len(progress.metrics[0]) > 1):
+                    checkpoints.now()
         except EnvironmentFailure as error:
-            raise RunFailed(f"{error}; {checkpoint()}") from error
+            raise RunFailed(f"{error}; {checkpoints.now()}") from error
         except NonFiniteBatchError as error:
-            state = error.state
-            raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {checkpoint()}") from error
+            take(error.states)
+            raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {checkpoints.now()}") from error
         finally:
             show.close()
-            for sink in sinks:
-                sink.close()
-    checkpoint()
-    return agent.at(state)
+            for member in members:
+                for sink in member.sinks:
+                    sink.close()
+    checkpoints.now()
+    return [member.agent.at(member.state) for member in members]
 
 
 __all__ = ["CheckpointError", "RunFailed", "RunInterrupted", "load", "load_run", "resume", "train"]

@@ -48,7 +48,13 @@ class Progress:
     """The state of each run after the last of them."""
 
 
-def advance(env: Any, agents: Sequence[Agent], states: Sequence[TrainingState], longest: int = ROWS) -> Iterator[Progress]:
+def advance(
+    env: Any,
+    agents: Sequence[Agent],
+    states: Sequence[TrainingState],
+    longest: int = ROWS,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[Progress]:
     """Train one run, or on the device several at once, yielding now and then; each follows its agent's configuration.
 
     Args:
@@ -56,10 +62,12 @@ def advance(env: Any, agents: Sequence[Agent], states: Sequence[TrainingState], 
         agents: of the same structure.
         states: where each run goes on.
         longest: the most iterations without a word.
+        tell: what to do with a line that a user should see before the first iteration.
     """
     known = as_jax_env(env)
     if known is not None:
         loop = DeviceLoop(known, agents, [agent.config for agent in agents], states)
+        tell(loop.describe())
         for metrics, gather in loop.run(longest):
             yield Progress(metrics, gather)
         return

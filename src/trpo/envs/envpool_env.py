@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 
 from trpo.envs.gymnasium_env import UnknownEnvironmentError
-from trpo.envs.protocol import EnvironmentFailure, Transition
+from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition
 from trpo.envs.spaces import EnvSpec, UnsupportedSpaceError, action_spec, to_env_action
-
-
-class MissingExtraError(ValueError):
-    """An optional package is not installed."""
 
 
 def _import_envpool() -> Any:

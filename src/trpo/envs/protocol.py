@@ -27,7 +27,6 @@ class Transition(NamedTuple):
 
 
 @runtime_checkable
-@runtime_checkable
 class HostEnv(Protocol):
     """N environments, stepped together."""
 
@@ -57,3 +56,7 @@ class HostEnv(Protocol):
 
 class EnvironmentFailure(RuntimeError):
     """An environment raised: the message names it and gives its own error."""
+
+
+class MissingExtraError(ValueError):
+    """An optional package is not installed; the message has the command that installs it."""

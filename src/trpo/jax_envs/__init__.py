@@ -7,9 +7,8 @@ import importlib
 from typing import Any
 
 from trpo import envs
-from trpo.envs import HostEnv, UnknownEnvironmentError
+from trpo.envs import HostEnv, MissingExtraError, UnknownEnvironmentError
 from trpo.jax_envs.brax_env import BraxEnv, from_brax, make_brax, make_playground
-from trpo.jax_envs.extras import MissingExtraError
 from trpo.jax_envs.gymnax_env import GymnaxEnv, from_gymnax, make_gymnax
 from trpo.jax_envs.probes import JaxProbe, make_probe
 from trpo.jax_envs.protocol import JaxEnv, Step

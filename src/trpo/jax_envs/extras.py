@@ -8,9 +8,7 @@ import io
 import warnings
 from typing import Any
 
-
-class MissingExtraError(ValueError):
-    """An optional package is not installed."""
+from trpo.envs import MissingExtraError
 
 
 def require(module: str, env: str, extra: str) -> Any:
