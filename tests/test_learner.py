@@ -21,7 +21,7 @@ from trpo.envs import make_envs
 from trpo.learner import Hyper, Learner
 from trpo.results import Result
 from trpo.rollout import HostPolicy, HostRollout, Trajectory
-from trpo.training import Compiled, compile_iteration
+from trpo.host_training import Compiled, compile_iteration
 from trpo.types import Params
 from trpo.value_fitting import predict
 

@@ -24,7 +24,8 @@ import trpo
 import trpo.envs
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.spaces import action_spec
-from trpo.training import NonFiniteBatchError, TrainingState, env_seeds
+from trpo.host_training import env_seeds
+from trpo.training import NonFiniteBatchError, TrainingState
 from trpo.value_fitting import predict
 
 TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}

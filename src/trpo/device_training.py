@@ -123,8 +123,17 @@ def run_chunk(
     setup: Setup, hyper: Hyper, keys: PRNGKeyArray, members: Member, length: Int[Array, ""]
 ) -> tuple[Member, Row, Int[Array, ""]]:
     """Run up to ``length`` ≤ ROWS iterations; return also a row for each and how many there were."""
-    one = functools.partial(iterate, setup)
-    step = jax.vmap(one) if setup.stacked else one
+    run = setup.layout.each_device(functools.partial(_run_chunk, setup), (True, True, True, False), (0, 1, None))
+    return run(hyper, keys, members, length)
+
+
+def _run_chunk(setup: Setup, hyper: Hyper, keys: PRNGKeyArray, members: Member, length: Array) -> tuple:
+    one = step = functools.partial(iterate, setup)
+    if setup.stacked:
+        # On a CPU nothing is gained by doing the members' operations together: they are as fast one after the other,
+        # and then each member's arithmetic is that of a run alone.
+        on_cpu = jax.default_backend() == "cpu"
+        step = (lambda *stacked: jax.lax.map(lambda member: one(*member), stacked)) if on_cpu else jax.vmap(one)
     row = jax.eval_shape(step, hyper, keys, members)[1]
     rows = jax.tree.map(lambda leaf: jnp.zeros((ROWS, *leaf.shape), leaf.dtype), row)
 
@@ -136,7 +145,9 @@ def run_chunk(
         done, members, rows, _ = carry
         members, row = step(hyper, keys, members)
         rows = jax.tree.map(lambda buffer, leaf: buffer.at[done].set(leaf), rows, row)
-        sound = jnp.all(row.info.finite & row.value.finite) if setup.stop else jnp.asarray(True)
+        sound = jnp.asarray(True)
+        if setup.stop:
+            sound = setup.layout.everywhere(jnp.all(row.info.finite & row.value.finite))
         return done + 1, members, rows, sound
 
     start = (jnp.zeros((), jnp.int32), members, rows, jnp.asarray(True))

@@ -9,7 +9,10 @@ With several processes, ``jax.distributed.initialize`` beforehand makes ``jax.de
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,6 +46,26 @@ class Layout:
 
     def _put(self, tree: Any, spec: PartitionSpec) -> Any:
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+    def each_device(self, function: Callable[..., Any], in_members: tuple[bool, ...], out_members: tuple[int | None, ...]) -> Callable[..., Any]:
+        """Run ``function`` on every device's own members, if members are what is divided; else as it is.
+
+        Args:
+            function: of stacked members and other things.
+            in_members: which arguments have a leading axis of members; the others go to every device.
+            out_members: for each result the place of its axis of members, None if it is the same on all devices.
+        """
+        if self.mesh is None or not self.by_member:
+            return function
+        inside = tuple(PartitionSpec(AXIS) if yes else PartitionSpec() for yes in in_members)
+        outside = tuple(PartitionSpec() if n is None else PartitionSpec(*[None] * n, AXIS) for n in out_members)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=inside, out_specs=outside, check_vma=False)
+
+    def everywhere(self, condition: Any) -> Any:
+        """Inside :meth:`each_device`: return whether ``condition`` holds on every device."""
+        if self.mesh is None or not self.by_member:
+            return condition
+        return jax.lax.pmin(condition.astype(int), AXIS) > 0
 
     def constrain_batch(self, tree: Any) -> Any:
         """Inside the compiled iteration: keep ``[time, env, …]`` arrays divided by environment."""
@@ -87,10 +110,20 @@ def capacity() -> int | None:
         return int(limit)
     if device.platform != "cpu":
         return None
-    import os
-
     try:
         # Virtual CPU devices share the machine's memory.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def use_cores(members: int) -> None:
+    """Make every core of a CPU a device, as far as they divide ``members``; without effect once JAX has computed.
+
+    A core then trains runs of its own. One small network's operations are too small to share between cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = max(n for n in range(1, cores + 1) if members % n == 0)
+    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", devices)

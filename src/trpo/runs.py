@@ -78,7 +78,8 @@ def write_config(run: Path, agent: Agent, custom: bool) -> None:
     replace_durably(run / CONFIG, (json.dumps(data, indent=2) + "\n").encode())
 
 
-def _read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> dict[str, Any]:
+    """Return what :func:`write_config` wrote."""
     path = run / CONFIG
     if not path.is_file():
         raise ValueError(f"{run} is not the directory of a run: it has no {CONFIG}")
@@ -102,7 +103,7 @@ def load_run(
     is never stored, so loading never executes any.
     """
     run = Path(run)
-    data = _read_config(run)
+    data = read_config(run)
     if data["custom_policy"] and policy is None:
         raise ValueError(f"{run} was trained with a policy of its own: pass a module of the same structure as policy=…")
     if data["custom_rule"] and rule is None:

@@ -18,10 +18,11 @@ from trpo.aggregate import interval
 from trpo.checkpoint import replace_durably
 from trpo.config import Config, merge
 from trpo.iteration import TrainingState
-from trpo.jax_envs import as_jax_env
+from trpo.jax_envs import as_jax_env, is_jax_name
 from trpo.metrics import read_metrics
+from trpo.parallel import use_cores
 from trpo.presets import AUTO
-from trpo.runs import Member, claim_directory, configure, create_run, go_on, load_run, write_config
+from trpo.runs import Member, read_config, claim_directory, configure, create_run, go_on, load_run, write_config
 from trpo.training import make_agent
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
@@ -103,6 +104,8 @@ def sweep(
     """
     base = configure(env, config, preset, steps=steps)
     plan = variants(_seeds(seeds, base.seed), vary or {})
+    if base.env.devices != 1 and is_jax_name(env):
+        use_cores(len(plan))
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
     agents = [make_agent(env, c, policy) for c in configs]
     place = None if out is None else claim_directory(Path(out))
@@ -186,7 +189,10 @@ def resume_sweep(
     """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
     place = Path(place)
     members = []
-    for variant in read_sweep(place):
+    plan = read_sweep(place)
+    if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
+        use_cores(len(plan))
+    for variant in plan:
         run = place / variant.name
         agent, state, _ = load_run(run, policy, env)
         if steps is not None:

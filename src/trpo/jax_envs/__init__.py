@@ -23,10 +23,16 @@ __all__ = [
     "as_jax_env",
     "from_brax",
     "from_gymnax",
+    "is_jax_name",
     "make_envs",
 ]
 
 _MAKERS = {"gymnax": make_gymnax, "brax": make_brax, "playground": make_playground, "jax-probe": make_probe}
+
+
+def is_jax_name(env: Any) -> bool:
+    """Return whether ``env`` is a name of an environment in JAX, without importing anything."""
+    return isinstance(env, str) and env.partition(":")[0] in {*_MAKERS, "jax"}
 
 
 def as_jax_env(env: Any) -> JaxEnv | None:
