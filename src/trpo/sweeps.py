@@ -27,6 +27,17 @@ from trpo.training import make_agent
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 FORMAT = 1
+TRACED = frozenset(
+    f"{group}{name}"
+    for group, names in {
+        "": "discount gae_lambda",
+        "rule.": "max_kl damping cg_tolerance max_step_norm backtrack_ratio initial_coefficient",
+        "policy.": "initial_std last_layer_scale",
+        "value.": "learning_rate max_change",
+    }.items()
+    for name in names.split()
+)
+"""Settings that may vary between runs that train as one compiled function."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +118,7 @@ def sweep(
     if base.env.devices != 1 and is_jax_name(env):
         use_cores(len(plan))
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
+    _check_varied(env, vary or {})
     agents = [make_agent(env, c, policy) for c in configs]
     place = None if out is None else claim_directory(Path(out))
     members = []
@@ -128,6 +140,22 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"seeds={chosen}: each seed once")
     return chosen
+
+
+def _check_varied(env: Any, vary: Mapping[str, Sequence[Any]]) -> None:
+    in_jax = is_jax_name(env) or as_jax_env(env) is not None
+    for name, values in vary.items():
+        setting = name.replace("-", "_")
+        if setting in ("seed", "env.id"):
+            cure = "use seeds (--seeds N)" if setting == "seed" else "a sweep has one environment"
+            raise ValueError(f"vary {setting!r}: {cure}")
+        if not values or len({str(value) for value in values}) != len(values):
+            raise ValueError(f"vary {setting!r}: must have one or more values, each once, not {list(values)}")
+        if in_jax and setting not in TRACED:
+            raise ValueError(
+                f"vary {setting!r}: runs in JAX train as one compiled function, which has this setting compiled in; "
+                f"train them one by one, or vary one of {', '.join(sorted(TRACED))}"
+            )
 
 
 def _train(env: Any, members: list[Member], quiet: bool, place: Path | None) -> list[Agent]:

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Key, PRNGKeyArray, UInt32
 
 from trpo.envs import Transition, to_env_action
 from trpo.jax_envs.protocol import JaxEnv
@@ -22,8 +22,8 @@ class BatchState(eqx.Module):
     """The environments' own states, with a leading axis N."""
     observation: Float[Array, "n features"]
     """What the policy sees next."""
-    key: PRNGKeyArray
-    """[N]: constant; the randomness of step t is a function of it and t alone, however environments are spread."""
+    key: Key[Array, "n"]
+    """Constant; the randomness of step t is a function of it and t alone, however environments are spread."""
     time: UInt32[Array, "n"]
     """Steps that each environment has taken since the run began."""
 
@@ -33,7 +33,7 @@ def start(env: JaxEnv, key: PRNGKeyArray, count: int) -> BatchState:
     return start_each(env, jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count)))
 
 
-def start_each(env: JaxEnv, keys: PRNGKeyArray) -> BatchState:
+def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
     """Begin an episode in one environment for each key."""
     state, observation = jax.vmap(lambda k: env.reset(jax.random.fold_in(k, 1)))(keys)
     return BatchState(jax.tree.map(_strong, state), _strong(observation), keys, jnp.ones(keys.shape, jnp.uint32))
@@ -55,7 +55,7 @@ def fresh_if_any(env: JaxEnv, batch: BatchState, done: Array) -> tuple[Any, Arra
     return jax.lax.cond(done.any(), lambda: fresh(env, batch), lambda: (batch.env, batch.observation))
 
 
-def _keys(batch: BatchState, purpose: int) -> PRNGKeyArray:
+def _keys(batch: BatchState, purpose: int) -> Key[Array, "n"]:
     return jax.vmap(lambda key, time: jax.random.fold_in(key, 2 * time + purpose))(batch.key, batch.time)
 
 
