@@ -108,7 +108,9 @@ def bits(tree: Any) -> list[bytes]:
 def trained_actor(agent: trpo.Agent) -> tuple[Any, Any]:
     """A learner whose statistics and parameters are not those of the beginning, and what acting needs of it."""
     seen = RunningStatistics(jnp.asarray(40.0), jnp.array([0.3, 0.25]), jnp.array([12.0, 3.0]))
-    policy = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), agent.learner.policy)
+    policy = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), agent.learner.policy
+    )
     learner = dataclasses.replace(agent.learner, observations=seen, policy=policy)
     return learner, learner.actor(agent.config)
 
@@ -290,7 +292,9 @@ def test_chunks_are_that_iteration_too() -> None:
 @functools.cache
 def curves() -> dict[str, list[list[dict[str, Any]]]]:
     """Metrics of eight runs on the host and of eight on the device."""
-    config = configure(iterations=6, fragment=32, rule=trpo.RuleConfig(max_kl=0.05), value=trpo.ValueConfig(hidden=(8,)))
+    config = configure(
+        iterations=6, fragment=32, rule=trpo.RuleConfig(max_kl=0.05), value=trpo.ValueConfig(hidden=(8,))
+    )
     return {
         env: [run(dataclasses.replace(config, seed=seed), env)[2] for seed in range(8)]
         for env in ("probe:both", "jax-probe:both")
@@ -521,7 +525,10 @@ def train_probe(**changes: Any) -> None:
         ({"steps": 19}, ["steps=19", "env.count × fragment = 4 × 5 = 20"]),
         ({"env": trpo.EnvConfig(count=4, workers=2)}, ["env.workers=2", "need no processes; use 0"]),
         ({"env": trpo.EnvConfig(count=4, devices=64)}, ["env.devices=64: there are", "(cpu)"]),
-        ({"env": trpo.EnvConfig(count=10**9), "steps": 10**10}, ["env.count=1000000000", "fragment=5", "GiB", "use fewer"]),
+        (
+            {"env": trpo.EnvConfig(count=10**9), "steps": 10**10},
+            ["env.count=1000000000", "fragment=5", "GiB", "use fewer"],
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -151,7 +151,7 @@ def test_subsample_is_fixed_and_is_the_fisher_matrix_of_those_states(x64: None) 
 
     subsampled, weight, gradient, curvature = assemble(batch)
     np.testing.assert_array_equal(subsampled, assemble(batch)[0])
-    assert weight.shape == (number,)
+    assert weight.size == number
     np.testing.assert_allclose(jnp.sum(weight), 1.0, rtol=1e-12)
     # Which states? Ask each one: perturb its observation and see whether the product changes.
     used = np.zeros(LEADING, bool)

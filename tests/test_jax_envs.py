@@ -33,9 +33,9 @@ COIN = ActionSpec("discrete", (), "int32", sizes=(2,), start=(0,))
 
 def batched(env: JaxEnv, state: batch.BatchState, action: Any) -> tuple[batch.BatchState, Any]:
     """One step of every environment, with new initial states wherever an episode ended."""
-    return jax.jit(
-        lambda state, action: batch.step(env, state, action, True, lambda done: batch.fresh(env, state))
-    )(state, action)
+    return jax.jit(lambda state, action: batch.step(env, state, action, True, lambda done: batch.fresh(env, state)))(
+        state, action
+    )
 
 
 # ---------------------------------------------------------------- gymnax: dynamics of Gymnasium's classic control
@@ -464,7 +464,9 @@ def test_an_unknown_name_gets_the_nearest(package: str, name: str, words: list[s
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "module"), [("gymnax", "gymnax"), ("brax", "brax"), ("playground", "mujoco_playground")])
+@pytest.mark.parametrize(
+    ("kind", "module"), [("gymnax", "gymnax"), ("brax", "brax"), ("playground", "mujoco_playground")]
+)
 def test_a_missing_package_gets_the_command_that_installs_it(
     kind: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

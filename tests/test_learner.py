@@ -18,10 +18,10 @@ import trpo
 import trpo.learner
 from trpo.agent import Agent
 from trpo.envs import make_envs
+from trpo.host_training import Compiled, compile_iteration
 from trpo.learner import Hyper, Learner
 from trpo.results import Result
 from trpo.rollout import HostPolicy, HostRollout, Trajectory
-from trpo.host_training import Compiled, compile_iteration
 from trpo.types import Params
 from trpo.value_fitting import predict
 

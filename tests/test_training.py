@@ -277,6 +277,7 @@ ALTERNATIVES: dict[str, Any] = {
     "on_nonfinite": ELSEWHERE,  # test_a_nonfinite_batch_*
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
+    "env.devices": ELSEWHERE,  # test_parallel
 }
 
 

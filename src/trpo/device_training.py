@@ -1,8 +1,8 @@
 """The training loop over environments in JAX: whole iterations, many at a time, are one compiled function (L7).
 
 An iteration is the host loop's, with the rollout inside: the same :func:`~trpo.iteration.prepare`,
-:func:`~trpo.learner.improve` and :func:`~trpo.learner.refit`. The host looks in between chunks of iterations, about once
-a second, to report, save, and see whether it should stop.
+:func:`~trpo.learner.improve` and :func:`~trpo.learner.refit`. The host looks in between chunks of iterations, about
+once a second, to report, save, and see whether it should stop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from trpo.agent import Agent
 from trpo.config import Config
-from trpo.iteration import Metrics, NonFiniteBatchError, TrainingState, nonfinite_message, number, prepare, update_metrics
+from trpo.iteration import (
+    Metrics,
+    NonFiniteBatchError,
+    TrainingState,
+    nonfinite_message,
+    number,
+    prepare,
+    update_metrics,
+)
 from trpo.jax_envs import JaxEnv
 from trpo.jax_envs.brax_env import quiet
 from trpo.learner import Hyper, IterationInfo, Learner, improve, refit
@@ -44,7 +52,7 @@ class Member(eqx.Module):
 
     learner: Learner
     rollout: DeviceRollout
-    iteration: Int[Array, ""]
+    iteration: Int[Array, "*run"]
 
 
 class Row(eqx.Module):
@@ -128,7 +136,8 @@ def run_chunk(
 
 
 def _run_chunk(setup: Setup, hyper: Hyper, keys: PRNGKeyArray, members: Member, length: Array) -> tuple:
-    one = step = functools.partial(iterate, setup)
+    one = functools.partial(iterate, setup)
+    step: Callable[..., Any] = one
     if setup.stacked:
         # On a CPU nothing is gained by doing the members' operations together: they are as fast one after the other,
         # and then each member's arithmetic is that of a run alone.
@@ -172,7 +181,9 @@ class EpisodeWindow:
 
     def means(self) -> tuple[float | None, float | None]:
         """Return mean return and mean length, None before an episode has ended."""
-        count, returns, lengths = (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (0,) * 3
+        count, returns, lengths = (
+            (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (0,) * 3
+        )
         return (number(returns / count), number(lengths / count)) if count else (None, None)
 
     def to_json(self) -> dict[str, Any]:
@@ -186,7 +197,9 @@ class DeviceLoop:
     Runs may differ in seed and in traced hyperparameters, in nothing else.
     """
 
-    def __init__(self, env: JaxEnv, agents: Sequence[Agent], configs: Sequence[Config], states: Sequence[TrainingState]):
+    def __init__(
+        self, env: JaxEnv, agents: Sequence[Agent], configs: Sequence[Config], states: Sequence[TrainingState]
+    ):
         config = configs[0]
         if config.steps < config.batch:
             raise ValueError(
@@ -200,7 +213,9 @@ class DeviceLoop:
         stacked = len(agents) > 1
         self.setup = Setup.of(env, agents[0], config, stacked, self.layout)
         self.rules = [Hyper.of(c, a.rule).rule for c, a in zip(configs, agents, strict=True)]
-        self.hyper = self._join([_arrays(Hyper.of(c, a.rule, self.layout.strata)) for c, a in zip(configs, agents, strict=True)])
+        self.hyper = self._join(
+            [_arrays(Hyper.of(c, a.rule, self.layout.strata)) for c, a in zip(configs, agents, strict=True)]
+        )
         self.keys = self._join([jax.random.key(c.seed) for c in configs])
         self.windows = [EpisodeWindow(state.episodes) for state in states]
         self._losses: list[Any] = [None] * len(agents)
@@ -217,7 +232,8 @@ class DeviceLoop:
         device = jax.devices()[0].platform
         where = f"{self.layout.devices} devices ({device})" if self.layout.devices > 1 else device
         of = f" of {gigabytes(limit)}" if limit else ""
-        return f"on {where}: batch of {runs}{s.count} environments × {s.fragment} steps; memory {gigabytes(self.memory)}{of}"
+        batch = f"{runs}{s.count} environments × {s.fragment} steps"
+        return f"on {where}: batch of {batch}; memory {gigabytes(self.memory)}{of}"
 
     def _join(self, trees: list[Any]) -> Any:
         if not self.setup.stacked:
@@ -237,7 +253,7 @@ class DeviceLoop:
             iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
             members = Member(learners, self._join(restored), self._join(iterations))
         return Member(
-            *self.layout.place_learned((members.learner,)),
+            self.layout.place_learned(members.learner),
             self.layout.place_rollout(members.rollout, self.setup.stacked),
             self.layout.place_learned(members.iteration),
         )
@@ -317,7 +333,7 @@ class DeviceLoop:
 
 
 def _arrays(hyper: Hyper) -> Hyper:
-    """Turn Python numbers into arrays of the default type: a sweep's are stacked, and a compiled program takes arrays."""
+    """Turn Python numbers into arrays: a sweep's are stacked, and a compiled program takes arrays only."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if isinstance(leaf, float) else None), hyper)
 
 
@@ -331,7 +347,9 @@ def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
     if signature not in _programs:
         compiled = jax.jit(run_chunk, static_argnums=0).lower(setup, *arguments, np.int32(1)).compile()
         usage = compiled.memory_analysis()
-        size = 0 if usage is None else usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
+        size = (
+            0 if usage is None else usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
+        )
         _check(setup, size, "needs")
         _programs[signature] = compiled, size
     return _programs[signature]
@@ -339,6 +357,7 @@ def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
 
 def check_memory(setup: Setup, hyper: Hyper, keys: Any, learner: Learner) -> None:
     """Refuse, before anything is compiled or allocated, a batch that alone is larger than the device."""
+
     def batch(member: Member) -> Any:
         key = jax.random.key(0)
         actor, noise, _ = prepare(

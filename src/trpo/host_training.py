@@ -86,6 +86,7 @@ class HostLoop:
         self.policy = HostPolicy(agent.policy, state.learner.actor(config), agent.spec.observation_size)
 
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
+        """Train to ``steps``, yielding after every iteration while its value fit runs in the background."""
         learner, iteration, steps = self.state.learner, self.state.iteration, self.state.steps
         began = time.perf_counter() - self.state.seconds
         actor, noise, fit_key = self._prepare(learner, iteration)

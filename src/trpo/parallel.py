@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -47,7 +46,9 @@ class Layout:
     def _put(self, tree: Any, spec: PartitionSpec) -> Any:
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, spec))
 
-    def each_device(self, function: Callable[..., Any], in_members: tuple[bool, ...], out_members: tuple[int | None, ...]) -> Callable[..., Any]:
+    def each_device(
+        self, function: Callable[..., Any], in_members: tuple[bool, ...], out_members: tuple[int | None, ...]
+    ) -> Callable[..., Any]:
         """Run ``function`` on every device's own members, if members are what is divided; else as it is.
 
         Args:
@@ -87,7 +88,7 @@ def layout_for(requested: int, count: int, members: int) -> Layout:
     devices = requested or len(available)
     if devices == 1:
         return Layout()
-    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=np.array(available[:devices]))
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:devices])
     if members > 1 and members % devices == 0:
         return Layout(devices, mesh, by_member=True)
     if count % devices:

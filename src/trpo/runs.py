@@ -184,7 +184,7 @@ def train(
 
 
 def configure(env: Any, config: Config | None, preset: str, **changes: Any) -> Config:
-    """Return the settings of a run: ``config``, or else the preset's, for ``env``, with ``changes`` that aren't None."""
+    """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None."""
     named = isinstance(env, str)
     if config is None:
         config = Config()

@@ -22,7 +22,7 @@ from trpo.jax_envs import as_jax_env, is_jax_name
 from trpo.metrics import read_metrics
 from trpo.parallel import use_cores
 from trpo.presets import AUTO
-from trpo.runs import Member, read_config, claim_directory, configure, create_run, go_on, load_run, write_config
+from trpo.runs import Member, claim_directory, configure, create_run, go_on, load_run, read_config, write_config
 from trpo.training import make_agent
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"

@@ -96,8 +96,8 @@ def iterations(
         state: where to go on; the agent's beginning by default.
 
     With environments on the host, yields after iteration k while the value fit of k runs in the background; reading
-    ``state`` waits for it. Environments in JAX come back to the host after every iteration here, and about once a second
-    in :func:`trpo.train`. Stops after ``config.steps`` environment steps.
+    ``state`` waits for it. Environments in JAX come back to the host after every iteration here, and about once a
+    second in :func:`trpo.train`. Stops after ``config.steps`` environment steps.
 
     Raises:
         NonFiniteBatchError: a batch had a NaN or infinity and ``config.on_nonfinite`` is ``stop``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from trpo import envs
@@ -27,7 +28,12 @@ __all__ = [
     "make_envs",
 ]
 
-_MAKERS = {"gymnax": make_gymnax, "brax": make_brax, "playground": make_playground, "jax-probe": make_probe}
+_MAKERS: dict[str, Callable[[str], JaxEnv]] = {
+    "gymnax": make_gymnax,
+    "brax": make_brax,
+    "playground": make_playground,
+    "jax-probe": make_probe,
+}
 
 
 def is_jax_name(env: Any) -> bool:

@@ -80,4 +80,5 @@ def step(
     # An environment may set both flags; the future of an absorbing state is worth 0 whatever the clock says.
     truncated = seen.truncated & ~seen.terminated
     valid = jnp.ones_like(done)
-    return after, Transition(after.observation, seen.reward, seen.terminated, truncated, seen.observation, valid)
+    arrays: Any = (after.observation, seen.reward, seen.terminated, truncated, seen.observation, valid)
+    return after, Transition(*arrays)

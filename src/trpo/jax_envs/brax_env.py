@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
 from trpo.envs import EnvSpec, UnknownEnvironmentError
@@ -64,7 +63,7 @@ class BraxEnv:
 
 
 def _observation(observation: Any) -> Array:
-    """Return the policy's part: ``state`` of a dict that has one (the rest is for a critic in a simulator), else all."""
+    """Return the policy's part: ``state`` of a dict that has one (the rest is for a critic), else all."""
     if isinstance(observation, dict) and "state" in observation:
         observation = observation["state"]
     return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)])

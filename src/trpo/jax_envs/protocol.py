@@ -29,11 +29,19 @@ class JaxEnv(Protocol):
     and any constant arrays that they hold are compiled in.
     """
 
-    spec: EnvSpec
-    cheap_reset: bool
-    """True: a new initial state is drawn at every step, in case it is needed. False, where that would cost as much as
-    stepping: one is drawn for every environment and fragment, and an environment that ends several episodes within a
-    fragment starts each of them from the same state."""
+    @property
+    def spec(self) -> EnvSpec:
+        """Its spaces, as plain data."""
+        ...
+
+    @property
+    def cheap_reset(self) -> bool:
+        """Whether drawing an initial state costs no more than a step.
+
+        Then one is drawn at every step, in case it is needed. Else one is drawn for every environment and fragment, and
+        an environment that ends several episodes within a fragment starts each of them from the same state.
+        """
+        ...
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, "features"]]:
         """Return the state (any pytree of arrays) and the first observation of a new episode."""

@@ -64,20 +64,11 @@ def collect(
         done = seen.terminated | seen.truncated
         total, length = carry.running_return + seen.reward, carry.running_length + 1
         following = DeviceRollout(after, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
-        row = Trajectory(
-            envs.observation,
-            action,
-            log_prob,
-            seen.reward,
-            seen.terminated,
-            seen.truncated,
-            seen.final_observation,
-            seen.valid,
-        )
+        row = (envs.observation, action, log_prob, *seen[1:4], seen.final_observation, seen.valid)
         counted = done & jnp.isfinite(total)
         totals = (done, counted, jnp.where(counted, total, 0.0), jnp.where(counted, length, 0))
         return following, (row, totals)
 
-    rollout, (trajectory, totals) = jax.lax.scan(one, rollout, noise)
+    rollout, (rows, totals) = jax.lax.scan(one, rollout, noise)
     ended, counted, returns, lengths = (jnp.sum(column) for column in totals)
-    return rollout, trajectory, EpisodeTotals(ended, counted, returns, lengths)
+    return rollout, Trajectory(*rows), EpisodeTotals(ended, counted, returns, lengths)
