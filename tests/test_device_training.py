@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -258,13 +257,12 @@ GAUSS_NEWTON = trpo.ValueConfig(hidden=(8,), method="gauss-newton", steps=2)
 BOTH = {"rule": trpo.RuleConfig("penalty"), "value": GAUSS_NEWTON, "updates_per_batch": 2, "fisher_subsample": 2}
 
 
-@pytest.mark.parametrize(("name", "changes"), [("walk", {}), ("jax-probe:both", BOTH)], ids=["trpo", "penalty"])
-def test_an_iteration_s_update_is_the_host_s_bit_for_bit(name: str, changes: dict[str, Any]) -> None:
+def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
-    env = WALK if name == "walk" else as_jax_env(name)
+    env = as_jax_env("jax-probe:both")
     assert env is not None
-    config = configure(**changes)
-    rolled, learners, _ = walked() if env is WALK else by_hand(env, config, 3)
+    config = configure(**BOTH)
+    rolled, learners, _ = by_hand(env, config, 3)
     agent = trpo.make_agent(env, config)
     setup = Setup.of(env, agent, config, stacked=False, layout=Layout())
     key, hyper = jax.random.key(config.seed), Hyper.of(config, agent.rule)
@@ -280,6 +278,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit(name: str, changes: dic
 
 
 def test_chunks_are_that_iteration_too() -> None:
+    """With the other rule and fit, and episodes of several steps."""
     config = configure(iterations=3)
     _, states, _ = run(config)
     rolled, learners, _ = walked()
@@ -637,4 +636,4 @@ def test_returns_are_those_of_the_latest_episodes() -> None:
         assert row["episode_return"] == pytest.approx(np.mean([r for r, _ in latest]), rel=1e-5)
         assert row["episode_length"] == pytest.approx(np.mean([n for _, n in latest]))
     assert used[-1] < sum(map(len, ended)) - 50  # the window has moved
-    assert not math.isclose(rows[-1]["episode_length"], LIMIT)
+    assert len({row["episode_length"] for row in rows}) > 10  # and episodes are not all alike

@@ -116,7 +116,7 @@ def test_runs_are_told_apart(tmp_path: Path, figures: list[Any]) -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 30])
 def test_every_run_has_a_colour_of_its_own(count: int) -> None:
-    assert len({plots._colour(i, count) for i in range(count)}) == count
+    assert len({plots.colour_of(i, count) for i in range(count)}) == count
 
 
 def test_a_last_line_cut_short_is_ignored(tmp_path: Path, figures: list[Any]) -> None:

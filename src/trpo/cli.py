@@ -29,10 +29,12 @@ usage: trpo COMMAND …
   trpo evaluate RUN [--episodes N] [--stochastic] [--json]
   trpo record RUN [--out FILE]               video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]              curves (PNG)
+  trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]   several runs, each with a directory of its own
   trpo theory [--out DIR]                    check every claim of the theory; exit code 1 if one fails
 
-ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first, envpool:Hopper-v4, or probe:delayed.
-RUN is a run's directory. `trpo COMMAND --help` lists all flags.
+ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first, envpool:Hopper-v4, or probe:delayed;
+in JAX, whole iterations on the device: gymnax:CartPole-v1, brax:ant, playground:CartpoleBalance, jax:MODULE:FUNCTION.
+RUN is a run's directory, or that of several (--seeds). `trpo COMMAND --help` lists all flags.
 """
 
 
@@ -208,10 +210,19 @@ def _record(arguments: Sequence[str]) -> int:
 def _plot(arguments: Sequence[str]) -> int:
     from trpo.options import Plot
     from trpo.plots import plot_runs
+    from trpo.sweeps import is_sweep
 
     options = _parse(Plot, "plot", arguments)
     if not options.runs:
         raise ValueError("plot needs at least one run: trpo plot RUN...")
+    sweeps = [run for run in options.runs if is_sweep(run)]
+    if sweeps and len(sweeps) < len(options.runs):
+        raise ValueError("plot either runs or sweeps; a sweep's own runs are the directories in it")
+    if sweeps:
+        from trpo.sweep_plots import plot_sweeps
+
+        print(plot_sweeps(sweeps, options.out or sweeps[0] / "curves.png"))
+        return 0
     print(plot_runs(options.runs, options.out or options.runs[0] / "curves.png"))
     return 0
 

@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from trpo.agent import Agent
 from trpo.config import Config
@@ -128,14 +128,14 @@ def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:
 
 
 def run_chunk(
-    setup: Setup, hyper: Hyper, keys: PRNGKeyArray, members: Member, length: Int[Array, ""]
+    setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Any
 ) -> tuple[Member, Row, Int[Array, ""]]:
     """Run up to ``length`` ≤ ROWS iterations; return also a row for each and how many there were."""
     run = setup.layout.each_device(functools.partial(_run_chunk, setup), (True, True, True, False), (0, 1, None))
     return run(hyper, keys, members, length)
 
 
-def _run_chunk(setup: Setup, hyper: Hyper, keys: PRNGKeyArray, members: Member, length: Array) -> tuple:
+def _run_chunk(setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Array) -> tuple:
     one = functools.partial(iterate, setup)
     step: Callable[..., Any] = one
     if setup.stacked:

@@ -43,7 +43,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     if out.suffix.lower() != ".png":
         raise ValueError(f"out={str(out)!r}: must end in .png")
     curves = [
-        _Run(label, _colour(i, len(unique)), _records(run))
+        _Run(label, colour_of(i, len(unique)), _records(run))
         for i, (label, run) in enumerate(zip(_labels(unique), unique, strict=True))
     ]
     figure = Figure(figsize=(13, 7.2), layout="constrained", facecolor="white")
@@ -114,7 +114,8 @@ def _labels(runs: Sequence[Path]) -> list[str]:
             depth[i] += 1
 
 
-def _colour(i: int, count: int) -> Any:
+def colour_of(i: int, count: int) -> Any:
+    """Return the i-th of ``count`` colours."""
     if count <= len(COLOURS):
         return COLOURS[i]
     import matplotlib
@@ -122,7 +123,8 @@ def _colour(i: int, count: int) -> Any:
     return matplotlib.colormaps["turbo"](0.05 + 0.9 * i / (count - 1))
 
 
-def _style(axes: Any, title: str, unit: str = "") -> None:
+def style(axes: Any, title: str, unit: str = "") -> None:
+    """Give a panel its title and quiet axes."""
     from matplotlib.ticker import EngFormatter
 
     axes.set_title(title, fontsize=10.5, loc="left")
@@ -148,7 +150,7 @@ def _curve(axes: Any, run: _Run, name: str, style: Any = ACTUAL) -> np.ndarray:
 
 
 def _return(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Return, mean of the last 100 episodes", "undiscounted")
+    style(axes, "Return, mean of the last 100 episodes", "undiscounted")
     drawn = False
     for run in curves:
         y = run["episode_return"]
@@ -160,7 +162,7 @@ def _return(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _kl(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
+    style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
     for run in curves:
         y = _curve(axes, run, "mean_kl")
         if run.rejected.any():
@@ -187,7 +189,7 @@ def _kl(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _gain(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Surrogate gain", "units of the advantage")
+    style(axes, "Surrogate gain", "units of the advantage")
     for run in curves:
         _curve(axes, run, "surrogate_gain")
         predicted = running_median(run["predicted_gain"], run.window)
@@ -203,7 +205,7 @@ def _gain(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _explained(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Explained variance of the value function", "1 is perfect")
+    style(axes, "Explained variance of the value function", "1 is perfect")
     lowest = min(
         (np.nanmin(y) for y in (_curve(axes, run, "explained_variance") for run in curves) if _any(y)), default=0
     )
@@ -212,7 +214,7 @@ def _explained(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _std(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Standard deviation σ of the policy", "mean over dimensions")
+    style(axes, "Standard deviation σ of the policy", "mean over dimensions")
     drawn = [_any(_curve(axes, run, "std")) for run in curves]
     if not any(drawn):
         _message(axes, "no σ: discrete actions")
@@ -221,7 +223,7 @@ def _std(axes: Any, curves: Sequence[_Run]) -> None:
 
 
 def _entropy(axes: Any, curves: Sequence[_Run]) -> None:
-    _style(axes, "Entropy of the policy", "nats")
+    style(axes, "Entropy of the policy", "nats")
     for run in curves:
         _curve(axes, run, "entropy")
 
