@@ -32,8 +32,8 @@ PYTHONS = {"rejax": Path(".venv-rejax/bin/python"), "sb3_contrib": Path(".venv-p
 LEARNING = {
     "gymnax:CartPole-v1": 500_000,
     "gymnax:Acrobot-v1": 500_000,
-    "gymnax:Pendulum-v1": 1_000_000,
-    "gymnax:Breakout-MinAtar": 3_000_000,
+    "gymnax:Pendulum-v1": 500_000,
+    "gymnax:Breakout-MinAtar": 1_000_000,
 }
 PHYSICS = {"brax:hopper": 2_000_000, "brax:ant": 1_000_000, "playground:CartpoleBalance": 1_000_000}
 LEAN = {"rule": {"cg_iterations": 5}, "fisher_subsample": 32, "value": {"epochs": 1, "minibatch": 512}}

@@ -371,7 +371,6 @@ def test_a_finished_run_goes_on_only_with_more_steps() -> None:
     assert [state.iteration for state in run(longer, state=states[-1])[1]] == [3]
 
 
-@pytest.mark.xfail(strict=True, reason="counters are those of the time of asking, the learner is not")
 def test_progress_gives_the_state_after_its_own_iterations() -> None:
     """Asked later, too."""
     config = configure(iterations=5)
@@ -468,9 +467,13 @@ def test_a_nan_stops_the_run_with_the_parameters_before_it() -> None:
     config = configure(iterations=8)  # five steps each: the fifteenth is in the third iteration
     agent = trpo.make_agent(FAILING, config)
     rows: list[Any] = []
-    with pytest.raises(NonFiniteBatchError, match=r"^iteration 3: .*NaN or infinite") as caught:
+
+    def go() -> None:
         for progress in advance(FAILING, [agent], [TrainingState(agent.learner)]):
-            rows += progress.metrics[0]
+            rows.extend(progress.metrics[0])
+
+    with pytest.raises(NonFiniteBatchError, match=r"^iteration 3: .*NaN or infinite") as caught:
+        go()
     state = caught.value.state
     _, states, good = run(dataclasses.replace(config, steps=2 * config.batch), FAILING)
     assert (state.iteration, state.steps) == (3, 60)
@@ -551,7 +554,7 @@ def test_a_batch_beyond_memory_is_refused_by_its_true_size(monkeypatch: pytest.M
     least = 31 * 100 * 1000
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: least)
-    with pytest.raises(ValueError, match="takes 3.. MiB of memory") as caught:
+    with pytest.raises(ValueError, match=r"takes \d\.\d MiB of memory") as caught:
         next(trpo.iterations(WALK, agent))
     said = float(str(caught.value).split("takes ")[1].split()[0])
     assert least / 2**20 < said < 1.2 * least / 2**20  # the environments' own state is not much
@@ -569,7 +572,7 @@ def test_what_the_program_needs_is_refused_too_and_said_otherwise(monkeypatch: p
     batch_alone = 31 * 4 * 5 * 2
     monkeypatch.setattr(device_training, "capacity", lambda: batch_alone)
     monkeypatch.setattr(device_training, "_programs", {})
-    with pytest.raises(ValueError, match="the batch needs .* MiB of memory"):
+    with pytest.raises(ValueError, match=r"the batch needs \d+\.\d MiB of memory"):
         device_training.DeviceLoop(WALK, [agent], [config], [TrainingState(agent.learner)])
     assert device_training._programs == {}
 

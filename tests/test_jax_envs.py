@@ -235,7 +235,7 @@ class BraxState:
 
 
 class BraxLike:
-    """x counts actions up from a random start in [0, 0.5); absorbing: x ≥ 3; ``done`` sticks, as some simulators' does."""
+    """x counts actions up from a random start in [0, 0.5); absorbing: x ≥ 3, and then ``done`` sticks."""
 
     action_size = 2
 

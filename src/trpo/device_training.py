@@ -37,7 +37,7 @@ from trpo.parallel import Layout, capacity, layout_for
 from trpo.rollout import device as rollouts
 from trpo.rollout.device import DeviceRollout, EpisodeTotals
 from trpo.rollout.host import RECENT
-from trpo.tree_names import from_named_arrays
+from trpo.tree_names import from_named_arrays, named_arrays
 from trpo.types import tree_where
 from trpo.value_fitting import ValueInfo
 
@@ -274,7 +274,8 @@ class DeviceLoop:
                 self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
             rows, done = jax.device_get((rows, done))
             elapsed = time.perf_counter() - started
-            yield self._records(rows, int(done), elapsed), functools.partial(self._gather, self.members)
+            metrics = self._records(rows, int(done), elapsed)
+            yield metrics, functools.partial(self._gather, self.members, list(self.states))
             # At most doubled, since the first iterations are slower and episodes then short.
             length = max(1, min(2 * length, int(INTERVAL * done / elapsed)))
 
@@ -300,7 +301,7 @@ class DeviceLoop:
             self.states[m] = dataclasses.replace(state, episodes=self.windows[m].to_json())
             metrics.append(records)
         if bad and self.setup.stop:
-            raise NonFiniteBatchError(self._gather(self.members), bad[0])
+            raise NonFiniteBatchError(self._gather(self.members, self.states), bad[0])
         return metrics
 
     def _record(self, m: int, state: TrainingState, row: Row, rate: float) -> Metrics:
@@ -319,16 +320,18 @@ class DeviceLoop:
         self._losses[m] = row.value.loss if row.info.finite else None
         return record
 
-    def _gather(self, members: Member) -> list[TrainingState]:
+    def _gather(self, members: Member, states: list[TrainingState]) -> list[TrainingState]:
         if not self.setup.stacked:
-            return [dataclasses.replace(self.states[0], learner=members.learner, rollout=members.rollout)]
+            return [dataclasses.replace(states[0], learner=members.learner, rollout=members.rollout)]
+        # Taken apart on the host: on the device each of the thousands of slices would be an operation of its own.
+        learner, rollout = jax.device_get(members.learner), named_arrays(members.rollout)
         return [
             dataclasses.replace(
                 state,
-                learner=jax.tree.map(lambda leaf: leaf[m], members.learner),  # noqa: B023
-                rollout=jax.tree.map(lambda leaf: leaf[m], members.rollout),  # noqa: B023
+                learner=jax.tree.map(lambda leaf: leaf[m], learner),  # noqa: B023
+                rollout={name: leaf[m] for name, leaf in rollout.items()},
             )
-            for m, state in enumerate(self.states)
+            for m, state in enumerate(states)
         ]
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +275,12 @@ class _Checkpoints:
     def __init__(self, members: list[Member], place: Path | None):
         self.members, self.place = members, place
         self.every = members[0].agent.config.checkpoint_every
+        self.latest: Callable[[], list[TrainingState]] | None = None
         self._ended, self._took = time.perf_counter(), 0.0
 
     def now(self) -> str:
         """Save all members; return what to tell the user."""
+        self.take()
         if self.place is None:
             return "no run directory, so nothing was saved"
         began = time.perf_counter()
@@ -289,10 +291,16 @@ class _Checkpoints:
         iteration = self.members[0].state.iteration
         return f"checkpoint of iteration {iteration} is in {self.place}; go on with: trpo resume {self.place}"
 
-    def due(self, many: bool) -> bool:
+    def take(self) -> None:
+        """Fetch the members' states, which may have to come from a device."""
+        if self.latest is not None:
+            for member, state in zip(self.members, self.latest(), strict=True):
+                member.state = state
+            self.latest = None
+
+    def due(self, iteration: int, many: bool) -> bool:
         """Return whether it is time; ``many``: several iterations passed since this was asked last."""
-        first = self.members[0]
-        if first.state.iteration // self.every == first.saved // self.every:
+        if iteration // self.every == self.members[0].saved // self.every:
             return False
         return not many or time.perf_counter() - self._ended >= self._took / CHECKPOINT_SHARE
 
@@ -309,10 +317,6 @@ def go_on(env: Any, members: list[Member], quiet: bool, place: Path | None = Non
     for member in members:
         member.open()
 
-    def take(states: list[TrainingState]) -> None:
-        for member, state in zip(members, states, strict=True):
-            member.state = state
-
     with _graceful() as stop:
         try:
             for progress in advance(env, [m.agent for m in members], [m.state for m in members], tell=show.say):
@@ -320,21 +324,23 @@ def go_on(env: Any, members: list[Member], quiet: bool, place: Path | None = Non
                     for sink in member.sinks:
                         sink.write(records)
                 show.update(summarise([records[-1] for records in progress.metrics]))
-                take(progress.states())
+                checkpoints.latest = progress.states
                 if stop.requested:
                     raise RunInterrupted(f"interrupted; {checkpoints.now()}")
-                if place is not None and checkpoints.due(many=len(progress.metrics[0]) > 1):
+                if place is not None and checkpoints.due(progress.iteration, many=len(progress.metrics[0]) > 1):
                     checkpoints.now()
         except EnvironmentFailure as error:
             raise RunFailed(f"{error}; {checkpoints.now()}") from error
         except NonFiniteBatchError as error:
-            take(error.states)
+            states = error.states
+            checkpoints.latest = lambda: states
             raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {checkpoints.now()}") from error
         finally:
             show.close()
             for member in members:
                 for sink in member.sinks:
                     sink.close()
+    checkpoints.take()
     checkpoints.now()
     return [member.agent.at(member.state) for member in members]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from trpo.agent import Agent
@@ -47,6 +48,11 @@ class Progress:
     states: Callable[[], list[TrainingState]]
     """The state of each run after the last of them."""
 
+    @property
+    def iteration(self) -> int:
+        """The last one."""
+        return int(self.metrics[0][-1]["iteration"] or 0)
+
 
 def advance(
     env: Any,
@@ -77,7 +83,7 @@ def advance(
     envs: HostEnv = make_envs(env, config.env.count, config.env.workers, config.env.rescale_actions) if owned else env
     try:
         for after, record in HostLoop(envs, agent, config, state).run():
-            yield Progress([[record]], lambda: [after])  # noqa: B023
+            yield Progress([[record]], partial(list, [after]))
     finally:
         if owned:
             envs.close()
