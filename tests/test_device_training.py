@@ -253,15 +253,18 @@ def walked() -> tuple[list[Any], list[Any], list[Any]]:
     return by_hand(WALK, configure(), 60)
 
 
-GAUSS_NEWTON = trpo.ValueConfig(hidden=(8,), method="gauss-newton", steps=2)
-BOTH = {"rule": trpo.RuleConfig("penalty"), "value": GAUSS_NEWTON, "updates_per_batch": 2, "fisher_subsample": 2}
+RISING: dict[str, Any] = {
+    "fragment": 32,
+    "rule": trpo.RuleConfig(max_kl=0.05),
+    "value": trpo.ValueConfig(hidden=(8,)),
+}
 
 
 def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
     env = as_jax_env("jax-probe:both")
     assert env is not None
-    config = configure(**BOTH)
+    config = configure(**RISING)
     rolled, learners, _ = by_hand(env, config, 3)
     agent = trpo.make_agent(env, config)
     setup = Setup.of(env, agent, config, stacked=False, layout=Layout())
@@ -278,7 +281,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
 
 
 def test_chunks_are_that_iteration_too() -> None:
-    """With the other rule and fit, and episodes of several steps."""
+    """With minibatches, and episodes of several steps."""
     config = configure(iterations=3)
     _, states, _ = run(config)
     rolled, learners, _ = walked()
@@ -291,9 +294,7 @@ def test_chunks_are_that_iteration_too() -> None:
 @functools.cache
 def curves() -> dict[str, list[list[dict[str, Any]]]]:
     """Metrics of eight runs on the host and of eight on the device."""
-    config = configure(
-        iterations=6, fragment=32, rule=trpo.RuleConfig(max_kl=0.05), value=trpo.ValueConfig(hidden=(8,))
-    )
+    config = configure(iterations=6, **RISING)
     return {
         env: [run(dataclasses.replace(config, seed=seed), env)[2] for seed in range(8)]
         for env in ("probe:both", "jax-probe:both")
@@ -433,7 +434,6 @@ def test_other_floats_use_the_same_program() -> None:
     assert WALK.traced - traced <= 8
 
 
-@pytest.mark.xfail(strict=True, reason="the first episodes' beginning is compiled anew for every run")
 def test_other_floats_compile_nothing() -> None:
     run(configure())
     changed = configure(**OTHER_FLOATS)
@@ -488,7 +488,6 @@ def test_a_nan_stops_the_run_with_the_parameters_before_it() -> None:
     assert bits(after[-1].learner) != bits(state.learner)
 
 
-@pytest.mark.xfail(strict=True, reason="rows of good iterations in the chunk that stopped are thrown away")
 def test_a_run_that_stops_has_the_metrics_of_the_iterations_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

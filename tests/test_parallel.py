@@ -299,7 +299,6 @@ def test_runs_of_a_sweep_get_cores_of_their_own(outcomes: dict[str, dict[str, An
 
 
 @pytest.mark.skipif(CORES < 2, reason="one core is one device, whatever was run before")
-@pytest.mark.xfail(strict=True, reason="the sweep's devices stay, and later runs are divided over them")
 def test_a_run_after_a_sweep_is_the_run_without_it(outcomes: dict[str, dict[str, Any]]) -> None:
     """With as many strata, or its minibatches would be others."""
     assert outcomes["fresh"]["run"] == {"devices": 1, "mesh": None, "by_member": False, "strata": 1}

@@ -127,6 +127,12 @@ def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:
     return Member(learner, rollout, jnp.zeros((), jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(setup: Setup, learners: Learner, keys: Key[Array, "*run"]) -> Member:
+    start = functools.partial(begin, setup)
+    return (jax.vmap(start) if setup.stacked else start)(learners, keys)
+
+
 def run_chunk(
     setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Any
 ) -> tuple[Member, Row, Int[Array, ""]]:
@@ -242,8 +248,7 @@ class DeviceLoop:
 
     def _begin(self) -> Member:
         learners = self._join([state.learner for state in self.states])
-        start = functools.partial(begin, self.setup)
-        members: Member = jax.jit(jax.vmap(start) if self.setup.stacked else start)(learners, self.keys)
+        members: Member = _begin(self.setup, learners, self.keys)
         if self.states[0].rollout is not None:
             template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
             restored = [
@@ -274,12 +279,16 @@ class DeviceLoop:
                 self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
             rows, done = jax.device_get((rows, done))
             elapsed = time.perf_counter() - started
-            metrics = self._records(rows, int(done), elapsed)
-            yield metrics, functools.partial(self._gather, self.members, list(self.states))
+            metrics, bad = self._records(rows, int(done), elapsed)
+            if metrics[0]:
+                yield metrics, functools.partial(self._gather, self.members, list(self.states))
+            if bad is not None:
+                raise NonFiniteBatchError(self._gather(self.members, self.states), bad)
             # At most doubled, since the first iterations are slower and episodes then short.
             length = max(1, min(2 * length, int(INTERVAL * done / elapsed)))
 
-    def _records(self, rows: Row, done: int, elapsed: float) -> list[list[Metrics]]:
+    def _records(self, rows: Row, done: int, elapsed: float) -> tuple[list[list[Metrics]], str | None]:
+        """Return the metrics, without those of an iteration that stops the run, and why it does."""
         metrics: list[list[Metrics]] = []
         bad: list[str] = []
         for m, (state, config) in enumerate(zip(self.states, self.configs, strict=True)):
@@ -301,8 +310,8 @@ class DeviceLoop:
             self.states[m] = dataclasses.replace(state, episodes=self.windows[m].to_json())
             metrics.append(records)
         if bad and self.setup.stop:
-            raise NonFiniteBatchError(self._gather(self.members, self.states), bad[0])
-        return metrics
+            return [records[:-1] for records in metrics], bad[0]
+        return metrics, None
 
     def _record(self, m: int, state: TrainingState, row: Row, rate: float) -> Metrics:
         mean_return, mean_length = self.windows[m].means()

@@ -19,6 +19,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
+_CORES: list[int] = []
+"""Not empty once :func:`use_cores` has made devices of a CPU's cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,8 @@ def layout_for(requested: int, count: int, members: int) -> Layout:
     available = jax.devices()
     if requested > len(available):
         raise ValueError(f"env.devices={requested}: there are {len(available)} ({available[0].platform})")
-    devices = requested or len(available)
+    # Cores that were made devices for the members of a sweep are not meant for one run.
+    devices = requested or (1 if _CORES and members == 1 else len(available))
     if devices == 1:
         return Layout()
     mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:devices])
@@ -128,3 +131,4 @@ def use_cores(members: int) -> None:
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)
+            _CORES.append(devices)
