@@ -15,9 +15,10 @@ from collections.abc import Iterator
 import jaxtyping
 
 # Many tests and the processes that they start compile the same functions: once is enough for a whole session.
-_cache = tempfile.mkdtemp(prefix="trpo-tests-")
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares its parent's
+    _cache = tempfile.mkdtemp(prefix="trpo-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
