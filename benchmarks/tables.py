@@ -11,6 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.device_tables import draw, section
+
 RESULTS = Path(__file__).with_name("results")
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 BARS = {
@@ -228,9 +230,12 @@ def page() -> str:
         "Written by `python -m benchmarks.tables` from the files below `benchmarks/results/`; don't edit.",
         "",
     ]
-    return "\n".join([*head, *_acceptance(), *_trials(), *_pendulum(), *_speed(), *_products(), *_whole_run()])
+    return "\n".join(
+        [*head, *_acceptance(), *_trials(), *_pendulum(), *_speed(), *_products(), *_whole_run(), *section()]
+    )
 
 
 if __name__ == "__main__":
+    draw()
     PAGE.write_text(page())
     print(PAGE.name, "written")

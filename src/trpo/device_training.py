@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -197,6 +198,27 @@ class EpisodeWindow:
         return {"episodes": self.episodes, "recent": [list(entry) for entry in self._recent]}
 
 
+def check(env: JaxEnv, agent: Agent, config: Config, runs: int = 1) -> Setup:
+    """Return what ``runs`` runs of ``config`` are compiled from; nothing is compiled or allocated yet.
+
+    Raises:
+        ValueError: fewer steps than one iteration takes, processes for the environments, devices that do not divide
+            them, or a batch that is larger than the device.
+    """
+    if config.steps < config.batch:
+        raise ValueError(
+            f"steps={config.steps}: fewer than one iteration, which takes env.count × fragment = "
+            f"{config.env.count} × {config.fragment} = {config.batch} steps"
+        )
+    if config.env.workers:
+        raise ValueError(f"env.workers={config.env.workers}: environments in JAX need no processes; use 0")
+    layout = layout_for(config.env.devices, config.env.count, runs)
+    setup = Setup.of(env, agent, config, runs > 1, layout)
+    with quiet():
+        _check_batch(setup, runs, agent.learner)
+    return setup
+
+
 class DeviceLoop:
     """One or several runs in the same compiled function.
 
@@ -206,18 +228,9 @@ class DeviceLoop:
     def __init__(
         self, env: JaxEnv, agents: Sequence[Agent], configs: Sequence[Config], states: Sequence[TrainingState]
     ):
-        config = configs[0]
-        if config.steps < config.batch:
-            raise ValueError(
-                f"steps={config.steps}: fewer than one iteration, which takes env.count × fragment = "
-                f"{config.env.count} × {config.fragment} = {config.batch} steps"
-            )
-        if config.env.workers:
-            raise ValueError(f"env.workers={config.env.workers}: environments in JAX need no processes; use 0")
+        self.setup = check(env, agents[0], configs[0], len(agents))
+        self.layout = self.setup.layout
         self.configs, self.states = list(configs), list(states)
-        self.layout = layout_for(config.env.devices, config.env.count, len(agents))
-        stacked = len(agents) > 1
-        self.setup = Setup.of(env, agents[0], config, stacked, self.layout)
         self.rules = [Hyper.of(c, a.rule).rule for c, a in zip(configs, agents, strict=True)]
         self.hyper = self._join(
             [_arrays(Hyper.of(c, a.rule, self.layout.strata)) for c, a in zip(configs, agents, strict=True)]
@@ -226,7 +239,6 @@ class DeviceLoop:
         self.windows = [EpisodeWindow(state.episodes) for state in states]
         self._losses: list[Any] = [None] * len(agents)
         with quiet():
-            check_memory(self.setup, self.hyper, self.keys, states[0].learner)
             self.members = self._begin()
             self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
             self.program, self.memory = _compile(self.setup, self.hyper, self.keys, self.members)
@@ -367,8 +379,8 @@ def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
     return _programs[signature]
 
 
-def check_memory(setup: Setup, hyper: Hyper, keys: Any, learner: Learner) -> None:
-    """Refuse, before anything is compiled or allocated, a batch that alone is larger than the device."""
+def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
+    """Refuse a batch that alone is larger than the device."""
 
     def batch(member: Member) -> Any:
         key = jax.random.key(0)
@@ -385,9 +397,8 @@ def check_memory(setup: Setup, hyper: Hyper, keys: Any, learner: Learner) -> Non
 
     member = jax.eval_shape(functools.partial(begin, setup), learner, jax.random.key(0))
     leaves = jax.tree.leaves(jax.eval_shape(batch, member))
-    runs = keys.size if setup.stacked else 1
-    share = setup.layout.devices
-    _check(setup, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) * runs // share, "alone takes")
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    _check(setup, size * runs // setup.layout.devices, "alone takes")
 
 
 def _check(setup: Setup, size: int, verb: str) -> None:

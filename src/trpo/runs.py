@@ -21,7 +21,7 @@ from trpo.envs import EnvironmentFailure, EnvSpec
 from trpo.metrics import JsonLines, Sink, TensorBoard
 from trpo.presets import AUTO, apply_preset
 from trpo.progress import reporter, summarise
-from trpo.training import NonFiniteBatchError, TrainingState, advance, make_agent
+from trpo.training import NonFiniteBatchError, TrainingState, advance, check_runs, make_agent
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 FORMAT = 1
@@ -178,6 +178,7 @@ def train(
     agent = make_agent(env, config, policy, rule)
     run = None
     if out is not None:
+        check_runs(env, [agent])
         run = claim_directory(Path(out))
         create_run(run, agent, policy is not None)
     return go_on(env, [Member(agent, TrainingState(agent.learner), run)], quiet)[0]

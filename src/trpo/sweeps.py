@@ -23,7 +23,7 @@ from trpo.metrics import read_metrics
 from trpo.parallel import use_cores
 from trpo.presets import AUTO
 from trpo.runs import Member, claim_directory, configure, create_run, go_on, load_run, read_config, write_config
-from trpo.training import make_agent
+from trpo.training import check_runs, make_agent
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 FORMAT = 1
@@ -120,6 +120,7 @@ def sweep(
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
     _check_varied(env, vary or {})
     agents = [make_agent(env, c, policy) for c in configs]
+    check_runs(env, agents)
     place = None if out is None else claim_directory(Path(out))
     members = []
     for variant, agent in zip(plan, agents, strict=True):

@@ -9,13 +9,22 @@ from typing import Any
 
 from trpo.agent import Agent
 from trpo.config import Config
-from trpo.device_training import ROWS, DeviceLoop
+from trpo.device_training import ROWS, DeviceLoop, check
 from trpo.envs import EnvSpec, HostEnv
 from trpo.host_training import HostLoop
 from trpo.iteration import Metrics, NonFiniteBatchError, TrainingState
 from trpo.jax_envs import as_jax_env, make_envs
 
-__all__ = ["Metrics", "NonFiniteBatchError", "Progress", "TrainingState", "advance", "iterations", "make_agent"]
+__all__ = [
+    "Metrics",
+    "NonFiniteBatchError",
+    "Progress",
+    "TrainingState",
+    "advance",
+    "check_runs",
+    "iterations",
+    "make_agent",
+]
 
 
 def make_agent(env: Any, config: Config | None = None, policy: Any = None, rule: Any = None) -> Agent:
@@ -37,6 +46,13 @@ def make_agent(env: Any, config: Config | None = None, policy: Any = None, rule:
         envs.close()
         return Agent.create(spec, config, policy, env, rule)
     return Agent.create(env.spec, config, policy, None, rule)
+
+
+def check_runs(env: Any, agents: Sequence[Agent]) -> None:
+    """Raise ValueError for runs that could not begin, before anything is written or compiled."""
+    known = as_jax_env(env)
+    if known is not None:
+        check(known, agents[0], agents[0].config, len(agents))
 
 
 @dataclasses.dataclass(frozen=True)
