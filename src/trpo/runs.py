@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from trpo.agent import Agent
 from trpo.checkpoint import CheckpointError, load_latest, replace_durably, save
 from trpo.config import Config
 from trpo.envs import EnvironmentFailure, EnvSpec
-from trpo.metrics import JsonLines, Sink, TensorBoard
+from trpo.metrics import FILE, JsonLines, Sink, TensorBoard
 from trpo.presets import AUTO, apply_preset
 from trpo.progress import reporter, summarise
 from trpo.training import NonFiniteBatchError, TrainingState, advance, check_runs, make_agent
@@ -181,7 +182,19 @@ def train(
         check_runs(env, [agent])
         run = claim_directory(Path(out))
         create_run(run, agent, policy is not None)
-    return go_on(env, [Member(agent, TrainingState(agent.learner), run)], quiet)[0]
+    with unless_refused(run):
+        return go_on(env, [Member(agent, TrainingState(agent.learner), run)], quiet)[0]
+
+
+@contextlib.contextmanager
+def unless_refused(place: Path | None) -> Iterator[None]:
+    """Remove the directory of a new run if its settings turn out to be impossible before its first iteration."""
+    try:
+        yield
+    except ValueError:
+        if place is not None and not any(file.stat().st_size for file in place.rglob(FILE)):
+            shutil.rmtree(place)
+        raise
 
 
 def configure(env: Any, config: Config | None, preset: str, **changes: Any) -> Config:

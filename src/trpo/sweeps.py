@@ -22,7 +22,17 @@ from trpo.jax_envs import as_jax_env, is_jax_name
 from trpo.metrics import read_metrics
 from trpo.parallel import use_cores
 from trpo.presets import AUTO
-from trpo.runs import Member, claim_directory, configure, create_run, go_on, load_run, read_config, write_config
+from trpo.runs import (
+    Member,
+    claim_directory,
+    configure,
+    create_run,
+    go_on,
+    load_run,
+    read_config,
+    unless_refused,
+    write_config,
+)
 from trpo.training import check_runs, make_agent
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
@@ -131,7 +141,8 @@ def sweep(
             assert member.run is not None
             create_run(member.run, member.agent, policy is not None)
         _write(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
-    return _train(env, members, quiet, place)
+    with unless_refused(place):
+        return _train(env, members, quiet, place)
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
