@@ -161,7 +161,7 @@ def throughput(quick: bool) -> dict[str, Any]:
             contenders = {name: functools.partial(run.advance, iterations) for name, run in runs.items()}
             contenders["acting"] = acting(env, preset, iterations)
             contenders["alone"] = alone(env, width, iterations * 32)
-            seconds = interleave(contenders, 3 if quick else 10)
+            seconds = interleave(contenders, 3 if quick else 6)
             for name in ("preset", "lean", "acting"):
                 share = [a / b for a, b in zip(seconds["alone"], seconds[name], strict=True)]
                 rows.append(
@@ -222,7 +222,7 @@ def peers(quick: bool) -> dict[str, Any]:
             others[library] = Peer(library, config.env.count, config.fragment)
             contenders[library] = functools.partial(others[library].advance, iterations)
     background = Background()
-    seconds = interleave(contenders, 3 if quick else 8, background)
+    seconds = interleave(contenders, 3 if quick else 5, background)
     rows = []
     for name in ours:
         for library in others:
@@ -250,7 +250,7 @@ print(agent.evaluate(20).mean_return)
 def start(quick: bool) -> dict[str, Any]:
     """Wall clock from the start of a process to the end of an evaluation of CartPole, compilation included."""
     rows, steps = [], 120_000
-    for seed in range(1 if quick else 5):
+    for seed in range(1 if quick else 3):
         with tempfile.TemporaryDirectory() as directory:
             began = time.perf_counter()
             command = [sys.executable, "-c", START, str(steps), str(seed), f"{directory}/run"]
@@ -283,7 +283,7 @@ def seeds(quick: bool) -> dict[str, Any]:
             "one": functools.partial(one.advance, 4 * iterations),
             "many": functools.partial(many.advance, iterations),
         }
-        measured = interleave(contenders, 2 if quick else 6)
+        measured = interleave(contenders, 2 if quick else 4)
         ratio = [32 * b / a for a, b in zip(measured["one"], measured["many"], strict=True)]
         rows.append(
             {
