@@ -26,3 +26,12 @@ def test_result_files_name_no_machine() -> None:
         json.loads(text)
         for word in ("/tmp/", "/root/", "/home/", "http"):
             assert word not in text, path
+
+
+def test_every_run_on_the_device_kept_its_bound() -> None:
+    paths = [p for folder in ("learning", "physics") for p in (Path(tables.RESULTS) / "device" / folder).glob("*.json")]
+    assert len(paths) >= 7
+    for path in paths:
+        report = json.loads(path.read_text())
+        assert report["largest_kl_over_bound"] <= 1, path
+        assert len(report["deterministic"]) == report["seeds"], path
