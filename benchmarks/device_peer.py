@@ -59,7 +59,7 @@ def sb3_trainer(count: int, fragment: int) -> tuple[Callable[[int], int], dict[s
     import sb3_contrib
     import torch
 
-    torch.set_num_threads(1)  # its fastest for networks of this size
+    torch.set_num_threads(1)  # more threads spin against each other on networks of this size
     model = sb3_contrib.TRPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0)
 
     def train(iterations: int) -> int:

@@ -97,7 +97,7 @@ def _peers() -> list[str]:
         "### Against peers, on CartPole",
         "",
         f"Ours on gymnax's CartPole with {count} environments × {fragment} steps. rejax: PPO, the same batch, networks and task,",
-        "4 epochs of 4 minibatches. sb3-contrib: TRPO with its defaults on Gymnasium's CartPole, one thread (its fastest).",
+        "4 epochs of 4 minibatches. sb3-contrib: TRPO with its defaults on Gymnasium's CartPole, one thread.",
         f"Steps a second, median: {rates}. Command: `python -m benchmarks.device peers`.",
         "",
         "| ours | against | times faster | target |",
