@@ -379,6 +379,9 @@ def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
     return _programs[signature]
 
 
+_sizes: dict[Any, int] = {}
+
+
 def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
     """Refuse a batch that alone is larger than the device."""
 
@@ -395,10 +398,13 @@ def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
         )
         return rollouts.collect(setup.env, setup.policy, actor, member.rollout, noise, setup.rescale)[:2]
 
-    member = jax.eval_shape(functools.partial(begin, setup), learner, jax.random.key(0))
-    leaves = jax.tree.leaves(jax.eval_shape(batch, member))
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    _check(setup, size * runs // setup.layout.devices, "alone takes")
+    leaves, structure = jax.tree.flatten(learner)
+    signature = (setup, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    if signature not in _sizes:
+        member = jax.eval_shape(functools.partial(begin, setup), learner, jax.random.key(0))
+        arrays = jax.tree.leaves(jax.eval_shape(batch, member))
+        _sizes[signature] = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
+    _check(setup, _sizes[signature] * runs // setup.layout.devices, "alone takes")
 
 
 def _check(setup: Setup, size: int, verb: str) -> None:
