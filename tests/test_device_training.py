@@ -255,44 +255,62 @@ def test_new_episodes_everywhere_are_new() -> None:
 # ---------------------------------------------------------------- the update
 
 
-def by_hand(env: Any, config: trpo.Config, iterations: int) -> tuple[list[Any], list[Any], list[Any]]:
-    """The host's compiled pieces around a rollout compiled by itself: rollouts, learners and trajectories."""
-    agent = trpo.make_agent(env, config)
-    setup = Setup.of(env, agent, config, stacked=False, layout=Layout())
-    key, hyper, learner = jax.random.key(config.seed), Hyper.of(config, agent.rule), agent.learner
-    rollout = jax.jit(lambda learner: begin(setup, learner, key).rollout)(learner)
-    collect = jax.jit(lambda actor, rollout, noise: rollouts.collect(env, agent.policy, actor, rollout, noise, True))
-    found: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    for k in range(iterations):
+class Pieces:
+    """The host's compiled pieces, and a rollout compiled by itself."""
+
+    def __init__(self, env: Any, config: trpo.Config):
+        self.env, self.config, self.agent = env, config, trpo.make_agent(env, config)
+        self.setup = Setup.of(env, self.agent, config, stacked=False, layout=Layout())
+        self.key, self.hyper = jax.random.key(config.seed), Hyper.of(config, self.agent.rule)
+        policy = self.agent.policy
+        self._collect = jax.jit(
+            lambda actor, rollout, noise: rollouts.collect(env, policy, actor, rollout, noise, True)
+        )
+
+    def begin(self) -> Any:
+        return jax.jit(lambda learner: begin(self.setup, learner, self.key).rollout)(self.agent.learner)
+
+    def collect(self, learner: Any, rollout: Any, iteration: int) -> tuple[Any, Any, Any]:
+        """The rollout after the fragment, its trajectory, and the key of the fit that follows."""
         actor, noise, fit_key = _prepare(
             learner.policy,
             learner.observations,
-            key,
-            k,
-            policy=agent.policy,
-            clip=setup.clip,
-            shape=(config.fragment, config.env.count, env.spec.observation_size),
+            self.key,
+            iteration,
+            policy=self.agent.policy,
+            clip=self.setup.clip,
+            shape=(self.config.fragment, self.config.env.count, self.env.spec.observation_size),
         )
-        rollout, trajectory, _ = collect(actor, rollout, noise)
+        rollout, trajectory, _ = self._collect(actor, rollout, noise)
         # Through the host's memory, as the host's own trajectories come.
-        learner, data, info = _improve(agent.policy, agent.value, hyper, learner, jax.device_get(trajectory))
+        return rollout, jax.device_get(trajectory), fit_key
+
+    def learn(self, learner: Any, trajectory: Any, fit_key: Any) -> Any:
+        """The learner after the update of the policy and the fit of the value function."""
+        value = self.agent.value
+        learner, data, info = _improve(self.agent.policy, value, self.hyper, learner, trajectory)
         assert info.finite
-        value, _ = _refit(agent.value, hyper, learner.value, data, fit_key)
-        learner = dataclasses.replace(learner, value=value)
-        for place, thing in zip(found, (rollout, learner, trajectory), strict=True):
-            place.append(jax.device_get(thing) if thing is not rollout else thing)
-    return found
+        return dataclasses.replace(learner, value=_refit(value, self.hyper, learner.value, data, fit_key)[0])
 
 
 @functools.cache
-def walked() -> tuple[list[Any], list[Any], list[Any]]:
-    return by_hand(WALK, configure(), 60)
+def walked() -> tuple[list[Any], list[Any]]:
+    """Rollouts and learners after each of four iterations by hand."""
+    pieces = Pieces(WALK, configure())
+    rollout, learner = pieces.begin(), pieces.agent.learner
+    rolled, learners = [], []
+    for k in range(4):
+        rollout, trajectory, fit_key = pieces.collect(learner, rollout, k)
+        learner = pieces.learn(learner, trajectory, fit_key)
+        rolled.append(rollout)
+        learners.append(learner)
+    return rolled, learners
 
 
 def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
     config = configure()
-    rolled, learners, _ = walked()
+    rolled, learners = walked()
     agent = trpo.make_agent(WALK, config)
     setup = Setup.of(WALK, agent, config, stacked=False, layout=Layout())
     key, hyper = jax.random.key(config.seed), Hyper.of(config, agent.rule)
@@ -310,7 +328,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
 def test_chunks_are_that_iteration_too() -> None:
     """To rounding: within the loop over iterations the compiler may add a sum up in another order."""
     _, states, _ = run(configure(iterations=3))
-    rolled, learners, _ = walked()
+    rolled, learners = walked()
     for k, state in enumerate(states):
         assert (state.iteration, state.steps) == (k + 1, 20 * (k + 1))
         ours = [*jax.tree.leaves(state.learner), state.rollout.envs.observation, state.rollout.running_return]
@@ -650,10 +668,15 @@ def test_every_update_stays_in_the_trust_region() -> None:
 
 
 def test_returns_are_those_of_the_latest_episodes() -> None:
-    """Recomputed from rewards: over the latest iterations that together saw the end of a hundred episodes."""
+    """Recomputed from rewards: over the latest iterations that together saw the end of a hundred episodes.
+
+    Every iteration is collected a second time, from the state that the run had before it.
+    """
     config = configure(iterations=60)
-    _, _, trajectories = walked()
-    _, rows = in_chunks(config, 256)
+    agent, states, rows = run(config)
+    pieces = Pieces(WALK, config)
+    before = [(agent.learner, pieces.begin())] + [(state.learner, state.rollout) for state in states[:-1]]
+    trajectories = [pieces.collect(*pair, k)[1] for k, pair in enumerate(before)]
     total, age = np.zeros(4), np.zeros(4, int)
     ended: list[list[tuple[float, int]]] = []
     used = []

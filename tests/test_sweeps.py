@@ -204,21 +204,16 @@ def test_one_compilation_for_all_values() -> None:
 
 
 def test_a_sweep_by_name_asks_for_the_cores_unless_it_is_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is computed: see test_parallel.py for what that does."""
+    """Before anything is computed; see test_parallel.py for what that does."""
     asked: list[int] = []
-
-    def note(members: int) -> None:
-        asked.append(members)
-        raise KeyError
-
-    monkeypatch.setattr(sweeps, "use_cores", note)
+    monkeypatch.setattr(sweeps, "use_cores", asked.append)
+    monkeypatch.setattr(sweeps, "_train", lambda *_: [])
     config = configure(iterations=1)
-    with pytest.raises(KeyError):
-        trpo.sweep("jax-probe:action", seeds=3, vary={"discount": [0.9, 1.0]}, config=config, quiet=True)
-    assert asked == [6]
     one = dataclasses.replace(config, env=trpo.EnvConfig(count=4, devices=1))
-    assert len(trpo.sweep("jax-probe:action", seeds=6, config=one, quiet=True)) == 6
-    assert len(trpo.sweep("probe:action", config=config, quiet=True)) == 1
+    trpo.sweep("jax-probe:action", seeds=3, vary={"discount": [0.9, 1.0]}, config=config, quiet=True)
+    assert asked == [6]
+    trpo.sweep("jax-probe:action", seeds=6, config=one, quiet=True)
+    trpo.sweep("probe:action", seeds=6, config=config, quiet=True)
     assert asked == [6]
 
 
@@ -391,6 +386,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(("name", "values"), [("env.id", ["probe:both", "probe:action"]), ("seed", [1, 2])])
+def test_two_settings_may_not_vary_on_the_host_either(name: str, values: list[Any]) -> None:
+    """They would be written down and not heeded."""
+    with pytest.raises(ValueError, match=f"^vary '{name}'"):
+        trpo.sweep("probe:both", vary={name: values}, config=configure(), quiet=True)
 
 
 def test_every_combination_in_order() -> None:
