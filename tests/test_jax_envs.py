@@ -685,3 +685,17 @@ def test_the_environment_is_given_the_converted_action() -> None:
     for rescale, expected in ((True, [0.0, 7.5, 10.0, 0.0]), (False, [0.0, 0.5, 7.0, 0.0])):
         _, seen = batch.step(env, state, given, rescale, lambda done: batch.fresh(env, state))
         np.testing.assert_array_equal(seen.reward, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("jax:.x:f", "cannot be imported"),
+        ("jax:os:sep", "not a function"),
+        ("jax-probe:acton", "nearest: jax-probe:action"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_the_user_s_mistake_in_one_line(name: str, said: str) -> None:
+    with pytest.raises(UnknownEnvironmentError, match=said) as caught:
+        as_jax_env(name)
+    assert "\n" not in str(caught.value)

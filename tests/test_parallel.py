@@ -302,3 +302,23 @@ def test_runs_of_a_sweep_get_cores_of_their_own(outcomes: dict[str, dict[str, An
 def test_a_run_after_a_sweep_is_the_run_without_it(outcomes: dict[str, dict[str, Any]]) -> None:
     """With as many strata, or its minibatches would be others."""
     assert outcomes["fresh"]["run"] == {"devices": 1, "mesh": None, "by_member": False, "strata": 1}
+
+
+SWEEP_AFTER_SWEEP = """
+import jax, trpo
+small = {"policy": trpo.PolicyConfig(hidden=(4,)), "value": trpo.ValueConfig(hidden=(4,))}
+config = trpo.Config(steps=24, fragment=8, env=trpo.EnvConfig(count=3), **small)
+jax.config.update("jax_num_cpu_devices", 2)
+from trpo import parallel
+parallel._CORES.append(2)  # as a sweep of two leaves it on a machine of two cores
+assert parallel.layout_for(0, 3, 2).by_member
+assert parallel.layout_for(0, 3, 3) == parallel.Layout() == parallel.layout_for(0, 4, 3)
+assert len(trpo.sweep("jax-probe:action", seeds=3, config=config, quiet=True)) == 3
+"""
+
+
+def test_a_sweep_that_the_cores_do_not_divide_runs_as_in_a_process_of_its_own() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SWEEP_AFTER_SWEEP], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr

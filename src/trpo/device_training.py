@@ -112,7 +112,8 @@ def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tu
     )
     noise = setup.layout.constrain_batch(noise)
     rollout, trajectory, episodes = rollouts.collect(env, setup.policy, actor, member.rollout, noise, setup.rescale)
-    # Nothing of the rollout is merged into the update's arithmetic, so that this is the host's update bit for bit.
+    # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
+    # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
     trajectory = jax.lax.optimization_barrier(setup.layout.constrain_batch(trajectory))
     improved, batch, info = improve(setup.policy, setup.value, hyper, learner, trajectory)
     value, fit = refit(setup.value, hyper, learner.value, batch, fit_key)

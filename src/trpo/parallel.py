@@ -87,8 +87,9 @@ def layout_for(requested: int, count: int, members: int) -> Layout:
     available = jax.devices()
     if requested > len(available):
         raise ValueError(f"env.devices={requested}: there are {len(available)} ({available[0].platform})")
-    # Cores that were made devices for the members of a sweep are not meant for one run.
-    devices = requested or (1 if _CORES and members == 1 else len(available))
+    # Cores that were made devices for the members of a sweep are for members alone, as many as they divide.
+    divided = members > 1 and members % len(available) == 0
+    devices = requested or (1 if _CORES and not divided else len(available))
     if devices == 1:
         return Layout()
     mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:devices])

@@ -65,12 +65,15 @@ def _imported(name: str) -> JaxEnv:
         raise UnknownEnvironmentError(f"environment 'jax:{name}': must be jax:MODULE:FUNCTION")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the last two: not a module's name, such as .x
         raise UnknownEnvironmentError(f"environment 'jax:{name}' cannot be imported: {error}") from error
     if not hasattr(module, function):
         near = difflib.get_close_matches(function, dir(module), n=3)
         raise UnknownEnvironmentError(f"{module_name} has no {function!r}; nearest: {', '.join(near) or 'none'}")
-    env = getattr(module, function)()
+    made = getattr(module, function)
+    if not callable(made):
+        raise UnknownEnvironmentError(f"jax:{name} is {type(made).__name__}, not a function that returns a trpo.JaxEnv")
+    env = made()
     if not isinstance(env, JaxEnv):
         raise UnknownEnvironmentError(
             f"jax:{name} returned {type(env).__name__}, which lacks one of spec, cheap_reset, reset, step (trpo.JaxEnv)"

@@ -65,7 +65,12 @@ def make_gymnax(name: str) -> GymnaxEnv:
         near = difflib.get_close_matches(name, gymnax.registered_envs, n=3, cutoff=0.4)
         hint = f"nearest: {', '.join(f'gymnax:{n}' for n in near)}" if near else "see gymnax.registered_envs"
         raise UnknownEnvironmentError(f"unknown environment 'gymnax:{name}'; {hint}")
-    env, params = gymnax.make(name)
+    try:
+        env, params = gymnax.make(name)
+    except OSError as error:
+        raise UnknownEnvironmentError(
+            f"environment 'gymnax:{name}' needs data that its package fetches when first used: {error}"
+        ) from error
     return from_gymnax(env, params, f"gymnax:{name}")
 
 

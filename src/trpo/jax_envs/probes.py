@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from trpo.envs import EnvSpec
+from trpo.envs import EnvSpec, UnknownEnvironmentError
 from trpo.envs.probes import TIME_LIMIT, Probe
 from trpo.envs.spaces import action_spec
 from trpo.jax_envs.protocol import Step
@@ -60,6 +60,9 @@ class JaxProbe:
 @functools.cache
 def make_probe(name: str) -> JaxProbe:
     """Make a probe by name; an unknown one raises, naming the nearest."""
-    action = action_spec(Probe(name).action_space)
+    try:
+        action = action_spec(Probe(name).action_space)
+    except ValueError as error:
+        raise UnknownEnvironmentError(str(error).replace("probe:", "jax-probe:")) from error
     action = dataclasses.replace(action, dtype="float32" if action.kind == "box" else "int32")
     return JaxProbe(name, EnvSpec(f"jax-probe:{name}", 1, action, (1,)))
