@@ -4,7 +4,7 @@
     python -m benchmarks.learning --suite classic
     python -m benchmarks.learning --tasks Hopper-v5:300000 --variant default --variant two updates_per_batch=2
 
-Training is done in EnvPool where it has the task (the same dynamics and rewards: ``tests/test_envs.py``), otherwise in
+Training is done in EnvPool where it has the task (the same dynamics and rewards: ``tests/test_envpool_equals_gymnasium.py``), otherwise in
 Gymnasium. Every ``--every`` steps the policy is evaluated, deterministically and stochastically, and everything is
 saved: interrupt the command at any point, and the same command goes on from there. The last evaluation is in Gymnasium.
 """
@@ -173,7 +173,7 @@ def _train(job: Job) -> None:
     if not record["evaluations"]:
         record["evaluations"].append({"steps": 0} | _evaluate(agent, config.env.id, job.episodes, 0))
         began = time.perf_counter()
-    for state, metrics in trpo.iterations(config.env.id, agent, config, state):
+    for state, metrics in trpo.iterations(config.env.id, agent, config, state):  # noqa: B020
         if metrics["iteration"] % CURVE_EVERY == 0:
             record["curve"].append([metrics["steps"], metrics["episode_return"], metrics["std"]])
         if metrics["max_kl"] is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases, products
-from benchmarks.peers import INSTALL, LIBRARIES, Peer
+from benchmarks.peer_process import INSTALL, LIBRARIES, Peer
 from benchmarks.timing import Background, interleave, machine, met, pin, ratios, repeat, summary, turn, versions
 
 TARGETS = {"sb3_contrib": 4.0, "tianshou": 3.0}
