@@ -4,9 +4,10 @@
     python -m benchmarks.learning --suite classic
     python -m benchmarks.learning --tasks Hopper-v5:300000 --variant default --variant two updates_per_batch=2
 
-Training is done in EnvPool where it has the task (the same dynamics and rewards: ``tests/test_envpool_equals_gymnasium.py``), otherwise in
-Gymnasium. Every ``--every`` steps the policy is evaluated, deterministically and stochastically, and everything is
-saved: interrupt the command at any point, and the same command goes on from there. The last evaluation is in Gymnasium.
+Training is done in EnvPool where it has the task (``tests/test_envpool_equals_gymnasium.py``: the same dynamics and
+rewards), otherwise in Gymnasium. Every ``--every`` steps the policy is evaluated, deterministically and
+stochastically, and everything is saved: interrupt the command at any point, and the same command goes on from there.
+The last evaluation is in Gymnasium.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def _train(job: Job) -> None:
         began = time.perf_counter()
     for state, metrics in trpo.iterations(config.env.id, agent, config, state):  # noqa: B020
         if metrics["iteration"] % CURVE_EVERY == 0:
-            record["curve"].append([metrics["steps"], metrics["episode_return"], metrics["std"]])
+            record["curve"].append([metrics["steps"], _round(metrics["episode_return"]), _round(metrics["std"])])
         if metrics["max_kl"] is not None:
             record["iterations_over_bound"] += metrics["mean_kl"] > metrics["max_kl"]
             record["largest_mean_kl"] = max(record["largest_mean_kl"], metrics["mean_kl"])
@@ -248,6 +249,10 @@ def _evaluate(agent: Any, env: str, episodes: int, seed: int, full: bool = False
         if full:
             found[how] |= {"returns": [round(x, 2) for x in result.returns], "lengths": list(result.lengths)}
     return found
+
+
+def _round(x: float | None) -> float | None:
+    return None if x is None else float(f"{x:.5g}")
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.device_tables import draw, section
+from benchmarks import device_tables, learning_tables
+from benchmarks.learning_tables import learning
 
 RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- results: written by python -m benchmarks.tables -->", "<!-- end of results -->"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 BARS = {
     "CartPole-v1:100000": "≥ 475, each seed",
@@ -54,18 +56,6 @@ PENDULUM = {
 }
 
 
-def learning(folder: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return result records by task and variant, in order of seed."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted((RESULTS / folder).glob("*/*.json")):
-        record = json.loads(path.read_text())
-        found[record["task"]][record["variant"]].append(record)
-    for variants in found.values():
-        for records in variants.values():
-            records.sort(key=lambda record: record["seed"])
-    return found
-
-
 def _returns(records: list[dict[str, Any]], how: str) -> list[float]:
     return [record[how]["mean_return"] for record in records]
 
@@ -76,7 +66,7 @@ def _spread(values: list[float]) -> str:
 
 def _acceptance() -> list[str]:
     lines = [
-        "## Learning",
+        "## Shorter runs",
         "",
         "Trained with the presets that `trpo train` applies by itself; 20 episodes at the end. Return of every seed",
         "(0, 1, 2), deterministic and stochastic, and the largest mean KL of any iteration against δ.",
@@ -86,6 +76,8 @@ def _acceptance() -> list[str]:
     ]
     for task, variants in learning("learning").items():
         records = variants["default"]
+        if not records:
+            continue
         env, _, steps = task.partition(":")
         deterministic = _returns(records, "deterministic")
         lines.append(
@@ -231,11 +223,32 @@ def page() -> str:
         "",
     ]
     return "\n".join(
-        [*head, *_acceptance(), *_trials(), *_pendulum(), *_speed(), *_products(), *_whole_run(), *section()]
+        [
+            *head,
+            *learning_tables.section(),
+            *_acceptance(),
+            *_trials(),
+            *_pendulum(),
+            *learning_tables.peers(),
+            *learning_tables.time_to_score(),
+            *_speed(),
+            *_products(),
+            *_whole_run(),
+            *device_tables.section(),
+        ]
     )
 
 
+def readme(text: str) -> str:
+    """Return README's text with its results as the result files have them."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return "\n".join([before + BEGIN, *learning_tables.readme(), END]) + after
+
+
 if __name__ == "__main__":
-    draw()
+    device_tables.draw()
+    learning_tables.draw()
     PAGE.write_text(page())
-    print(PAGE.name, "written")
+    README.write_text(readme(README.read_text()))
+    print(PAGE.name, README.name, "written")

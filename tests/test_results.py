@@ -12,6 +12,13 @@ def test_the_page_is_what_the_result_files_say() -> None:
     assert tables.PAGE.read_text() == tables.page()
 
 
+def test_the_readme_is_what_the_result_files_say() -> None:
+    text = tables.README.read_text()
+    assert tables.BEGIN in text
+    assert tables.END in text
+    assert text == tables.readme(text)
+
+
 def test_every_accepted_iteration_kept_its_bound() -> None:
     records = [r for v in tables.learning("learning").values() for rs in v.values() for r in rs]
     assert len(records) >= 12

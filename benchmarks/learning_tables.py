@@ -1,0 +1,345 @@
+"""README's results, and the part of ``docs/results.md`` on learning, its figures, and the speed of whole runs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning import SUITES
+from trpo.aggregate import curves_on_grid, interval
+
+RESULTS = Path(__file__).with_name("results")
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "learning.png"
+CLASSIC_FIGURE = FIGURE.with_name("learning_classic.png")
+PUBLISHED: dict[str, tuple[float, str]] = {
+    "Ant-v5": (3554, "sb3-contrib"),
+    "HalfCheetah-v5": (4471, "Tianshou"),
+    "Hopper-v5": (3372, "sb3-contrib"),
+    "Walker2d-v5": (4502, "sb3-contrib"),
+    "Swimmer-v5": (359, "sb3-contrib, γ 0.9999"),
+    "Humanoid-v5": (1462, "OmniSafe"),
+    "Reacher-v5": (-4.1, "Tianshou's PPO"),
+    "InvertedPendulum-v5": (1000, "Tianshou, its best"),
+    "InvertedDoublePendulum-v5": (9231, "Tianshou's PPO, its best"),
+    "CartPole-v1": (500, "rl-zoo"),
+    "Acrobot-v1": (-83.1, "rl-zoo"),
+    "MountainCar-v0": (-107.3, "rl-zoo"),
+    "MountainCarContinuous-v0": (92.5, "rl-zoo"),
+    "Pendulum-v1": (-174.6, "rl-zoo, γ 0.9"),
+    "LunarLander-v3": (133, "rl-zoo"),
+    "LunarLanderContinuous-v3": (262, "rl-zoo"),
+    "BipedalWalker-v3": (182, "rl-zoo"),
+}
+"""The best published score we know after as many steps, and whose: TRPO's unless said; earlier task versions."""
+
+Records = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def learning(folder: str) -> Records:
+    """Return result records by task and variant, in order of seed."""
+    found: Records = defaultdict(lambda: defaultdict(list))
+    for path in sorted((RESULTS / folder).glob("*/*.json")):
+        record = json.loads(path.read_text())
+        found[record["task"]][record["variant"]].append(record)
+    for variants in found.values():
+        for records in variants.values():
+            records.sort(key=lambda record: record["seed"])
+    return found
+
+
+def returns(records: Sequence[dict[str, Any]], how: str) -> list[float]:
+    """Return the last evaluation of each seed."""
+    return [record[how]["mean_return"] for record in records]
+
+
+def number(x: float) -> str:
+    """Write a return with as many digits as mean something, the same everywhere it is cited."""
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write every seed's value."""
+    return " / ".join(number(value) for value in values)
+
+
+def mean_std(values: Sequence[float]) -> str:
+    """Write mean ± sample standard deviation over seeds."""
+    return (
+        f"{number(statistics.mean(values))} ± {number(statistics.stdev(values))}"
+        if len(values) > 1
+        else number(values[0])
+    )
+
+
+def robust(values: Sequence[float]) -> str:
+    """Write interquartile mean and bootstrap interval."""
+    band = interval(values)
+    return f"{number(band.iqm)} [{number(band.low)}, {number(band.high)}]"
+
+
+def _hours(records: Sequence[dict[str, Any]]) -> float:
+    return sum(r["seconds"] + r["evaluation_seconds"] for r in records) / 3600
+
+
+def suite(name: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return the records of a suite's tasks that have results of the one setting, in the suite's order."""
+    found = learning("learning")
+    return {task: found[task] for task in SUITES[name] if found.get(task, {}).get("one")}
+
+
+def _setting_of(variants: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the records of a task's preset, which are those of the one setting where the preset changes nothing."""
+    return variants.get("preset") or variants["one"]
+
+
+def _suite_tables(name: str, title: str, figure: Path) -> list[str]:
+    tasks = suite(name)
+    if not tasks:
+        return []
+    every = [r for v in tasks.values() for records in (v["one"], v.get("preset", [])) for r in records]
+    seeds = sorted({r["seed"] for r in every})
+    lines = [
+        f"## {title}",
+        "",
+        f"Seeds {seeds[0]}–{seeds[-1]}. *one*: the defaults of `trpo.Config` and nothing else; *preset*: what "
+        "`trpo train` does by itself,",
+        "listed where it differs. Trained in EnvPool where it has the task (`tests/test_envpool_equals_gymnasium.py`",
+        "shows that dynamics, rewards and first states are Gymnasium's); the last evaluation, 20 episodes of a kind,",
+        "is in Gymnasium. *last*: mean ± standard deviation over seeds of the evaluation at the end, deterministic;",
+        "*IQM*: its interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the",
+        "evaluations on the way. *published*: the best that we know after as many steps, of TRPO unless said.",
+        "",
+        "| task | steps | setting | last | IQM | best | stochastic, last | published | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, variants in tasks.items():
+        env, _, steps = task.partition(":")
+        bar, whose = PUBLISHED[env]
+        for setting in ("one", "preset"):
+            records = variants.get(setting)
+            if not records:
+                continue
+            last = returns(records, "deterministic")
+            best = statistics.mean(r["best"]["deterministic"] for r in records)
+            won = " ✓" if statistics.mean(last) >= bar else ""
+            minutes = statistics.median(r["seconds"] for r in records) / 60
+            lines.append(
+                f"| {env} | {int(steps):,} | {setting} | **{mean_std(last)}**{won} | {robust(last)} | {number(best)} | "
+                f"{mean_std(returns(records, 'stochastic'))} | {number(bar)} ({whose}) | {minutes:.1f} |"
+            )
+    lines += [
+        "",
+        f"Command: `python -m benchmarks.learning --suite {name}`; about {max(0.1, _hours(every) / 2):.1f} hours on "
+        "two cores, evaluations included",
+        "(a good part of it). Interrupt it at any time: the same command goes on. ✓: at or above *published*.",
+        "",
+        "Every seed, deterministic and stochastic, at the end; the largest mean KL of any iteration against δ:",
+        "",
+        "| task | setting | deterministic, by seed | stochastic, by seed | largest mean KL | δ |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, variants in tasks.items():
+        for setting in ("one", "preset"):
+            records = variants.get(setting)
+            if records:
+                lines.append(
+                    f"| {task.partition(':')[0]} | {setting} | {spread(returns(records, 'deterministic'))} | "
+                    f"{spread(returns(records, 'stochastic'))} | {max(r['largest_mean_kl'] for r in records):.5f} | "
+                    f"{records[0]['config']['rule']['max_kl']} |"
+                )
+    return [*lines, "", f"![Learning curves](figures/{figure.name})", ""]
+
+
+def _draw_suite(name: str, out: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from trpo.plots import colour_of, style
+
+    tasks = suite(name)
+    if not tasks:
+        return
+    columns = 3 if len(tasks) > 4 else 2
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for axes in figure.subplots(rows, columns, squeeze=False).ravel()[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, (task, variants) in zip(figure.axes, tasks.items(), strict=False):
+        env, _, steps = task.partition(":")
+        style(axes, env)
+        settings = [s for s in ("one", "preset") if variants.get(s)]
+        for i, setting in enumerate(settings):
+            colour = colour_of(i, 2)
+            curves = [
+                ([e["steps"] for e in r["evaluations"]], [e["deterministic"]["mean_return"] for e in r["evaluations"]])
+                for r in variants[setting]
+            ]
+            grid, values = curves_on_grid(curves)
+            band = interval(values)
+            label = {"one": "one setting", "preset": "preset"}[setting]
+            axes.fill_between(grid, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(grid, band.iqm, color=colour, linewidth=2, label=label)
+            for xs, ys in curves:
+                axes.plot(xs, ys, color=colour, linewidth=0.5, alpha=0.5)
+        axes.axhline(PUBLISHED[env][0], color="0.4", linewidth=1, linestyle=":", label="best published")
+        axes.set_xlim(0, int(steps))
+    handles = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel(
+        "environment steps · deterministic return of 20 episodes · thick: interquartile mean over seeds · "
+        "band: 95 % bootstrap interval · thin: single seeds",
+        fontsize=8,
+        color="0.4",
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, format="png", dpi=120)
+
+
+def draw() -> None:
+    """Draw the figures."""
+    _draw_suite("mujoco", FIGURE)
+    _draw_suite("classic", CLASSIC_FIGURE)
+
+
+def _ratio(row: dict[str, float]) -> str:
+    return f"{row['median']:.2f} ({row['min']:.2f}–{row['max']:.2f})"
+
+
+def _json(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def peers() -> list[str]:
+    """Return the section on whole runs against the peers."""
+    data = _json("peers.json")
+    if data is None:
+        return []
+    work = data["work"]
+    lines = [
+        "## Whole runs against the peers",
+        "",
+        f"Training with {work['count']} environments × {work['fragment']} steps, 64×64 "
+        f"networks, joint δ = {work['max_kl']}, damping {work['damping']}, {work['cg_iterations']} conjugate-gradient "
+        "iterations, and",
+        "the value fit of the peer compared with (sb3-contrib: 10 epochs of minibatches of 128; Tianshou: 20 steps",
+        "on the whole batch), all on Gymnasium's environments stepped in the same process, taking turns on two cores.",
+        f"Ratios of times round by round, median (smallest–largest), {data['rounds']} rounds. "
+        "Command: `python -m benchmarks.peers`.",
+        "",
+        "| environment | against | ours, steps/s | theirs | times faster | target | met | ours / simulator (≤ 1.25) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for whole in data["whole"]:
+        rate = whole["steps_per_second"]
+        for row in whole["rows"]:
+            mine = rate[f"trpo, work of {row['against']}"]["median"]
+            met = "yes" if row["met"] else "at the simulator's limit" if row["at_the_limit"] else "no"
+            lines.append(
+                f"| {whole['env']} | {row['against']} | {mine:.0f} | {rate[row['against']]['median']:.0f} | "
+                f"**{_ratio(row['ratio'])}** | ≥ {row['target']:g} | {met} | {_ratio(row['over_simulator'])} |"
+            )
+    lines += ["", "| environment | what | steps/s |", "|---|---|---|"]
+    for whole in data["whole"]:
+        for name, rate in whole["steps_per_second"].items():
+            lines.append(f"| {whole['env']} | {name} | {rate['median']:.0f} ({rate['min']:.0f}–{rate['max']:.0f}) |")
+    pools = [w for w in data["whole"] if "envpool" in w]
+    if pools:
+        lines += [
+            "",
+            "The same training in EnvPool against the peers, which cannot be told to use it, on Gymnasium:",
+            "",
+        ]
+        lines += ["| environment | against | times faster | ours / EnvPool alone |", "|---|---|---|---|"]
+        for whole in pools:
+            for name, ratio in whole["envpool"]["against"].items():
+                over = _ratio(whole["envpool"]["over_simulator"])
+                lines.append(f"| {whole['env']} | {name} | {_ratio(ratio)} | {over} |")
+    lines += ["", "Parts alone (a peer's value fit: its update with it less its update without), and memory:", ""]
+    lines += ["| environment | against | policy update, times faster | value fit, times faster | MiB: ours / theirs |"]
+    lines += ["|---|---|---|---|---|"]
+    for whole, updates, memory in zip(data["whole"], data["updates"], data["memory"], strict=True):
+        for row in whole["rows"]:
+            name = row["against"]
+            fit = next(f for f in data["fits"] if f["env"] == whole["env"] and f["against"] == name)
+            used = memory["bytes"]
+            lines.append(
+                f"| {whole['env']} | {name} | {_ratio(updates['contenders'][name]['ratio'])} | "
+                f"{_ratio(fit['ratio'])} | "
+                f"{used['trpo'] / 2**20:.0f} / {used[name] / 2**20:.0f} |"
+            )
+    return [*lines, ""]
+
+
+def time_to_score() -> list[str]:
+    """Return the section on the time until a return is reached."""
+    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "time_to_score").glob("*.json"))]
+    if not runs:
+        return []
+    lines = [
+        "## Time to a score",
+        "",
+        "Seconds of training, compilation included, evaluations not, until 10 deterministic episodes return the score;",
+        "sb3-contrib with the settings of its zoo. One run of each side by side, one core each. A run that did not get",
+        "there in a million steps says what it reached. Command: `python -m benchmarks.time_to_score`.",
+        "",
+        "| task | score | who | by seed |",
+        "|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in sorted(runs, key=lambda r: r["seed"]):
+        groups[run["env"], run["who"]].append(run)
+    for (env, who), members in sorted(groups.items(), key=lambda item: (item[0][0].removeprefix("envpool:"), item[0])):
+        cells = [
+            f"{r['seconds']:.0f} s ({r['steps']:,} steps)" if r["reached"]
+            else f"not in {r['seconds']:.0f} s: best {number(r['best'])}"
+            for r in members
+        ]  # fmt: skip
+        lines.append(f"| {env} | {members[0]['score']:g} | {who} | {' · '.join(cells)} |")
+    return [*lines, ""]
+
+
+def section() -> list[str]:
+    """Return the lines of ``docs/results.md`` on learning."""
+    return [
+        *_suite_tables("mujoco", "Nine MuJoCo tasks", FIGURE),
+        *_suite_tables("classic", "Classic control", CLASSIC_FIGURE),
+    ]
+
+
+def readme() -> list[str]:
+    """Return README's lines on results."""
+    tasks = suite("mujoco")
+    if not tasks:
+        return []
+    lines = [
+        "Deterministic return at the end of a million steps, mean ± standard deviation over "
+        f"{len(next(iter(tasks.values()))['one'])} seeds:",
+        "",
+        "| | one setting for all | presets | best published |",
+        "|---|---|---|---|",
+    ]
+    for task, variants in tasks.items():
+        env = task.partition(":")[0]
+        one = returns(variants["one"], "deterministic")
+        preset = variants.get("preset")
+        cell = mean_std(returns(preset, "deterministic")) if preset else "the same"
+        bar, whose = PUBLISHED[env]
+        lines.append(f"| {env} | {mean_std(one)} | {cell} | {number(bar)} ({whose}) |")
+    lines += ["", f"![Learning curves of nine tasks](docs/figures/{FIGURE.name})", ""]
+    data = _json("peers.json")
+    if data:
+        for whole in data["whole"]:
+            parts = [f"{row['ratio']['median']:.1f} times {row['against']}" for row in whole["rows"]]
+            over = whole["rows"][0]["over_simulator"]["median"]
+            lines.append(
+                f"Speed of whole runs on {whole['env']}, equal work, the same simulator: {', '.join(parts)}; "
+                f"{over:.2f} times as long as the simulator alone."
+            )
+        lines.append("")
+    return lines
