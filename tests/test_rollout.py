@@ -385,3 +385,86 @@ def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
     assert copy.to_json() == statistics.to_json()
     assert copy.lengths[-1] == 3 * RECENT + 1
     assert copy.returns[-1] == pytest.approx(rewards[:, 1].sum(dtype=np.float64) + 1)
+
+
+# ---------------------------------------------------------------- staggered first episodes
+
+
+def pendulums(env: str, workers: int, stagger: bool, length: int, fragment: int) -> tuple[HostRollout, Trajectory]:
+    """Five pendulums, whose episodes always last 200 steps, for ``length`` steps in fragments."""
+    from trpo import make_agent
+    from trpo.envs import make_envs
+
+    agent = make_agent("Pendulum-v1")
+    envs = make_envs(env, 5, workers)
+    rollout = HostRollout(envs, list(range(5)), stagger)
+    size = agent.spec.observation_size
+    policy = HostPolicy(agent.policy, agent.actor(), size)
+    parts = []
+    for k in range(length // fragment):
+        noise = noise_of(agent.policy, agent.actor(), 5, size, fragment, jax.random.key(k))
+        parts.append(rollout.collect(policy, np.asarray(noise)))
+    envs.close()
+    return rollout, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "envpool:Pendulum-v1"])
+def test_first_episodes_are_cut_at_times_spread_over_the_time_limit(env: str) -> None:
+    if env.startswith("envpool:"):
+        pytest.importorskip("envpool")
+    rollout, whole = pendulums(env, 0, True, 480, 32)
+    assert not whole.terminated.any()
+    for i in range(5):
+        first = 40 * (i + 1)
+        valid = whole.valid[:, i]
+        ends = np.flatnonzero(whole.truncated[valid, i]) + 1
+        assert ends.tolist() == [t for t in (first, first + 200, first + 400) if t <= valid.sum()]
+    for i in range(4):  # the fifth's first episode is as long as any
+        # The cut step's successor is where the pendulum was going, not where the next episode begins.
+        first = 40 * (i + 1)
+        speed, after = whole.observation[first - 1, i, 2], whole.next_observation[first - 1, i]
+        assert abs(after[2] - speed) < 1.2  # a step changes the speed by at most 15·0.05 + 3·2·0.05
+        assert not np.array_equal(after, whole.observation[first, i])
+        assert abs(whole.observation[first, i, 2]) <= 1  # an episode's first speed
+    # Only whole episodes count: not the four that were cut.
+    assert set(rollout.statistics.lengths) == {200}
+    assert rollout.statistics.episodes == whole.truncated.sum() - 4
+
+
+def test_without_staggering_they_end_together() -> None:
+    _, whole = pendulums("Pendulum-v1", 0, False, 448, 64)
+    assert [np.flatnonzero(whole.truncated[:, i]).tolist() for i in range(5)] == [[199, 399]] * 5
+
+
+def test_staggering_over_processes_is_the_same() -> None:
+    (_, one), (_, many) = (pendulums("Pendulum-v1", workers, True, 128, 64) for workers in (0, 2))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.truncated.sum() == 3
+
+
+def test_an_environment_that_ended_by_itself_is_not_cut() -> None:
+    """CartPole falls within 500 steps of a random policy, so no episode there is truncated at all."""
+    from trpo import make_agent
+    from trpo.envs import make_envs
+
+    agent = make_agent("CartPole-v1")
+    envs = make_envs("CartPole-v1", 2)
+    rollout = HostRollout(envs, [0, 1], stagger=True)
+    noise = noise_of(agent.policy, agent.actor(), 2, 4, 600, jax.random.key(0))
+    trajectory = rollout.collect(HostPolicy(agent.policy, agent.actor(), 4), np.asarray(noise))
+    envs.close()
+    assert trajectory.terminated.sum() > 10
+    assert not trajectory.truncated.any()
+
+
+def test_environments_that_cannot_be_restarted_are_left_alone() -> None:
+    envs, logs = recorders(SPACES["box"], 2)
+    rollout = HostRollout(envs, [0, 1], stagger=True)  # no time limit is known
+    assert rollout.statistics.first.all()
+    agent = agent_for("box", envs.spec)
+    noise = noise_of(agent.policy, agent.actor(), 2, FEATURES, 30, jax.random.key(0))
+    trajectory = rollout.collect(HostPolicy(agent.policy, agent.actor(), FEATURES), np.asarray(noise))
+    envs.close()
+    ends = [sum(episode["done"] for episode in log) for log in logs]
+    assert (trajectory.terminated | trajectory.truncated).sum(0).tolist() == ends

@@ -239,6 +239,10 @@ ALTERNATIVES: dict[str, Any] = {
     "env.count": 5,
     "env.workers": ELSEWHERE,  # changes no bit, by design: test_resuming_equals_not_stopping; below: that it is used
     "env.rescale_actions": False,
+    "env.stagger": (
+        False,
+        {"fragment": 100},
+    ),  # two environments: the first one's episode is cut after 100 of 200 steps
     "rule.name": "natural-gradient",
     "rule.max_kl": 0.02,
     "rule.damping": 1.0,

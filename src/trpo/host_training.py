@@ -75,7 +75,8 @@ class HostLoop:
         self.key = jax.random.key(config.seed)
         self.hyper = Hyper.of(config, agent.rule)
         self.compiled = compile_iteration(agent, config)
-        self.rollout = HostRollout(envs, env_seeds(config.seed, state.iteration, envs.count))
+        seeds = env_seeds(config.seed, state.iteration, envs.count)
+        self.rollout = HostRollout(envs, seeds, config.env.stagger)
         if state.episodes is not None:
             self.rollout.statistics = EpisodeStatistics.from_json(state.episodes)
         if state.environments is not None and state.observation is not None:

@@ -48,6 +48,7 @@ class EnvPoolEnvs:
             raise UnsupportedSpaceError(f"observation space of envpool:{env_id} is {space}; only Box is supported")
         shape = tuple(space.shape)
         self.spec = EnvSpec(f"envpool:{env_id}", math.prod(shape), action_spec(self._envs.action_space), shape)
+        self.time_limit: int | None = getattr(self._envs.spec.config, "max_episode_steps", None)
         self._ended = np.zeros(count, bool)
 
     def _make(self, seed: int) -> Any:
@@ -62,6 +63,12 @@ class EnvPoolEnvs:
         observation, _ = self._envs.reset()
         self._ended[:] = False
         return self._flat(observation)
+
+    def restart(self, which: np.ndarray) -> np.ndarray:
+        """Start new episodes in some environments."""
+        observation, _ = self._envs.reset(np.asarray(which, np.int32))
+        self._ended[which] = False
+        return np.asarray(observation, np.float32).reshape(len(which), -1)
 
     def step(self, action: np.ndarray) -> Transition:
         """Step every environment once."""

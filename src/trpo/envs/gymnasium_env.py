@@ -111,6 +111,8 @@ class GymnasiumEnvs:
             shape = tuple(space.shape or ())
             self._ravel = len(shape) != 1
             self.spec = EnvSpec(name, math.prod(shape), action_spec(self._envs[0].action_space), shape)
+            registered = self._envs[0].spec
+            self.time_limit = None if registered is None else registered.max_episode_steps
         except BaseException:
             self.close()
             raise
@@ -130,6 +132,13 @@ class GymnasiumEnvs:
         except Exception as error:
             raise self._failure(error) from error
         return observation
+
+    def restart(self, which: np.ndarray) -> np.ndarray:
+        """Start new episodes in some environments."""
+        try:
+            return np.stack([self._flat(self._envs[i].reset()[0]).copy() for i in which])
+        except Exception as error:
+            raise self._failure(error) from error
 
     def step(self, action: np.ndarray) -> Transition:
         """Step every environment once."""

@@ -54,6 +54,18 @@ class HostEnv(Protocol):
         ...
 
 
+@runtime_checkable
+class RestartableEnv(HostEnv, Protocol):
+    """Environments with a time limit, of which some can be restarted while the others go on."""
+
+    time_limit: int | None
+    """Steps after which an episode is truncated, None where there is no limit or it is not known."""
+
+    def restart(self, which: np.ndarray) -> np.ndarray:
+        """Start new episodes in the environments with the indices ``which``; return their observations."""
+        ...
+
+
 class EnvironmentFailure(RuntimeError):
     """An environment raised: the message names it and gives its own error."""
 

@@ -61,7 +61,7 @@ def work(pipe: Connection, pickled: bytes) -> None:
     try:
         name, make, first, last, rescale = cloudpickle.loads(pickled)
         envs = GymnasiumEnvs(name, make, last - first, rescale)
-        pipe.send(("ok", envs.spec))
+        pipe.send(("ok", (envs.spec, envs.time_limit)))
         while True:
             command, argument = pipe.recv()
             answer: Any = None
@@ -113,25 +113,26 @@ class WorkerEnvs:
                 theirs.close()
                 self._pipes.append(ours)
                 self._processes.append(process)
-            self.spec = self._collect()[0]
+            self.spec, self.time_limit = self._collect()[0]
         except BaseException:
             self.close()
             raise
 
+    def _answer(self, i: int) -> Any:
+        """Wait for what worker ``i`` was asked; raise what it raised."""
+        try:
+            status, answer = self._pipes[i].recv()
+        except (EOFError, OSError) as error:
+            raise self._death(i) from error
+        if status == "error":
+            kind, summary, message, trace = answer
+            if kind is not Exception:
+                raise kind(message)
+            raise EnvironmentFailure(f"environment worker {i} failed: {summary}\n{trace}")
+        return answer
+
     def _collect(self) -> list[Any]:
-        answers = []
-        for i, pipe in enumerate(self._pipes):
-            try:
-                status, answer = pipe.recv()
-            except (EOFError, OSError) as error:
-                raise self._death(i) from error
-            if status == "error":
-                kind, summary, message, trace = answer
-                if kind is not Exception:
-                    raise kind(message)
-                raise EnvironmentFailure(f"environment worker {i} failed: {summary}\n{trace}")
-            answers.append(answer)
-        return answers
+        return [self._answer(i) for i in range(len(self._pipes))]
 
     def _death(self, i: int) -> EnvironmentFailure:
         self._processes[i].join(timeout=1)  # its pipe closes a moment before its exit code is known
@@ -140,12 +141,15 @@ class WorkerEnvs:
             f"environment worker {i} died (exit code {code}; a negative one is the signal that killed it)"
         )
 
+    def _send(self, i: int, command: str, argument: Any) -> None:
+        try:
+            self._pipes[i].send((command, argument))
+        except OSError as error:
+            raise self._death(i) from error
+
     def _ask(self, command: str, arguments: Sequence[Any]) -> list[Any]:
-        for i, (pipe, argument) in enumerate(zip(self._pipes, arguments, strict=True)):
-            try:
-                pipe.send((command, argument))
-            except OSError as error:
-                raise self._death(i) from error
+        for i, argument in enumerate(arguments):
+            self._send(i, command, argument)
         return self._collect()
 
     def _attach(self, action: np.ndarray) -> None:
@@ -157,6 +161,14 @@ class WorkerEnvs:
     def reset(self, seeds: list[int]) -> np.ndarray:
         """Start new episodes."""
         return np.concatenate(self._ask("reset", [(seeds[a:b],) for a, b in self._ranges]))
+
+    def restart(self, which: np.ndarray) -> np.ndarray:
+        """Start new episodes in some environments."""
+        parts = [which[(which >= first) & (which < last)] - first for first, last in self._ranges]
+        asked = [i for i, part in enumerate(parts) if len(part)]
+        for i in asked:
+            self._send(i, "restart", (parts[i],))
+        return np.concatenate([self._answer(i) for i in asked])
 
     def step(self, action: np.ndarray) -> Transition:
         """Step every environment once, the processes side by side."""

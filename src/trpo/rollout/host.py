@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from trpo.envs import HostEnv
+from trpo.envs import HostEnv, RestartableEnv, Transition
 from trpo.networks import to_numpy
 from trpo.problem import PolicyFunction
 from trpo.rollout.trajectory import Actor, Trajectory
@@ -82,6 +82,8 @@ class EpisodeStatistics:
         self.returns: collections.deque[float] = collections.deque(maxlen=RECENT)
         self.lengths: collections.deque[int] = collections.deque(maxlen=RECENT)
         self.episodes = 0
+        self.first = np.ones(count, bool)
+        """Whether an environment is still in its first episode."""
 
     def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
         """Record one vector step."""
@@ -95,11 +97,19 @@ class EpisodeStatistics:
             self.episodes += int(done.sum())
             self.running_return[done] = 0.0
             self.running_length[done] = 0
+            self.first[done] = False
+
+    def forget(self, which: np.ndarray) -> None:
+        """Forget the episodes under way in some environments, which count as their first."""
+        self.running_return[which] = 0.0
+        self.running_length[which] = 0
+        self.first[which] = False
 
     def restart(self) -> None:
         """Forget episodes under way: their environments were reset."""
         self.running_return[:] = 0.0
         self.running_length[:] = 0
+        self.first[:] = True
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, for a checkpoint."""
@@ -109,6 +119,7 @@ class EpisodeStatistics:
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "episodes": self.episodes,
+            "first": self.first.tolist(),
         }
 
     @classmethod
@@ -120,15 +131,24 @@ class EpisodeStatistics:
         self.returns.extend(data["returns"])
         self.lengths.extend(data["lengths"])
         self.episodes = data["episodes"]
+        self.first[:] = data.get("first", False)  # older checkpoints don't have it
         return self
 
 
 class HostRollout:
-    """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries."""
+    """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries.
 
-    def __init__(self, envs: HostEnv, seeds: list[int]):
+    With ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of N after
+    (i + 1)/N of it, where the environments can be restarted one by one. Otherwise environments whose episodes all
+    have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends.
+    """
+
+    def __init__(self, envs: HostEnv, seeds: list[int], stagger: bool = False):
         self.envs = envs
         self.statistics = EpisodeStatistics(envs.count)
+        self._cuts: np.ndarray | None = None
+        if stagger and isinstance(envs, RestartableEnv) and envs.time_limit:
+            self._cuts = np.maximum(1, np.arange(1, envs.count + 1) * envs.time_limit // envs.count)
         self.observation = envs.reset(seeds)
 
     def restart(self, seeds: list[int]) -> None:
@@ -147,6 +167,8 @@ class HostRollout:
             following = self.envs.step(action)
             done = following.terminated | following.truncated
             self.statistics.add(following.reward, done, following.valid)
+            if self._cuts is not None and self.statistics.first.any():
+                following = self._cut_first_episodes(self._cuts, following)
             rows.append((observation, action, *following[1:4], following.final_observation, following.valid))
             distributions.append(distribution)
             observation = following.observation
@@ -158,6 +180,18 @@ class HostRollout:
         whole = jax.tree.map(lambda *leaves: np.stack(leaves), *distributions)
         log_prob = np.asarray(whole.log_prob(actions))
         return Trajectory(observations, actions, log_prob, rewards, terminated, truncated, final, valid)
+
+    def _cut_first_episodes(self, cuts: np.ndarray, following: Transition) -> Transition:
+        """Truncate the first episodes that are as long as they may be; their successors are valued as any other's."""
+        due = self.statistics.first & (self.statistics.running_length >= cuts)
+        if not due.any():
+            return following
+        envs = self.envs
+        assert isinstance(envs, RestartableEnv)
+        self.statistics.forget(due)
+        observation = following.observation.copy()
+        observation[due] = envs.restart(np.flatnonzero(due))
+        return following._replace(observation=observation, truncated=following.truncated | due)
 
 
 def noise_of(policy: PolicyFunction, actor: Actor, count: int, observation_size: int, length: int, key: Any) -> Any:
