@@ -257,6 +257,7 @@ ALTERNATIVES: dict[str, Any] = {
     "policy.hidden": (4,),
     "policy.activation": ("relu", DEEP_POLICY),
     "policy.initial_std": 0.3,
+    "policy.min_std": 0.1,
     "policy.state_dependent_std": True,
     "policy.last_layer_scale": 1.0,
     "value.hidden": (4,),

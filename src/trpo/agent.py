@@ -40,10 +40,10 @@ def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any) -> Any:
 
     match action.kind:
         case "box":
-            log_std = jnp.full((action.size,), math.log(config.initial_std), dtype)
+            log_std = jnp.full((action.size,), math.log(config.initial_std - config.min_std), dtype)
             if config.state_dependent_std:
-                return StateDependentGaussianPolicy(network(2 * action.size), log_std)
-            return GaussianPolicy(network(action.size), log_std)
+                return StateDependentGaussianPolicy(network(2 * action.size), log_std, config.min_std)
+            return GaussianPolicy(network(action.size), log_std, config.min_std)
         case "discrete":
             return CategoricalPolicy(network(action.sizes[0]))
         case "multi_discrete":

@@ -93,30 +93,45 @@ def mlp(
     return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)
 
 
+def _above(min_std: float, log_std: Any) -> Any:
+    """Return log(min_std + exp(log_std)): the logarithm of a σ that cannot fall below ``min_std``."""
+    xp = namespace(log_std)
+    return xp.log(min_std + xp.exp(log_std)) if min_std > 0 else log_std
+
+
 class GaussianPolicy(eqx.Module):
-    """s ↦ N(network(s), diag(exp(log_std))²), σ the same in every state (TRPO paper, appendix D)."""
+    """s ↦ N(network(s), diag(σ)²), σ = min_std + exp(log_std), the same in every state.
+
+    With ``min_std`` 0 it is that of the TRPO paper's appendix D.
+    """
 
     network: MLP
     log_std: Float[AnyArray, "d"]
+    min_std: float = eqx.field(static=True, default=0.0)
 
     def __call__(self, observation: Any) -> DiagGaussian:
         """Return the distribution for each observation."""
         xp = namespace(self.log_std)
         mean = self.network(observation)
-        return DiagGaussian(mean, xp.broadcast_to(self.log_std, mean.shape))
+        return DiagGaussian(mean, xp.broadcast_to(_above(self.min_std, self.log_std), mean.shape))
 
 
 class StateDependentGaussianPolicy(eqx.Module):
-    """s ↦ N(μ(s), diag(σ(s))²): the network's outputs are the d means, then the d offsets to ``log_std``."""
+    """s ↦ N(μ(s), diag(σ(s))²): the network's outputs are the d means, then the d offsets to ``log_std``.
+
+    σ(s) = min_std + exp(log_std + offset(s)).
+    """
 
     network: MLP
     log_std: Float[AnyArray, "d"]
+    min_std: float = eqx.field(static=True, default=0.0)
 
     def __call__(self, observation: Any) -> DiagGaussian:
         """Return the distribution for each observation."""
         outputs = self.network(observation)
         d = self.log_std.shape[0]
-        return DiagGaussian(outputs[..., :d], outputs[..., d:] + per_element(self.log_std, outputs.ndim))
+        log_std = outputs[..., d:] + per_element(self.log_std, outputs.ndim)
+        return DiagGaussian(outputs[..., :d], _above(self.min_std, log_std))
 
 
 class CategoricalPolicy(eqx.Module):
