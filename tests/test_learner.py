@@ -153,7 +153,7 @@ class Account:
         outputs = network(module.network, self.seen(self.case.trajectory.observation))
         if hasattr(module, "log_std"):
             log_std = np.broadcast_to(np.asarray(module.log_std, np.float64), outputs.shape)
-            return {"mean": outputs, "std": np.exp(log_std)}
+            return {"mean": outputs, "std": module.min_std + np.exp(log_std)}
         return {"log_p": scipy.special.log_softmax(outputs, axis=-1)}
 
     def log_prob(self, params: Params) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -83,6 +84,15 @@ def test_heads() -> None:
     outputs = np.asarray(dependent.network(x))
     np.testing.assert_allclose(dependent(x).mean, outputs[:, :2], rtol=1e-6)
     np.testing.assert_allclose(dependent(x).log_std, outputs[:, 2:] + np.array([[0.1, 0.2]]), rtol=1e-6)
+    floored = dataclasses.replace(MODULES["gaussian"](), min_std=0.2)
+    expected = 0.2 + np.exp([-0.5, 0.3])
+    np.testing.assert_allclose(np.exp(floored(x).log_std), np.tile(expected, (3, 1)), rtol=1e-6)
+    low = dataclasses.replace(floored, log_std=jnp.full(2, -50.0))
+    np.testing.assert_allclose(np.exp(low(x).log_std), 0.2, rtol=1e-6)
+    floored = dataclasses.replace(dependent, min_std=0.3)
+    np.testing.assert_allclose(
+        np.exp(floored(x).log_std), 0.3 + np.exp(outputs[:, 2:] + np.array([[0.1, 0.2]])), rtol=1e-6
+    )
     assert MODULES["multi"]()(x).sizes == (2, 3)
     assert MODULES["value"]()(x).shape == (3,)
 

@@ -113,10 +113,10 @@ def forward(agent: Agent, observation: np.ndarray) -> np.ndarray:
 def scipy_log_prob(kind: str, agent: Agent, outputs: np.ndarray, action: np.ndarray) -> np.ndarray:
     match kind:
         case "box":
-            std = np.exp(np.asarray(agent.module.log_std, np.float64))
+            std = agent.module.min_std + np.exp(np.asarray(agent.module.log_std, np.float64))
             return scipy.stats.norm.logpdf(action, outputs, std).sum(-1)
         case "state-dependent":
-            std = np.exp(np.asarray(agent.module.log_std, np.float64) + outputs[..., 2:])
+            std = agent.module.min_std + np.exp(np.asarray(agent.module.log_std, np.float64) + outputs[..., 2:])
             return scipy.stats.norm.logpdf(action, outputs[..., :2], std).sum(-1)
         case "discrete":
             return np.take_along_axis(scipy.special.log_softmax(outputs, -1), action[..., None], -1)[..., 0]
