@@ -304,11 +304,60 @@ def time_to_score() -> list[str]:
     return [*lines, ""]
 
 
+_OLD = "policy.min_std=0 env.stagger=false"
+TRIALS: dict[str, tuple[str, str | None]] = {
+    "default": ("first line: δ = 0.01, one update, 10 epochs × 128, σ unbounded, environments in step", _OLD),
+    "kl02": ("δ = 0.02", f"{_OLD} rule.max_kl=0.02"),
+    "f128": ("8 environments, fragments of 128", f"{_OLD} env.count=8 fragment=128"),
+    "full20": ("value fit of 20 steps on the whole batch", f"{_OLD} value.epochs=20 value.minibatch=0"),
+    "lam90": ("λ = 0.9", f"{_OLD} gae_lambda=0.9"),
+    "stagger": ("staggered first episodes", "policy.min_std=0"),
+    "floor10": ("σ at least 0.1", "policy.min_std=0.1 env.stagger=false"),
+    "floor20": ("σ at least 0.2", "env.stagger=false"),
+    "floor30": ("σ at least 0.3", "policy.min_std=0.3 env.stagger=false"),
+    "anneal": ("δ falls linearly from 0.01 to 0.0005", None),
+    "kl02-to-001": ("δ falls linearly from 0.02 to 0.001", None),
+    "floor-stagger": ("σ at least 0.2, staggered: the defaults since", ""),
+    "floor-stagger-kl02": ("the defaults since, δ = 0.02", "rule.max_kl=0.02"),
+}
+"""What was changed in the runs of a million steps below ``results/trials``, and how to say it now; None: not kept."""
+
+
+def trials() -> list[str]:
+    """Return the section on single changes, over a million steps."""
+    found = {task: variants for task, variants in learning("trials").items() if task.endswith(":1000000")}
+    if not found:
+        return []
+    order = [task for task in SUITES["mujoco"] if task in found]
+    names = [name for name in TRIALS if any(found[task].get(name) for task in order)]
+    lines = [
+        "## Trials over a million steps",
+        "",
+        "One change at a time, deterministic return of 10 episodes at the end, every seed from 0 and their mean.",
+        "Few seeds show large effects only: two runs of the same setting easily differ by a thousand. Command:",
+        "`python -m benchmarks.learning --preset none --tasks TASK:1000000 --variant NAME SETTINGS`. *not kept*: tried",
+        "with a change of the code that brought nothing.",
+        "",
+        "| variant | settings | " + " | ".join(task.partition("-v")[0] for task in order) + " |",
+        "|---|---|" + "---|" * len(order),
+    ]
+    for name in names:
+        about, settings = TRIALS[name]
+        setting = "not kept" if settings is None else f"`{settings}`" if settings else "defaults"
+        cells = []
+        for task in order:
+            values = returns(found[task].get(name, []), "deterministic")
+            cells.append(f"{spread(values)}: **{number(statistics.mean(values))}**" if values else "")
+        lines.append(f"| {about} | {setting} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def section() -> list[str]:
     """Return the lines of ``docs/results.md`` on learning."""
     return [
         *_suite_tables("mujoco", "Nine MuJoCo tasks", FIGURE),
         *_suite_tables("classic", "Classic control", CLASSIC_FIGURE),
+        *trials(),
     ]
 
 
