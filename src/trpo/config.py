@@ -42,7 +42,7 @@ class EnvConfig:
     """Processes to spread them over; 0 steps them in this one."""
     devices: int = 0
     """Environments in JAX: devices to spread them over; 0 takes all."""
-    stagger: bool = True
+    stagger: bool = False
     """On the host: cut first episodes at different times, so that environments do not stay in step."""
     rescale_actions: bool = True
     """Map [-1, 1] onto finite Box bounds."""
