@@ -139,7 +139,7 @@ def test_a_rule_in_the_configuration_given_to_the_loop_is_used():
 
 
 def test_a_run_of_before_a_setting_existed_goes_on_without_it(tmp_path):
-    """σ had no lower bound and environments stayed in step: the stored parameters mean what they meant then."""
+    """σ had no lower bound: the stored parameters mean what they meant then."""
     config = trpo.Config(steps=64, fragment=8, env=trpo.EnvConfig("probe:continuous", count=8))
     config = dataclasses.replace(config, policy=trpo.PolicyConfig(hidden=(8,), min_std=0.0))
     agent = trpo.train("probe:continuous", config=config, preset="none", out=tmp_path / "run", quiet=True)

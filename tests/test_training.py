@@ -240,7 +240,7 @@ ALTERNATIVES: dict[str, Any] = {
     "env.workers": ELSEWHERE,  # changes no bit, by design: test_resuming_equals_not_stopping; below: that it is used
     "env.rescale_actions": False,
     "env.stagger": (
-        False,
+        True,
         {"fragment": 100},
     ),  # two environments: the first one's episode is cut after 100 of 200 steps
     "rule.name": "natural-gradient",

@@ -65,7 +65,7 @@ def _graceful() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-_BEFORE: dict[str, dict[str, Any]] = {"env": {"stagger": False}, "policy": {"min_std": 0.0}}
+_BEFORE: dict[str, dict[str, Any]] = {"policy": {"min_std": 0.0}}
 """What settings were before there was a field for them."""
 
 
