@@ -324,22 +324,29 @@ TRIALS: dict[str, tuple[str, str | None]] = {
 """What was changed in the runs of a million steps below ``results/trials``, and how to say it now; None: not kept."""
 
 
+def _short(task: str) -> str:
+    env, _, steps = task.partition(":")
+    return f"{env.removesuffix('-v5')}, {int(steps) / 1e6:g} M"
+
+
 def trials() -> list[str]:
     """Return the section on single changes, over a million steps."""
-    found = {task: variants for task, variants in learning("trials").items() if task.endswith(":1000000")}
+    found = {task: v for task, v in learning("trials").items() if int(task.partition(":")[2]) >= 600_000}
     if not found:
         return []
-    order = [task for task in SUITES["mujoco"] if task in found]
+    order = sorted(
+        found, key=lambda task: (-int(task.partition(":")[2]), list(PUBLISHED).index(task.partition(":")[0]))
+    )
     names = [name for name in TRIALS if any(found[task].get(name) for task in order)]
     lines = [
-        "## Trials over a million steps",
+        "## Longer trials",
         "",
-        "One change at a time, deterministic return of 10 episodes at the end, every seed from 0 and their mean.",
+        "One change at a time, deterministic return of 10 or 20 episodes at the end, every seed and their mean.",
         "Few seeds show large effects only: two runs of the same setting easily differ by a thousand. Command:",
         "`python -m benchmarks.learning --preset none --tasks TASK:1000000 --variant NAME SETTINGS`. *not kept*: tried",
         "with a change of the code that brought nothing.",
         "",
-        "| variant | settings | " + " | ".join(task.partition("-v")[0] for task in order) + " |",
+        f"| variant | settings | {' | '.join(map(_short, order))} |",
         "|---|---|" + "---|" * len(order),
     ]
     for name in names:
