@@ -1,14 +1,15 @@
-"""README's results, and the part of ``docs/results.md`` on learning, its figures, and the speed of whole runs."""
+"""README's results, and the part of ``docs/results.md`` on learning, with its figures."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peer_tables
 from benchmarks.learning import SUITES
 from trpo.aggregate import curves_on_grid, interval
 
@@ -91,44 +92,42 @@ def suite(name: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return {task: found[task] for task in SUITES[name] if found.get(task, {}).get("one")}
 
 
-def _setting_of(variants: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the records of a task's preset, which are those of the one setting where the preset changes nothing."""
-    return variants.get("preset") or variants["one"]
+def _settings(variants: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the one setting's records, and the preset's where it differs."""
+    for setting in ("one", "preset"):
+        if variants.get(setting):
+            yield setting, variants[setting]
 
 
 def _suite_tables(name: str, title: str, figure: Path) -> list[str]:
     tasks = suite(name)
     if not tasks:
         return []
-    every = [r for v in tasks.values() for records in (v["one"], v.get("preset", [])) for r in records]
-    seeds = sorted({r["seed"] for r in every})
+    every = [r for variants in tasks.values() for _, records in _settings(variants) for r in records]
     lines = [
         f"## {title}",
         "",
-        f"Seeds {seeds[0]}–{seeds[-1]}. *one*: the defaults of `trpo.Config` and nothing else; *preset*: what "
-        "`trpo train` does by itself,",
-        "listed where it differs. Trained in EnvPool where it has the task (`tests/test_envpool_equals_gymnasium.py`",
-        "shows that dynamics, rewards and first states are Gymnasium's); the last evaluation, 20 episodes of a kind,",
+        "*one*: the defaults of `trpo.Config` and nothing else; *preset*: what `trpo train` does by itself, listed where",
+        "it differs. Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards",
+        "and first states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes,",
         "is in Gymnasium. *last*: mean ± standard deviation over seeds of the evaluation at the end, deterministic;",
         "*IQM*: its interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the",
         "evaluations on the way. *published*: the best that we know after as many steps, of TRPO unless said.",
         "",
-        "| task | steps | setting | last | IQM | best | stochastic, last | published | minutes a run |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | steps | setting | seeds | last | IQM | best | stochastic, last | published | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for task, variants in tasks.items():
         env, _, steps = task.partition(":")
         bar, whose = PUBLISHED[env]
-        for setting in ("one", "preset"):
-            records = variants.get(setting)
-            if not records:
-                continue
+        for setting, records in _settings(variants):
             last = returns(records, "deterministic")
             best = statistics.mean(r["best"]["deterministic"] for r in records)
             won = " ✓" if statistics.mean(last) >= bar else ""
             minutes = statistics.median(r["seconds"] for r in records) / 60
             lines.append(
-                f"| {env} | {int(steps):,} | {setting} | **{mean_std(last)}**{won} | {robust(last)} | {number(best)} | "
+                f"| {env} | {int(steps):,} | {setting} | {len(records)} | **{mean_std(last)}**{won} | {robust(last)} | "
+                f"{number(best)} | "
                 f"{mean_std(returns(records, 'stochastic'))} | {number(bar)} ({whose}) | {minutes:.1f} |"
             )
     lines += [
@@ -143,14 +142,12 @@ def _suite_tables(name: str, title: str, figure: Path) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for task, variants in tasks.items():
-        for setting in ("one", "preset"):
-            records = variants.get(setting)
-            if records:
-                lines.append(
-                    f"| {task.partition(':')[0]} | {setting} | {spread(returns(records, 'deterministic'))} | "
-                    f"{spread(returns(records, 'stochastic'))} | {max(r['largest_mean_kl'] for r in records):.5f} | "
-                    f"{records[0]['config']['rule']['max_kl']} |"
-                )
+        for setting, records in _settings(variants):
+            lines.append(
+                f"| {task.partition(':')[0]} | {setting} | {spread(returns(records, 'deterministic'))} | "
+                f"{spread(returns(records, 'stochastic'))} | {max(r['largest_mean_kl'] for r in records):.5f} | "
+                f"{records[0]['config']['rule']['max_kl']} |"
+            )
     return [*lines, "", f"![Learning curves](figures/{figure.name})", ""]
 
 
@@ -172,12 +169,11 @@ def _draw_suite(name: str, out: Path) -> None:
     for axes, (task, variants) in zip(figure.axes, tasks.items(), strict=False):
         env, _, steps = task.partition(":")
         style(axes, env)
-        settings = [s for s in ("one", "preset") if variants.get(s)]
-        for i, setting in enumerate(settings):
+        for i, (setting, records) in enumerate(_settings(variants)):
             colour = colour_of(i, 2)
             curves = [
                 ([e["steps"] for e in r["evaluations"]], [e["deterministic"]["mean_return"] for e in r["evaluations"]])
-                for r in variants[setting]
+                for r in records
             ]
             grid, values = curves_on_grid(curves)
             band = interval(values)
@@ -204,104 +200,6 @@ def draw() -> None:
     """Draw the figures."""
     _draw_suite("mujoco", FIGURE)
     _draw_suite("classic", CLASSIC_FIGURE)
-
-
-def _ratio(row: dict[str, float]) -> str:
-    return f"{row['median']:.2f} ({row['min']:.2f}–{row['max']:.2f})"
-
-
-def _json(name: str) -> dict[str, Any] | None:
-    path = RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def peers() -> list[str]:
-    """Return the section on whole runs against the peers."""
-    data = _json("peers.json")
-    if data is None:
-        return []
-    work = data["work"]
-    lines = [
-        "## Whole runs against the peers",
-        "",
-        f"Training with {work['count']} environments × {work['fragment']} steps, 64×64 "
-        f"networks, joint δ = {work['max_kl']}, damping {work['damping']}, {work['cg_iterations']} conjugate-gradient "
-        "iterations, and",
-        "the value fit of the peer compared with (sb3-contrib: 10 epochs of minibatches of 128; Tianshou: 20 steps",
-        "on the whole batch), all on Gymnasium's environments stepped in the same process, taking turns on two cores.",
-        f"Ratios of times round by round, median (smallest–largest), {data['rounds']} rounds. "
-        "Command: `python -m benchmarks.peers`.",
-        "",
-        "| environment | against | ours, steps/s | theirs | times faster | target | met | ours / simulator (≤ 1.25) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for whole in data["whole"]:
-        rate = whole["steps_per_second"]
-        for row in whole["rows"]:
-            mine = rate[f"trpo, work of {row['against']}"]["median"]
-            met = "yes" if row["met"] else "at the simulator's limit" if row["at_the_limit"] else "no"
-            lines.append(
-                f"| {whole['env']} | {row['against']} | {mine:.0f} | {rate[row['against']]['median']:.0f} | "
-                f"**{_ratio(row['ratio'])}** | ≥ {row['target']:g} | {met} | {_ratio(row['over_simulator'])} |"
-            )
-    lines += ["", "| environment | what | steps/s |", "|---|---|---|"]
-    for whole in data["whole"]:
-        for name, rate in whole["steps_per_second"].items():
-            lines.append(f"| {whole['env']} | {name} | {rate['median']:.0f} ({rate['min']:.0f}–{rate['max']:.0f}) |")
-    pools = [w for w in data["whole"] if "envpool" in w]
-    if pools:
-        lines += [
-            "",
-            "The same training in EnvPool against the peers, which cannot be told to use it, on Gymnasium:",
-            "",
-        ]
-        lines += ["| environment | against | times faster | ours / EnvPool alone |", "|---|---|---|---|"]
-        for whole in pools:
-            for name, ratio in whole["envpool"]["against"].items():
-                over = _ratio(whole["envpool"]["over_simulator"])
-                lines.append(f"| {whole['env']} | {name} | {_ratio(ratio)} | {over} |")
-    lines += ["", "Parts alone (a peer's value fit: its update with it less its update without), and memory:", ""]
-    lines += ["| environment | against | policy update, times faster | value fit, times faster | MiB: ours / theirs |"]
-    lines += ["|---|---|---|---|---|"]
-    for whole, updates, memory in zip(data["whole"], data["updates"], data["memory"], strict=True):
-        for row in whole["rows"]:
-            name = row["against"]
-            fit = next(f for f in data["fits"] if f["env"] == whole["env"] and f["against"] == name)
-            used = memory["bytes"]
-            lines.append(
-                f"| {whole['env']} | {name} | {_ratio(updates['contenders'][name]['ratio'])} | "
-                f"{_ratio(fit['ratio'])} | "
-                f"{used['trpo'] / 2**20:.0f} / {used[name] / 2**20:.0f} |"
-            )
-    return [*lines, ""]
-
-
-def time_to_score() -> list[str]:
-    """Return the section on the time until a return is reached."""
-    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "time_to_score").glob("*.json"))]
-    if not runs:
-        return []
-    lines = [
-        "## Time to a score",
-        "",
-        "Seconds of training, compilation included, evaluations not, until 10 deterministic episodes return the score;",
-        "sb3-contrib with the settings of its zoo. One run of each side by side, one core each. A run that did not get",
-        "there in a million steps says what it reached. Command: `python -m benchmarks.time_to_score`.",
-        "",
-        "| task | score | who | by seed |",
-        "|---|---|---|---|",
-    ]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for run in sorted(runs, key=lambda r: r["seed"]):
-        groups[run["env"], run["who"]].append(run)
-    for (env, who), members in sorted(groups.items(), key=lambda item: (item[0][0].removeprefix("envpool:"), item[0])):
-        cells = [
-            f"{r['seconds']:.0f} s ({r['steps']:,} steps)" if r["reached"]
-            else f"not in {r['seconds']:.0f} s: best {number(r['best'])}"
-            for r in members
-        ]  # fmt: skip
-        lines.append(f"| {env} | {members[0]['score']:g} | {who} | {' · '.join(cells)} |")
-    return [*lines, ""]
 
 
 _OLD = "policy.min_std=0"
@@ -389,7 +287,7 @@ def readme() -> list[str]:
         bar, whose = PUBLISHED[env]
         lines.append(f"| {env} | {mean_std(one)} | {cell} | {number(bar)} ({whose}) |")
     lines += ["", f"![Learning curves of nine tasks](docs/figures/{FIGURE.name})", ""]
-    data = _json("peers.json")
+    data = peer_tables.load()
     if data:
         for whole in data["whole"]:
             parts = [f"{row['ratio']['median']:.1f} times {row['against']}" for row in whole["rows"]]

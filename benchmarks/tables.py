@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import device_tables, learning_tables
+from benchmarks import device_tables, learning_tables, peer_tables
 from benchmarks.learning_tables import learning
 
 RESULTS = Path(__file__).with_name("results")
@@ -229,8 +229,8 @@ def page() -> str:
             *_acceptance(),
             *_trials(),
             *_pendulum(),
-            *learning_tables.peers(),
-            *learning_tables.time_to_score(),
+            *peer_tables.whole_runs(),
+            *peer_tables.time_to_score(),
             *_speed(),
             *_products(),
             *_whole_run(),
