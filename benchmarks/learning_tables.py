@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,15 @@ PUBLISHED: dict[str, tuple[float, str]] = {
     "BipedalWalker-v3": (182, "rl-zoo"),
 }
 """The best published score we know after as many steps, and whose: TRPO's unless said; earlier task versions."""
+
+PROTOCOL = """
+*one*: the defaults of `trpo.Config` and nothing else; *preset*: what `trpo train` does by itself, listed where it
+differs. Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards and first
+states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes, is in Gymnasium.
+*last*: mean ± standard deviation over seeds of the deterministic evaluation at the end; *IQM*: its interquartile mean
+with 95 % bootstrap interval; *best*: mean over seeds of the best of the evaluations on the way, one every 50,000 steps.
+*published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above that.
+"""
 
 Records = dict[str, dict[str, list[dict[str, Any]]]]
 
@@ -107,12 +117,7 @@ def _suite_tables(name: str, title: str, figure: Path) -> list[str]:
     lines = [
         f"## {title}",
         "",
-        "*one*: the defaults of `trpo.Config` and nothing else; *preset*: what `trpo train` does by itself, listed where",
-        "it differs. Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards",
-        "and first states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes,",
-        "is in Gymnasium. *last*: mean ± standard deviation over seeds of the evaluation at the end, deterministic;",
-        "*IQM*: its interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the",
-        "evaluations on the way. *published*: the best that we know after as many steps, of TRPO unless said.",
+        *textwrap.wrap(PROTOCOL, 118),
         "",
         "| task | steps | setting | seeds | last | IQM | best | stochastic, last | published | minutes a run |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -132,9 +137,8 @@ def _suite_tables(name: str, title: str, figure: Path) -> list[str]:
             )
     lines += [
         "",
-        f"Command: `python -m benchmarks.learning --suite {name}`; about {max(0.1, _hours(every) / 2):.1f} hours on "
-        "two cores, evaluations included",
-        "(a good part of it). Interrupt it at any time: the same command goes on. ✓: at or above *published*.",
+        f"Command: `python -m benchmarks.learning --suite {name}`, about {_hours(every) / 2:.1f} hours on two cores,",
+        "evaluations included. Interrupt it at any time: the same command goes on.",
         "",
         "Every seed, deterministic and stochastic, at the end; the largest mean KL of any iteration against δ:",
         "",
