@@ -40,11 +40,11 @@ PUBLISHED: dict[str, tuple[float, str]] = {
 
 PROTOCOL = """
 *one*: the defaults of `trpo.Config` and nothing else; *preset*: what `trpo train` does by itself, listed where it
-differs. Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards and first
-states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes, is in Gymnasium.
-*last*: mean ± standard deviation over seeds of the deterministic evaluation at the end; *IQM*: its interquartile mean
-with 95 % bootstrap interval; *best*: mean over seeds of the best of the evaluations on the way, one every 50,000 steps.
-*published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above that.
+differs. Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards and
+first states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes, is in
+Gymnasium. *last*: mean ± standard deviation over seeds of the deterministic evaluation at the end; *IQM*: its
+interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the evaluations on the way, one
+every 50,000 steps. *published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above that.
 """
 
 Records = dict[str, dict[str, list[dict[str, Any]]]]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 tables = pytest.importorskip("benchmarks.tables")
@@ -17,6 +18,25 @@ def test_the_readme_is_what_the_result_files_say() -> None:
     assert tables.BEGIN in text
     assert tables.END in text
     assert text == tables.readme(text)
+
+
+def test_every_score_in_the_readme_is_the_mean_of_its_result_files() -> None:
+    """Read from the page, and computed anew: the last deterministic evaluation of every seed."""
+    text = tables.README.read_text().partition(tables.BEGIN)[2].partition(tables.END)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "-v5 |" in line]
+    stored = {path.name for path in (Path(tables.RESULTS) / "learning").glob("*-v5-1000000")}
+    assert {f"{row[0]}-1000000" for row in rows} == stored
+    for env, *cells, _ in rows:
+        for variant, cell in zip(("one", "preset"), cells, strict=True):
+            paths = list((Path(tables.RESULTS) / "learning" / f"{env}-1000000").glob(f"{variant}-s*.json"))
+            if cell == "the same":
+                assert not paths
+                continue
+            last = [np.mean(json.loads(path.read_text())["deterministic"]["returns"]) for path in paths]
+            mean, deviation = (float(x) for x in cell.split(" ± "))
+            rounding = 0.51 if abs(mean) >= 100 else 0.051
+            assert abs(mean - np.mean(last)) <= rounding
+            assert abs(deviation - np.std(last, ddof=1)) <= 0.51
 
 
 def test_every_accepted_iteration_kept_its_bound() -> None:
