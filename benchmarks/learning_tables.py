@@ -206,22 +206,24 @@ def draw() -> None:
     _draw_suite("classic", CLASSIC_FIGURE)
 
 
-_OLD = "policy.min_std=0"
 TRIALS: dict[str, tuple[str, str | None]] = {
-    "default": ("first line: δ = 0.01, one update, 10 epochs × 128, σ unbounded", _OLD),
-    "kl02": ("δ = 0.02", f"{_OLD} rule.max_kl=0.02"),
-    "f128": ("8 environments, fragments of 128", f"{_OLD} env.count=8 fragment=128"),
-    "full20": ("value fit of 20 steps on the whole batch", f"{_OLD} value.epochs=20 value.minibatch=0"),
-    "lam90": ("λ = 0.9", f"{_OLD} gae_lambda=0.9"),
-    "stagger": ("staggered first episodes", f"{_OLD} env.stagger=true"),
+    "default": ("defaults: δ = 0.01, one update, 10 epochs of minibatches of 128", ""),
+    "floor0": ("defaults, later code", ""),
+    "kl02": ("δ = 0.02", "rule.max_kl=0.02"),
+    "f128": ("8 environments, fragments of 128", "env.count=8 fragment=128"),
+    "full20": ("value fit of 20 steps on the whole batch", "value.epochs=20 value.minibatch=0"),
+    "lam90": ("λ = 0.9", "gae_lambda=0.9"),
+    "g995-s0": ("γ = 0.995", "discount=0.995"),
+    "stagger": ("staggered first episodes", "env.stagger=true"),
     "anneal": ("δ falls linearly from 0.01 to 0.0005", None),
     "kl02-to-001": ("δ falls linearly from 0.02 to 0.001", None),
     "floor10": ("σ at least 0.1", "policy.min_std=0.1"),
-    "floor20": ("σ at least 0.2", ""),
+    "floor20": ("σ at least 0.2", "policy.min_std=0.2"),
+    "floor": ("the same, later code", "policy.min_std=0.2"),
     "floor30": ("σ at least 0.3", "policy.min_std=0.3"),
-    "floor": ("σ at least 0.2: the defaults since", ""),
-    "floor-stagger": ("the defaults since, staggered first episodes", "env.stagger=true"),
-    "floor-stagger-kl02": ("the same, δ = 0.02", "env.stagger=true rule.max_kl=0.02"),
+    "floor-stagger": ("σ at least 0.2, staggered", "policy.min_std=0.2 env.stagger=true"),
+    "floor-stagger-kl02": ("the same, δ = 0.02", "policy.min_std=0.2 env.stagger=true rule.max_kl=0.02"),
+    "g995": ("σ at least 0.2, γ = 0.995", "policy.min_std=0.2 discount=0.995"),
 }
 """What was changed in the runs of a million steps below ``results/trials``, and how to say it now; None: not kept."""
 

@@ -38,7 +38,7 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: trpo.PolicyConfig(hidden=(64, 0)), ["policy.hidden=(64, 0)", "64 64"]),
     (lambda: trpo.PolicyConfig(initial_std=0.0), ["policy.initial_std=0.0", "> 0", "0.6 is usual"]),
     (lambda: trpo.PolicyConfig(initial_std=NAN), ["policy.initial_std=nan"]),
-    (lambda: trpo.PolicyConfig(min_std=-0.1), ["policy.min_std=-0.1", "≥ 0", "0.2 is usual"]),
+    (lambda: trpo.PolicyConfig(min_std=-0.1), ["policy.min_std=-0.1", "≥ 0", "0 sets no bound"]),
     (lambda: trpo.PolicyConfig(min_std=0.6), ["policy.min_std=0.6", "below policy.initial_std=0.6"]),
     (lambda: trpo.PolicyConfig(min_std=NAN), ["policy.min_std=nan"]),
     (lambda: trpo.PolicyConfig(last_layer_scale=-1.0), ["policy.last_layer_scale=-1.0", "0.01 is usual"]),

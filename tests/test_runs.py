@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import equinox as eqx
 import gymnasium as gym
@@ -136,19 +135,3 @@ def test_a_rule_in_the_configuration_given_to_the_loop_is_used():
     for _, metrics in trpo.iterations("probe:both", agent, config):
         assert metrics["max_kl"] == pytest.approx(0.0025)
         assert metrics["mean_kl"] <= metrics["max_kl"]
-
-
-def test_a_run_of_before_a_setting_existed_goes_on_without_it(tmp_path):
-    """σ had no lower bound: the stored parameters mean what they meant then."""
-    config = trpo.Config(steps=64, fragment=8, env=trpo.EnvConfig("probe:continuous", count=8))
-    config = dataclasses.replace(config, policy=trpo.PolicyConfig(hidden=(8,), min_std=0.0))
-    agent = trpo.train("probe:continuous", config=config, preset="none", out=tmp_path / "run", quiet=True)
-    path = tmp_path / "run" / "config.json"
-    data = json.loads(path.read_text())
-    del data["config"]["policy"]["min_std"], data["config"]["env"]["stagger"]
-    path.write_text(json.dumps(data))
-    loaded = trpo.load(tmp_path / "run")
-    assert loaded.config.policy.min_std == 0
-    assert not loaded.config.env.stagger
-    observation = np.zeros((3, agent.spec.observation_size), np.float32)
-    np.testing.assert_array_equal(loaded.module(observation).log_std, agent.module(observation).log_std)

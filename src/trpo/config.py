@@ -100,8 +100,8 @@ class PolicyConfig:
     activation: Literal["tanh", "relu"] = "tanh"
     initial_std: float = 0.6
     """σ of a Gaussian policy at the start."""
-    min_std: float = 0.2
-    """σ never falls below this: a policy without noise soon forgets every state that it no longer meets."""
+    min_std: float = 0.0
+    """σ never falls below this. A policy without noise forgets every state that it no longer meets."""
     state_dependent_std: bool = False
     """Let the network output σ too."""
     last_layer_scale: float = 0.01
@@ -115,7 +115,7 @@ class PolicyConfig:
             0 <= self.min_std < self.initial_std,
             "policy.min_std",
             self.min_std,
-            f"≥ 0 and below policy.initial_std={self.initial_std}; 0.2 is usual, 0 sets no bound",
+            f"≥ 0 and below policy.initial_std={self.initial_std}; 0 sets no bound",
         )
         _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
 

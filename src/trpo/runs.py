@@ -65,10 +65,6 @@ def _graceful() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-_BEFORE: dict[str, dict[str, Any]] = {"policy": {"min_std": 0.0}}
-"""What settings were before there was a field for them."""
-
-
 def write_config(run: Path, agent: Agent, custom: bool) -> None:
     """Write ``config.json``: settings and spaces, all that is needed to rebuild the agent without a simulator."""
     data = {
@@ -94,8 +90,6 @@ def read_config(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if data.get("format") != FORMAT:
         raise ValueError(f"{path} has format {data.get('format')!r}, but this version reads format {FORMAT}")
-    for group, settings in _BEFORE.items():  # a run keeps the settings that it began with
-        data["config"][group] = settings | data["config"].get(group, {})
     return data
 
 
