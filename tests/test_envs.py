@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ from trpo.envs import (
 from trpo.envs.probes import TIME_LIMIT, Probe
 
 SEEDS = [11, 7, 2**32 - 1, 0]
+
+
+@pytest.fixture(params=[True, False], ids=["looking", "by pipe"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which processes can wait for each other, whatever the machine would choose."""
+    monkeypatch.setattr("trpo.envs.workers.can_look", lambda workers: request.param)
 
 
 @pytest.fixture
@@ -378,13 +385,14 @@ def breaking_env(when: str) -> Callable[[], gym.Env]:
     return make
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("when", ["init", "reset", "auto-reset", "step"])
-def test_an_environment_that_raises(when: str, workers: int) -> None:
+def test_an_environment_that_raises(when: str, workers: int, either_way: None) -> None:
     before = shared_memory()
-    if when == "init" and workers == 0:
+    if when == "init" and workers < 2:  # with one worker, one of the two environments is this process's
         with pytest.raises(Exception, match="door 1 of 2 is locked"):  # its own, with its own traceback
-            make_envs(breaking_env(when), 2)
+            make_envs(breaking_env(when), 2, workers)
+        assert multiprocessing.active_children() == []
         return
 
     def run() -> None:
@@ -413,10 +421,11 @@ def test_a_value_error_in_a_worker_is_a_value_error_here(kind: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before", "during"])
-def test_a_killed_worker(moment: str) -> None:
+def test_a_killed_worker(moment: str, either_way: None) -> None:
     """Between two steps the parent cannot write to it, within a step it cannot read from it."""
     before = shared_memory()
     limit = 3 if moment == "during" else 10**9
+    parent = os.getpid()
 
     def make() -> gym.Env:
         import os
@@ -429,23 +438,23 @@ def test_a_killed_worker(moment: str) -> None:
 
             def step(self, action: Any) -> Any:
                 self.steps += 1
-                if self.steps == limit:
+                if self.steps == limit and os.getpid() != parent:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return super().step(action)
 
         return Suicidal("endless")
 
-    envs = make_envs(make, 4, 2)
-    envs.reset([0, 1, 2, 3])
-    envs.step(np.zeros(4, int))
+    envs = make_envs(make, 6, 2)
+    envs.reset(list(range(6)))
+    envs.step(np.zeros(6, int))
     if moment == "before":
         victim = sorted(multiprocessing.active_children(), key=lambda process: process.pid)[-1]
         os.kill(victim.pid, signal.SIGKILL)
         victim.join(5)
     if moment == "during":
-        envs.step(np.zeros(4, int))  # two environments in a worker, and each takes its third step next
+        envs.step(np.zeros(6, int))  # two environments in a process, and each takes its third step next
     with pytest.raises(EnvironmentFailure, match=r"environment worker \d died \(exit code -9"):
-        envs.step(np.zeros(4, int))
+        envs.step(np.zeros(6, int))
     envs.close()
     envs.close()  # twice does no harm
     assert multiprocessing.active_children() == []
@@ -468,6 +477,24 @@ def test_workers_leave_nothing_behind_and_print_nothing() -> None:
     done = run_program(program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert shared_memory() <= before
+
+
+def test_processes_give_what_one_gives(closing: Callable, either_way: None) -> None:
+    """Bit for bit, also where there are fewer environments than processes, and after a pause as long as an update."""
+    for count, workers in ((5, 1), (5, 2), (3, 3), (1, 1)):
+        one, several = (closing(make_envs("Pendulum-v1", count, k)) for k in (0, workers))
+        seeds = list(range(count))
+        np.testing.assert_array_equal(one.reset(seeds), several.reset(seeds))
+        rng = np.random.default_rng(0)
+        for t in range(210):  # beyond the time limit of 200
+            action = rng.normal(size=(count, 1)).astype(np.float32)
+            for a, b in zip(one.step(action), several.step(action), strict=True):
+                np.testing.assert_array_equal(a, b)
+            if t in (3, 50):
+                time.sleep(0.02)  # a worker that looks for a step has given up and sleeps
+            if t == 100:
+                which = np.arange(count)[::2]
+                np.testing.assert_array_equal(one.restart(which), several.restart(which))
 
 
 def run_program(program: str) -> subprocess.CompletedProcess[str]:

@@ -39,7 +39,7 @@ class EnvConfig:
     count: int = 16
     """Environments stepped together."""
     workers: int = 0
-    """Processes to spread them over; 0 steps them in this one."""
+    """Other processes that step a share of them; 0 steps all in this one."""
     devices: int = 0
     """Environments in JAX: devices to spread them over; 0 takes all."""
     stagger: bool = False

@@ -46,7 +46,7 @@ def make_envs(env: str | MakeEnv, count: int, workers: int = 0, rescale_actions:
         env: a Gymnasium id (``Hopper-v5``, or ``module:Id-v0`` to import a module of yours first), ``probe:NAME``,
             ``envpool:ID``, or a function without arguments that returns a ``gymnasium.Env``.
         count: how many.
-        workers: 0 steps them in this process; K spreads them over K processes.
+        workers: 0 steps them in this process; K spreads them over this one and K others.
         rescale_actions: map [−1, 1] onto finite Box bounds.
 
     Raises:
