@@ -33,20 +33,23 @@ def whole_runs() -> list[str]:
         f"networks, joint δ = {work['max_kl']}, damping {work['damping']}, {work['cg_iterations']} conjugate-gradient "
         "iterations, and",
         "the value fit of the peer compared with (sb3-contrib: 10 epochs of minibatches of 128; Tianshou: 20 steps",
-        "on the whole batch), all on Gymnasium's environments stepped in the same process, taking turns on two cores.",
+        "on the whole batch), all on Gymnasium's environments, taking turns on two cores; *simulator*: 16 environments",
+        "stepped one after the other in one process with random actions, nothing else.",
         f"Ratios of times round by round, median (smallest–largest), {data['rounds']} rounds. "
         "Command: `python -m benchmarks.peers`.",
         "",
-        "| environment | against | ours, steps/s | theirs | times faster | target | met | ours / simulator (≤ 1.25) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| environment | against | ours steps in | ours, steps/s | theirs | times faster | target | met | "
+        "time / simulator's (≤ 1.25) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for whole in data["whole"]:
         rate = whole["steps_per_second"]
         for row in whole["rows"]:
-            mine = rate[f"trpo, work of {row['against']}"]["median"]
+            theirs = rate[row["against"]]["median"]
+            mine = rate[f"trpo, {row['how']}, work of {row['against']}"]["median"]
             met = "yes" if row["met"] else "at the simulator's limit" if row["at_the_limit"] else "no"
             lines.append(
-                f"| {whole['env']} | {row['against']} | {mine:.0f} | {rate[row['against']]['median']:.0f} | "
+                f"| {whole['env']} | {row['against']} | {row['how']} | {mine:.0f} | {theirs:.0f} | "
                 f"**{_ratio(row['ratio'])}** | ≥ {row['target']:g} | {met} | {_ratio(row['over_simulator'])} |"
             )
     lines += ["", "| environment | what | steps/s |", "|---|---|---|"]
@@ -69,8 +72,7 @@ def whole_runs() -> list[str]:
     lines += ["| environment | against | policy update, times faster | value fit, times faster | MiB: ours / theirs |"]
     lines += ["|---|---|---|---|---|"]
     for whole, updates, memory in zip(data["whole"], data["updates"], data["memory"], strict=True):
-        for row in whole["rows"]:
-            name = row["against"]
+        for name in dict.fromkeys(row["against"] for row in whole["rows"]):
             fit = next(f for f in data["fits"] if f["env"] == whole["env"] and f["against"] == name)
             used = memory["bytes"]
             lines.append(
