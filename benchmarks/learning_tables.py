@@ -47,6 +47,8 @@ interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the 
 every 50,000 steps. *published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above that.
 """
 
+NAMES = {"sb3_contrib": "sb3-contrib", "tianshou": "Tianshou"}
+
 Records = dict[str, dict[str, list[dict[str, Any]]]]
 
 
@@ -216,6 +218,19 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "full20": ("value fit of 20 steps on the whole batch", "value.epochs=20 value.minibatch=0"),
     "lam90": ("λ = 0.9", "gae_lambda=0.9"),
     "g995-s0": ("γ = 0.995", "discount=0.995"),
+    "clip3": ("observations clipped at 3 standard deviations", "observation_clip=3"),
+    "b2048-kl02-full20": (
+        "16 environments, fragments of 128, δ = 0.02, value fit of 20 steps on the whole batch",
+        "fragment=128 rule.max_kl=0.02 value.epochs=20 value.minibatch=0",
+    ),
+    "g9999-zoo": (
+        "γ = 0.9999, 2 environments, fragments of 1024, δ = 0.02, 20 epochs",
+        "discount=0.9999 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20",
+    ),
+    "g9999-l98": (
+        "γ = 0.9999, λ = 0.98, 4 environments, fragments of 512, δ = 0.02, 20 epochs",
+        "discount=0.9999 gae_lambda=0.98 env.count=4 fragment=512 rule.max_kl=0.02 value.epochs=20",
+    ),
     "stagger": ("staggered first episodes", "env.stagger=true"),
     "anneal": ("δ falls linearly from 0.01 to 0.0005", None),
     "kl02-to-001": ("δ falls linearly from 0.02 to 0.001", None),
@@ -297,7 +312,7 @@ def readme() -> list[str]:
     data = peer_tables.load()
     for whole in data["whole"] if data else ():
         best = [row for row in whole["rows"] if row["how"] == "two processes"]
-        parts = [f"{row['ratio']['median']:.1f} times as fast as {row['against']}" for row in best]
+        parts = [f"{row['ratio']['median']:.1f} times as fast as {NAMES[row['against']]}" for row in best]
         over = 1 / best[0]["over_simulator"]["median"]
         lines.append(
             f"* Training on {whole['env']}, two cores, equal work, the same simulator: {', '.join(parts)}; {over:.2f} "
