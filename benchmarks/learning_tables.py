@@ -218,11 +218,7 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "full20": ("value fit of 20 steps on the whole batch", "value.epochs=20 value.minibatch=0"),
     "lam90": ("λ = 0.9", "gae_lambda=0.9"),
     "g995-s0": ("γ = 0.995", "discount=0.995"),
-    "clip3": ("observations clipped at 3 standard deviations", "observation_clip=3"),
-    "b2048-kl02-full20": (
-        "16 environments, fragments of 128, δ = 0.02, value fit of 20 steps on the whole batch",
-        "fragment=128 rule.max_kl=0.02 value.epochs=20 value.minibatch=0",
-    ),
+    "std30": ("initial σ = 0.3", "policy.initial_std=0.3"),
     "g9999-zoo": (
         "γ = 0.9999, 2 environments, fragments of 1024, δ = 0.02, 20 epochs",
         "discount=0.9999 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20",
