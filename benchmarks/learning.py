@@ -263,18 +263,16 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 def nested(assignments: Sequence[str]) -> dict[str, Any]:
     """Turn ``["rule.max_kl=0.02"]`` into nested changes; values are JSON, or strings."""
-    changes: dict[str, Any] = {}
+    from trpo.sweeps import nested as nest
+
+    changes = {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
-        *groups, leaf = name.split(".")
-        place = changes
-        for group in groups:
-            place = place.setdefault(group, {})
         try:
-            place[leaf] = json.loads(text)
+            changes[name] = json.loads(text)
         except ValueError:
-            place[leaf] = text
-    return changes
+            changes[name] = text
+    return nest(changes)
 
 
 def _one_thread() -> None:

@@ -214,9 +214,6 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "defaults": ("defaults, latest code, evaluated in Gymnasium at the end", ""),
     "double-pendulum": ("the double pendulum's preset", "policy.min_std=0.2"),
     "kl02": ("δ = 0.02", "rule.max_kl=0.02"),
-    "f128": ("8 environments, fragments of 128", "env.count=8 fragment=128"),
-    "full20": ("value fit of 20 steps on the whole batch", "value.epochs=20 value.minibatch=0"),
-    "lam90": ("λ = 0.9", "gae_lambda=0.9"),
     "g995-s0": ("γ = 0.995", "discount=0.995"),
     "std30": ("initial σ = 0.3", "policy.initial_std=0.3"),
     "g9999-zoo": (

@@ -19,6 +19,13 @@ _UPDATES = Path(__file__).with_name("peer_worker.py")
 _TRAINING = Path(__file__).with_name("peer_training.py")
 
 
+def installed(python: Path) -> bool:
+    """Return whether the peers' interpreter is there; if not, say how to make it."""
+    if not python.exists():
+        print(f"No interpreter at {python}: the peers are left out. To compare with them, run\n\n    {INSTALL}\n")
+    return python.exists()
+
+
 class _Worker:
     """A script in a library's own interpreter."""
 

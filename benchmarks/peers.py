@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases, speed, whole_run
-from benchmarks.peer_process import INSTALL, LIBRARIES, Peer, TrainingPeer
+from benchmarks.peer_process import LIBRARIES, Peer, TrainingPeer, installed
 from benchmarks.timing import Background, interleave, machine, met, pin, ratios, repeat, summary, versions
 
 RESULTS = Path(__file__).with_name("results") / "peers.json"
@@ -209,11 +209,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"rounds": rounds, "iterations": iterations, "quick": arguments.quick, "work": WORK}
     report |= {"value_fit": VALUE_FIT, "whole": [], "updates": [], "fits": [], "memory": []}
     report["versions"] = versions("jax", "jaxlib", "numpy", "gymnasium", "mujoco", "trpo")
-    found = arguments.peer_python.exists()
-    if not found:
-        print(
-            f"No interpreter at {arguments.peer_python}: ours alone. To compare with the peers, run\n\n    {INSTALL}\n"
-        )
+    found = installed(arguments.peer_python)
     for env in arguments.env:
         with ExitStack() as stack:
             peers = {}

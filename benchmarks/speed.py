@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases, products
-from benchmarks.peer_process import INSTALL, LIBRARIES, Peer
+from benchmarks.peer_process import LIBRARIES, Peer, installed
 from benchmarks.timing import Background, interleave, machine, met, pin, ratios, repeat, summary, turn, versions
 
 TARGETS = {"sb3_contrib": 4.0, "tianshou": 3.0}
@@ -90,8 +90,7 @@ def _verdict(reached: bool) -> str:
 
 def start_peers(python: Path, threads: int, stack: ExitStack) -> list[Peer]:
     """Start a worker for each library, or say what is missing."""
-    if not python.exists():
-        print(f"No interpreter at {python}: the peers are left out. To compare with them, run\n\n    {INSTALL}\n")
+    if not installed(python):
         return []
     return [stack.enter_context(closing(Peer(python, library, threads))) for library in LIBRARIES]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import commit
-from benchmarks.peer_process import INSTALL, TrainingPeer
+from benchmarks.peer_process import TrainingPeer, installed
 from benchmarks.timing import machine, versions
 
 RESULTS = Path(__file__).with_name("results") / "time_to_score"
@@ -122,9 +122,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-peers/bin/python"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    known = options.peer_python.exists()
-    if not known:
-        print(f"No interpreter at {options.peer_python}: ours alone. To compare, run\n\n    {INSTALL}\n")
+    known = installed(options.peer_python)
     context = multiprocessing.get_context("spawn")
     for seed in options.seeds:
         for task in options.tasks:
