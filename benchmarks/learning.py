@@ -5,9 +5,9 @@
     python -m benchmarks.learning --tasks Hopper-v5:300000 --variant default --variant two updates_per_batch=2
 
 Training is done in EnvPool where it has the task (``tests/test_envpool_equals_gymnasium.py``: the same dynamics and
-rewards), otherwise, and for Box2D's tasks (which need ``box2d``), in Gymnasium. Every ``--every`` steps the policy is evaluated, deterministically and
-stochastically, and everything is saved: interrupt the command at any point, and the same command goes on from there.
-The last evaluation is in Gymnasium.
+rewards), otherwise, and for Box2D's tasks (they need ``gymnasium[box2d]``), in Gymnasium. Every ``--every`` steps the
+policy is evaluated, deterministically and stochastically, and everything is saved: interrupt the command at any point,
+and the same command goes on from there. The last evaluation is in Gymnasium.
 """
 
 from __future__ import annotations
