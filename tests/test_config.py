@@ -58,6 +58,8 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: trpo.Config(rule=trpo.RuleConfig(cg_tolerance=2.0)), ["cg_tolerance=2.0", "[0, 1]"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(backtrack_ratio=1.0)), ["backtrack_ratio=1.0", "(0, 1)", "0.8"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(max_backtracks=-1)), ["max_backtracks=-1", "10 is usual"]),
+    (lambda: trpo.Config(final_discount=1.0), ["final_discount=1.0", "in [0, 1)"]),
+    (lambda: trpo.Config(discount=1.0, final_discount=0.99), ["discount=1.0", "< 1"]),
 ]
 
 

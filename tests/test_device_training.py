@@ -285,32 +285,33 @@ class Pieces:
         # Through the host's memory, as the host's own trajectories come.
         return rollout, jax.device_get(trajectory), fit_key
 
-    def learn(self, learner: Any, trajectory: Any, fit_key: Any) -> Any:
+    def learn(self, learner: Any, trajectory: Any, fit_key: Any, iteration: int) -> Any:
         """The learner after the update of the policy and the fit of the value function."""
         value = self.agent.value
-        learner, data, info = _improve(self.agent.policy, value, self.hyper, learner, trajectory)
+        learner, data, info = _improve(self.agent.policy, value, self.hyper, learner, trajectory, iteration)
         assert info.finite
         return dataclasses.replace(learner, value=_refit(value, self.hyper, learner.value, data, fit_key)[0])
 
 
 @functools.cache
-def walked() -> tuple[list[Any], list[Any]]:
+def walked(final_discount: float | None = None) -> tuple[list[Any], list[Any]]:
     """Rollouts and learners after each of four iterations by hand."""
-    pieces = Pieces(WALK, configure())
+    pieces = Pieces(WALK, configure(final_discount=final_discount))
     rollout, learner = pieces.begin(), pieces.agent.learner
     rolled, learners = [], []
     for k in range(4):
         rollout, trajectory, fit_key = pieces.collect(learner, rollout, k)
-        learner = pieces.learn(learner, trajectory, fit_key)
+        learner = pieces.learn(learner, trajectory, fit_key, k)
         rolled.append(rollout)
         learners.append(learner)
     return rolled, learners
 
 
-def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
+@pytest.mark.parametrize("final_discount", [None, 0.5])
+def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float | None) -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
-    config = configure()
-    rolled, learners = walked()
+    config = configure(final_discount=final_discount)
+    rolled, learners = walked(final_discount)
     agent = trpo.make_agent(WALK, config)
     setup = Setup.of(WALK, agent, config, stacked=False, layout=Layout())
     key, hyper = jax.random.key(config.seed), Hyper.of(config, agent.rule)
@@ -323,6 +324,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
         assert bits(member.learner) == bits(learners[k])
     assert bits(member.learner.policy) != bits(agent.learner.policy)
     assert bits(member.learner.value) != bits(agent.learner.value)
+    assert final_discount is None or bits(learners[1].policy) != bits(walked()[1][1].policy)
 
 
 def test_chunks_are_that_iteration_too() -> None:

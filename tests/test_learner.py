@@ -134,9 +134,10 @@ class Account:
         module = self.case.agent.value.bind(state.params)
         return scale * network(module.network, self.seen(raw))[..., 0]
 
-    def advantages(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def advantages(self, gamma: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return Â, targets and V, by the double loop."""
-        t, gamma, lam = self.case.trajectory, self.case.config.discount, self.case.config.gae_lambda
+        t, lam = self.case.trajectory, self.case.config.gae_lambda
+        gamma = self.case.config.discount if gamma is None else gamma
         v, after = self.value(t.observation), self.value(t.next_observation)
         delta = t.reward + gamma * np.where(t.terminated, 0, after) - v
         advantage = np.zeros_like(delta)
@@ -222,6 +223,17 @@ def test_value_targets_are_lambda_returns_of_the_batch(name: str, request: pytes
         batch.observation, account.seen(case.trajectory.observation).reshape(len(batch.target), -1), atol=1e-4
     )
     np.testing.assert_allclose(batch.weight, 1 / (COUNT * FRAGMENT), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("iteration", "gamma"), [(0, 0.5), (5, 0.9), (10, 0.98), (99, 0.98)])
+def test_the_horizon_grows_geometrically_to_the_final_discount(pendulum: Case, iteration: int, gamma: float) -> None:
+    """Halfway from γ = 0.5 to 0.98 the horizon is 10, the geometric mean of 2 and 50."""
+    hyper = dataclasses.replace(pendulum.hyper, discount=0.5, final_discount=0.98, iterations=10.0)
+    _, batch, _ = pendulum.compiled.improve(hyper, pendulum.learner, pendulum.trajectory, iteration)
+    _, target, _ = Account(pendulum).advantages(gamma)
+    np.testing.assert_allclose(batch.target, target.ravel(), rtol=2e-3, atol=2e-3 * np.abs(target).max())
+    other = Account(pendulum).advantages(1 - (1 - gamma) * 1.1)[1]  # the horizon a tenth shorter
+    assert np.abs(other - target).max() > 4e-3 * np.abs(target).max()
 
 
 # ---------------------------------------------------------------- rows 2 and 16: nothing has moved before the step

@@ -170,7 +170,9 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
     discount: float = 0.99
-    """γ."""
+    """γ; with ``final_discount``, at the start."""
+    final_discount: float | None = None
+    """γ at the end: 1 − γ falls geometrically on the way, so that falling later than the horizon begins to count."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation."""
     updates_per_batch: int = 1
@@ -194,6 +196,9 @@ class Config:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
         _require(self.fragment >= 1, "fragment", self.fragment, "≥ 1; 64 is usual")
         _require(0 <= self.discount <= 1, "discount", self.discount, "in [0, 1]; 0.99 is usual")
+        if self.final_discount is not None:
+            _require(0 <= self.final_discount < 1, "final_discount", self.final_discount, "in [0, 1); 0.998 is usual")
+            _require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
         _require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]; 0.95 is usual")
         _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "≥ 1")
         _require(self.fisher_subsample >= 1, "fisher_subsample", self.fisher_subsample, "≥ 1; the paper used 10")

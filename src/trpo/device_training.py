@@ -115,7 +115,7 @@ def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tu
     # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
     # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
     trajectory = jax.lax.optimization_barrier(setup.layout.constrain_batch(trajectory))
-    improved, batch, info = improve(setup.policy, setup.value, hyper, learner, trajectory)
+    improved, batch, info = improve(setup.policy, setup.value, hyper, learner, trajectory, member.iteration)
     value, fit = refit(setup.value, hyper, learner.value, batch, fit_key)
     improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))
     sound = info.finite & fit.finite

@@ -98,7 +98,7 @@ class HostLoop:
             trajectory = self.rollout.collect(self.policy, np.asarray(noise))
             collected = time.perf_counter()
             previous, fitted = learner, value_info
-            learner, batch, info = self.compiled.improve(self.hyper, learner, trajectory)
+            learner, batch, info = self.compiled.improve(self.hyper, learner, trajectory, iteration)
             info = jax.device_get(info)
             steps += int(trajectory.valid.sum())
             iteration += 1

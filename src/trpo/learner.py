@@ -53,6 +53,9 @@ class Hyper(eqx.Module):
     rule: Any
     value_fit: Any
     discount: float | Scalar
+    final_discount: float | Scalar | None
+    """Where γ goes over ``iterations``, if anywhere."""
+    iterations: float | Scalar
     gae_lambda: float | Scalar
     observation_clip: float = eqx.field(static=True)
     updates_per_batch: int = eqx.field(static=True)
@@ -70,6 +73,8 @@ class Hyper(eqx.Module):
             rule=config.rule.build() if rule is None else rule,
             value_fit=config.value.build(),
             discount=config.discount,
+            final_discount=config.final_discount,
+            iterations=config.steps / config.batch,
             gae_lambda=config.gae_lambda,
             observation_clip=config.observation_clip,
             updates_per_batch=config.updates_per_batch,
@@ -79,6 +84,17 @@ class Hyper(eqx.Module):
             normalise_returns=config.value.normalise_returns,
             strata=strata,
         )
+
+    def discount_at(self, iteration: Any) -> Any:
+        """Return γ of an iteration, 1 − γ_k = (1 − γ)^(1 − s) (1 − γ_final)^s with s = k / iterations, at most 1.
+
+        The horizon 1 / (1 − γ_k) thus grows by the same factor in every iteration (a growing discount: François-Lavet,
+        Fonteneau and Ernst 2015, arXiv:1512.02011).
+        """
+        if self.final_discount is None:
+            return self.discount
+        share = jnp.clip(iteration / self.iterations, 0.0, 1.0)
+        return 1 - (1 - self.discount) ** (1 - share) * (1 - self.final_discount) ** share
 
 
 class IterationInfo(eqx.Module):
@@ -96,11 +112,17 @@ class IterationInfo(eqx.Module):
 
 
 def improve(
-    policy: PolicyFunction, value: ModuleFunction, hyper: Hyper, learner: Learner, trajectory: Trajectory
+    policy: PolicyFunction,
+    value: ModuleFunction,
+    hyper: Hyper,
+    learner: Learner,
+    trajectory: Trajectory,
+    iteration: Any = 0,
 ) -> tuple[Learner, ValueBatch, IterationInfo]:
     """Steps 3–6 and 8 of an iteration: advantages, trust-region updates, observation statistics.
 
-    Pure: no key, no environment. Returns the learner with its old value function, and the data to refit that with.
+    Pure: no key, no environment; ``iteration``, from 0, matters to γ alone. Returns the learner with its old value
+    function, and the data to refit that with.
     """
     weight = trajectory.valid / jnp.maximum(jnp.sum(trajectory.valid), 1).astype(jnp.result_type(float))
     clean = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory)
@@ -110,7 +132,8 @@ def improve(
         seen, following = normaliser(seen), normaliser(following)
     v = predict(value, learner.value, seen, hyper.normalise_returns)
     next_v = predict(value, learner.value, following, hyper.normalise_returns)
-    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, hyper.discount, hyper.gae_lambda)
+    discount = hyper.discount_at(iteration)
+    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
     target = lambda_returns(advantage, v)
     observations = learner.observations
     if hyper.normalise_observations:
