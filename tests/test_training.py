@@ -138,7 +138,7 @@ def test_seeds_come_from_the_global_index_of_an_environment() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_equals_not_stopping(env: str, workers: int) -> None:
     """Row 23. Eight steps a fragment: the episodes of ``endless`` are ten long and under way at the break."""
-    config = configure(env, env=trpo.EnvConfig(env, count=4), iterations=5)
+    config = configure(env, env=trpo.EnvConfig(env, count=4), iterations=5, final_discount=0.9)
     _, states, metrics = run(config)
     other = dataclasses.replace(config, env=dataclasses.replace(config.env, workers=workers))
     middle = states[1]
@@ -197,7 +197,7 @@ jax.monitoring.register_event_duration_secs_listener(
 @pytest.mark.parametrize("kind", ["trpo", "penalty"])
 def test_only_the_first_iteration_compiles(kind: str) -> None:
     value = trpo.ValueConfig(hidden=(), method="gauss-newton" if kind == "penalty" else "adam")
-    config = configure("probe:both", iterations=5, fragment=7, rule=trpo.RuleConfig(kind), value=value)
+    config = configure("probe:both", 5, fragment=7, rule=trpo.RuleConfig(kind), value=value, final_discount=0.999)
     agent = trpo.make_agent("probe:both", config)
     counts = []
     COMPILED.clear()
@@ -208,13 +208,15 @@ def test_only_the_first_iteration_compiles(kind: str) -> None:
 
 
 def test_another_run_with_other_floats_compiles_nothing() -> None:
-    config = configure("probe:both", iterations=2)
+    config = configure("probe:both", iterations=2, final_discount=0.999)
     run(config)
     changed = dataclasses.replace(
         config,
+        steps=config.steps - config.batch,
         seed=5,
         rule=trpo.RuleConfig(max_kl=0.5, damping=0.3, cg_tolerance=0.1, backtrack_ratio=0.3),
         discount=0.5,
+        final_discount=0.9,
         gae_lambda=0.25,
         value=dataclasses.replace(config.value, learning_rate=0.5),
         policy=dataclasses.replace(config.policy, last_layer_scale=1.0),
@@ -273,6 +275,7 @@ ALTERNATIVES: dict[str, Any] = {
     "seed": 1,
     "fragment": 9,
     "discount": 0.5,
+    "final_discount": 0.5,
     "gae_lambda": 0.5,
     "updates_per_batch": 2,
     "fisher_subsample": 2,
