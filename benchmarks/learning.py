@@ -46,6 +46,8 @@ SUITES = {
     "mujoco": [f"{name}-v5:1000000" for name in MUJOCO],
     "classic": [f"{name}:{steps}" for name, steps in CLASSIC.items()],
 }
+ONE = {"mujoco": "mujoco", "classic": "none"}
+"""The preset that is the one setting for all tasks of a suite; none: the defaults of ``trpo.Config``."""
 CURVE_EVERY = 10
 """Iterations between points of the training curve."""
 
@@ -290,20 +292,22 @@ def plan(options: argparse.Namespace) -> list[Job]:
     if options.variant:
         variants = [(v[0], nested(v[1:]), options.preset) for v in options.variant]
     elif options.suite:
-        variants = [("one", {}, "none"), ("preset", {}, "auto")]
+        variants = [("one", {}, ONE[options.suite]), ("preset", {}, "auto")]
     else:
         variants = [("default", {}, options.preset)]
     rest = (options.every, options.episodes, options.simulator, options.out)
     jobs = [Job(t, n, s, c, p, *rest) for s in options.seeds for t in tasks for n, c, p in variants]
-    return [job for job in jobs if job.variant != "preset" or has_preset(job.env)]
+    one = ONE[options.suite] if options.suite else "none"
+    return [job for job in jobs if job.variant != "preset" or has_preset(job.env, one)]
 
 
-def has_preset(env: str) -> bool:
-    """Return whether the environment's preset changes anything: otherwise it is the one setting again."""
+def has_preset(env: str, one: str) -> bool:
+    """Return whether the environment's preset differs from the one setting of the suite."""
     import trpo
     from trpo.presets import apply_preset
 
-    return bool(apply_preset(trpo.Config(env=trpo.EnvConfig(env)))[2])
+    config = trpo.Config(env=trpo.EnvConfig(env))
+    return apply_preset(config)[0] != apply_preset(config, one)[0]
 
 
 def line(record: dict[str, Any]) -> str:

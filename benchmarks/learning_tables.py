@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks import peer_tables
 from benchmarks.learning import SUITES
 from trpo.aggregate import curves_on_grid, interval
+from trpo.config import Config
+from trpo.presets import describe
 
 RESULTS = Path(__file__).with_name("results")
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "learning.png"
@@ -39,12 +41,13 @@ PUBLISHED: dict[str, tuple[float, str]] = {
 """The best published score we know after as many steps, and whose: TRPO's unless said; earlier task versions."""
 
 PROTOCOL = """
-*one*: the defaults of `trpo.Config` and nothing else; *preset*: what `trpo train` does by itself, listed where it
-differs. Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards and
-first states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes, is in
+*one*: the same settings for all tasks, listed below; *preset*: what `trpo train` does by itself, where it differs.
+Two runs side by side, one core each. Trained in EnvPool where it has the task (that dynamics, rewards and first
+states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last evaluation, 20 episodes, is in
 Gymnasium. *last*: mean ± standard deviation over seeds of the deterministic evaluation at the end; *IQM*: its
-interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the evaluations on the way, one
-every 50,000 steps. *published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above that.
+interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the evaluations on the way,
+one every 50,000 steps. *published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above
+that.
 """
 
 NAMES = {"sb3_contrib": "sb3-contrib", "tianshou": "Tianshou"}
@@ -154,7 +157,32 @@ def _suite_tables(name: str, title: str, figure: Path) -> list[str]:
                 f"{spread(returns(records, 'stochastic'))} | {max(r['largest_mean_kl'] for r in records):.5f} | "
                 f"{records[0]['config']['rule']['max_kl']} |"
             )
+    lines += ["", "Settings, where they differ from the defaults:", ""]
+    first = next(iter(tasks.values()))["one"][0]
+    lines.append(f"* one: {_changes(first)}")
+    for task, variants in tasks.items():
+        if variants.get("preset"):
+            lines.append(f"* preset of {task.partition(':')[0]}: {_changes(variants['preset'][0])}")
     return [*lines, "", f"![Learning curves](figures/{figure.name})", ""]
+
+
+def _changes(record: dict[str, Any]) -> str:
+    """Write the settings of a run that are not the defaults."""
+    settings = _differing(record["config"], Config().to_json())
+    for name in ("steps", "seed"):
+        settings.pop(name, None)
+    settings.get("env", {}).pop("id", None)
+    text = describe({name: value for name, value in settings.items() if value != {}})
+    return f"`{text}`" if text else "none"
+
+
+def _differing(data: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        other = json.loads(json.dumps(others.get(name)))
+        if value != other:
+            found[name] = _differing(value, other) if isinstance(value, dict) else value
+    return found
 
 
 def _draw_suite(name: str, out: Path) -> None:

@@ -79,10 +79,12 @@ def test_the_command_line_makes_a_plan(tmp_path: Path) -> None:
     jobs = learning.plan(options)
     ones = [job for job in jobs if job.variant == "one"]
     assert len(ones) == 2 * 9
-    assert {job.preset for job in ones} == {"none"}
-    assert {job.env for job in jobs if job.variant == "preset"} == {
-        job.env for job in ones if learning.has_preset(job.env)
-    }
+    assert {job.preset for job in ones} == {"mujoco"}
+    special = {job.env for job in jobs if job.variant == "preset"}
+    assert special < {job.env for job in ones}
+    for one in ones:
+        preset = dataclasses.replace(one, variant="preset", preset="auto")
+        assert (learning.configure(one) != learning.configure(preset)) == (one.env in special)
     assert len({job.path for job in jobs}) == len(jobs)
     assert learning.nested(["rule.max_kl=0.02", "env.stagger=true", "value.hidden=[8,8]", "rule.name=penalty"]) == {
         "rule": {"max_kl": 0.02, "name": "penalty"},
