@@ -296,7 +296,7 @@ class Pieces:
 @functools.cache
 def walked(final_discount: float | None = None) -> tuple[list[Any], list[Any]]:
     """Rollouts and learners after each of four iterations by hand."""
-    pieces = Pieces(WALK, configure(final_discount=final_discount))
+    pieces = Pieces(WALK, configure(final_discount=final_discount, discount_steps=60))
     rollout, learner = pieces.begin(), pieces.agent.learner
     rolled, learners = [], []
     for k in range(4):
@@ -310,7 +310,7 @@ def walked(final_discount: float | None = None) -> tuple[list[Any], list[Any]]:
 @pytest.mark.parametrize("final_discount", [None, 0.5])
 def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float | None) -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
-    config = configure(final_discount=final_discount)
+    config = configure(final_discount=final_discount, discount_steps=60)
     rolled, learners = walked(final_discount)
     agent = trpo.make_agent(WALK, config)
     setup = Setup.of(WALK, agent, config, stacked=False, layout=Layout())

@@ -228,7 +228,7 @@ def test_value_targets_are_lambda_returns_of_the_batch(name: str, request: pytes
 @pytest.mark.parametrize(("iteration", "gamma"), [(0, 0.5), (5, 0.9), (10, 0.98), (99, 0.98)])
 def test_the_horizon_grows_geometrically_to_the_final_discount(pendulum: Case, iteration: int, gamma: float) -> None:
     """Halfway from γ = 0.5 to 0.98 the horizon is 10, the geometric mean of 2 and 50."""
-    hyper = dataclasses.replace(pendulum.hyper, discount=0.5, final_discount=0.98, iterations=10.0)
+    hyper = dataclasses.replace(pendulum.hyper, discount=0.5, final_discount=0.98, discount_iterations=10.0)
     _, batch, _ = pendulum.compiled.improve(hyper, pendulum.learner, pendulum.trajectory, iteration)
     _, target, _ = Account(pendulum).advantages(gamma)
     np.testing.assert_allclose(batch.target, target.ravel(), rtol=2e-3, atol=2e-3 * np.abs(target).max())

@@ -138,7 +138,7 @@ def test_seeds_come_from_the_global_index_of_an_environment() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_equals_not_stopping(env: str, workers: int) -> None:
     """Row 23. Eight steps a fragment: the episodes of ``endless`` are ten long and under way at the break."""
-    config = configure(env, env=trpo.EnvConfig(env, count=4), iterations=5, final_discount=0.9)
+    config = configure(env, env=trpo.EnvConfig(env, count=4), iterations=5, final_discount=0.9, discount_steps=100)
     _, states, metrics = run(config)
     other = dataclasses.replace(config, env=dataclasses.replace(config.env, workers=workers))
     middle = states[1]
@@ -217,6 +217,7 @@ def test_another_run_with_other_floats_compiles_nothing() -> None:
         rule=trpo.RuleConfig(max_kl=0.5, damping=0.3, cg_tolerance=0.1, backtrack_ratio=0.3),
         discount=0.5,
         final_discount=0.9,
+        discount_steps=50,
         gae_lambda=0.25,
         value=dataclasses.replace(config.value, learning_rate=0.5),
         policy=dataclasses.replace(config.policy, last_layer_scale=1.0),
@@ -275,7 +276,8 @@ ALTERNATIVES: dict[str, Any] = {
     "seed": 1,
     "fragment": 9,
     "discount": 0.5,
-    "final_discount": 0.5,
+    "final_discount": (0.5, {"discount_steps": 100}),
+    "discount_steps": (100, {"final_discount": 0.5}),
     "gae_lambda": 0.5,
     "updates_per_batch": 2,
     "fisher_subsample": 2,

@@ -172,7 +172,9 @@ class Config:
     discount: float = 0.99
     """γ; with ``final_discount``, at the start."""
     final_discount: float | None = None
-    """γ at the end: 1 − γ falls geometrically on the way, so that falling later than the horizon begins to count."""
+    """Where γ goes: 1 − γ falls geometrically, so that a fall beyond the first horizon begins to count."""
+    discount_steps: int = 1_000_000
+    """Environment steps until γ is ``final_discount``, however long the run."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation."""
     updates_per_batch: int = 1
@@ -199,6 +201,7 @@ class Config:
         if self.final_discount is not None:
             _require(0 <= self.final_discount < 1, "final_discount", self.final_discount, "in [0, 1); 0.998 is usual")
             _require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
+        _require(self.discount_steps >= 1, "discount_steps", self.discount_steps, "≥ 1; 1000000 is usual")
         _require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]; 0.95 is usual")
         _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "≥ 1")
         _require(self.fisher_subsample >= 1, "fisher_subsample", self.fisher_subsample, "≥ 1; the paper used 10")

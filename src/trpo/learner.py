@@ -54,8 +54,9 @@ class Hyper(eqx.Module):
     value_fit: Any
     discount: float | Scalar
     final_discount: float | Scalar | None
-    """Where γ goes over ``iterations``, if anywhere."""
-    iterations: float | Scalar
+    """Where γ goes, if anywhere."""
+    discount_iterations: float | Scalar
+    """After how many iterations it is there."""
     gae_lambda: float | Scalar
     observation_clip: float = eqx.field(static=True)
     updates_per_batch: int = eqx.field(static=True)
@@ -74,7 +75,7 @@ class Hyper(eqx.Module):
             value_fit=config.value.build(),
             discount=config.discount,
             final_discount=config.final_discount,
-            iterations=config.steps / config.batch,
+            discount_iterations=config.discount_steps / config.batch,
             gae_lambda=config.gae_lambda,
             observation_clip=config.observation_clip,
             updates_per_batch=config.updates_per_batch,
@@ -86,14 +87,14 @@ class Hyper(eqx.Module):
         )
 
     def discount_at(self, iteration: Any) -> Any:
-        """Return γ of an iteration, 1 − γ_k = (1 − γ)^(1 − s) (1 − γ_final)^s with s = k / iterations, at most 1.
+        """Return γ of an iteration, 1 − γ_k = (1 − γ)^(1 − s) (1 − γ_final)^s with s = k / K, at most 1.
 
-        The horizon 1 / (1 − γ_k) thus grows by the same factor in every iteration (a growing discount: François-Lavet,
-        Fonteneau and Ernst 2015, arXiv:1512.02011).
+        The horizon 1 / (1 − γ_k) thus grows by the same factor in each of K iterations (a growing discount:
+        François-Lavet, Fonteneau and Ernst 2015, arXiv:1512.02011).
         """
         if self.final_discount is None:
             return self.discount
-        share = jnp.clip(iteration / self.iterations, 0.0, 1.0)
+        share = jnp.clip(iteration / self.discount_iterations, 0.0, 1.0)
         return 1 - (1 - self.discount) ** (1 - share) * (1 - self.final_discount) ** share
 
 
