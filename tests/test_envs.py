@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -566,6 +567,14 @@ def test_envpool_names() -> None:
         make_envs("envpool:CartPol-v1", 1)
     with pytest.raises(ValueError, match=r"env\.workers=2.*use 0"):
         make_envs("envpool:CartPole-v1", 2, 2)
+
+
+def test_envpool_says_nothing_about_its_spaces(closing: Callable) -> None:
+    pytest.importorskip("envpool")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        envs = closing(make_envs("envpool:CartPole-v1", 2))
+        envs.reset([0, 1])
 
 
 def test_envpool_is_reproducible(closing: Callable) -> None:

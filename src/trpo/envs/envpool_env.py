@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,12 @@ class EnvPoolEnvs:
         self._ended = np.zeros(count, bool)
 
     def _make(self, seed: int) -> Any:
-        return self._envpool.make(self._id, env_type="gymnasium", num_envs=self.count, seed=seed)
+        envs = self._envpool.make(self._id, env_type="gymnasium", num_envs=self.count, seed=seed)
+        with warnings.catch_warnings():
+            # Made now, and kept by EnvPool. It has classic control's bounds in double precision: no news for a user.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+            _ = envs.observation_space
+        return envs
 
     def _flat(self, observation: np.ndarray) -> np.ndarray:
         return np.asarray(observation, np.float32).reshape(self.count, -1)
