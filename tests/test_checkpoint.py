@@ -42,6 +42,17 @@ def test_round_trip_is_bit_exact(trained, tmp_path):
     assert read.episodes == state.episodes
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_average_of_policies_may_be_begun_or_dropped(trained, tmp_path, averaged):
+    """A checkpoint without one (older, or ``policy.averaging=0``) begins with its policy."""
+    agent, state = trained
+    without = dataclasses.replace(state.learner, average=None)
+    saved, like = (without, agent.learner) if averaged else (state.learner, without)
+    path = checkpoint.save(tmp_path, dataclasses.replace(state, learner=saved))
+    read = checkpoint.load(path, like).learner
+    assert same(read, dataclasses.replace(state.learner, average=state.learner.policy if averaged else None))
+
+
 def test_statistics_are_inside(trained, tmp_path):  # PITFALLS row 23
     agent, state = trained
     names = set(checkpoint.named_arrays(checkpoint.load(checkpoint.save(tmp_path, state), agent.learner).learner))

@@ -129,7 +129,7 @@ def push(agent: Agent) -> Agent:
     """Make the agent choose action 1 whatever it sees."""
     zero = jax.tree.map(jnp.zeros_like, agent.learner.policy)
     policy = eqx.tree_at(lambda p: p.network.biases[-1], zero, jnp.array([0.0, 50.0]))
-    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, policy=policy))
+    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, policy=policy, average=None))
 
 
 # ---------------------------------------------------------------- acting
@@ -228,7 +228,7 @@ def test_trained_parameters_are_those_that_act() -> None:
     trained = agent.at(state)
     assert trained.act([1.0]) != before
     assert agent.act([1.0]) == before
-    mean = trained.module(state.learner.actor(config).normaliser(jnp.ones((1, 1)))).mode()
+    mean = trained.module(trained.actor().normaliser(jnp.ones((1, 1)))).mode()
     np.testing.assert_allclose(trained.act([1.0]), mean[0], rtol=1e-5)
 
 

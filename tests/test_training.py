@@ -113,6 +113,32 @@ def test_probe_continuous() -> None:
         assert value(s) == pytest.approx(-variance, abs=0.05)
 
 
+# ---------------------------------------------------------------- the average of policies
+
+
+def test_the_average_is_the_weighted_mean_of_the_policies() -> None:
+    """With η = 3 the k-th policy has the weight k (k + 1) (k + 2), by the definition."""
+    config = configure("Pendulum-v1", iterations=7, policy=trpo.PolicyConfig(hidden=(4,), averaging=1 / 4))
+    agent, states, _ = run(config)
+    policies = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.learner.policy)]) for state in states]
+    k = np.arange(1, len(states) + 1)
+    expected = np.average(np.float64(policies), axis=0, weights=k * (k + 1) * (k + 2))
+    average = np.concatenate([np.ravel(x) for x in jax.tree.leaves(states[-1].learner.average)])
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
+    # That is what acts afterwards, and what evaluation, loading and recording use, all through these two.
+    result = agent.at(states[-1])
+    assert bits(result.actor().params) == bits(states[-1].learner.average) != bits(states[-1].learner.policy)
+    assert bits(jax.tree.leaves(result.module)) == bits(states[-1].learner.average)
+
+
+def test_training_does_not_depend_on_the_average() -> None:
+    with_it, without = (
+        run(configure("Pendulum-v1", policy=trpo.PolicyConfig(averaging=share)))[1] for share in (0.05, 0.0)
+    )
+    assert bits(with_it[-1].learner.policy) == bits(without[-1].learner.policy)
+    assert without[-1].learner.average is None
+
+
 # ---------------------------------------------------------------- the same again
 
 
@@ -263,6 +289,7 @@ ALTERNATIVES: dict[str, Any] = {
     "policy.min_std": 0.1,
     "policy.state_dependent_std": True,
     "policy.last_layer_scale": 1.0,
+    "policy.averaging": 0.5,
     "value.hidden": (4,),
     "value.activation": ("relu", DEEP_VALUE),
     "value.method": ("gauss-newton", {"value.minibatch": 128}),

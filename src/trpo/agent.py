@@ -12,7 +12,7 @@ import numpy as np
 
 from trpo.config import Config, PolicyConfig, ValueConfig
 from trpo.envs import EnvSpec, to_env_action
-from trpo.learner import Learner
+from trpo.learner import Learner, freeze_actor
 from trpo.networks import (
     BernoulliPolicy,
     CategoricalPolicy,
@@ -89,6 +89,7 @@ class Agent:
             rule=(config.rule.build() if rule is None else rule).init(params),
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
             observations=RunningStatistics.zeros((spec.observation_size,), dtype),
+            average=params if config.policy.averaging else None,
         )
         return cls(spec, config, function, value, learner, rule, env)
 
@@ -98,12 +99,13 @@ class Agent:
 
     @property
     def module(self) -> Any:
-        """The policy as one callable module, parameters included."""
-        return self.policy.bind(self.learner.policy)
+        """The policy as one callable module, parameters included: the average of training's where there is one."""
+        return self.policy.bind(self.learner.deployed)
 
     def actor(self) -> Actor:
         """Return what acting needs, with statistics frozen."""
-        return self.learner.actor(self.config)
+        clip = self.config.observation_clip if self.config.normalise_observations else None
+        return freeze_actor(self.learner.deployed, self.learner.observations, clip)
 
     def act(self, observation: Any, deterministic: bool = True, seed: int | None = None) -> np.ndarray:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.

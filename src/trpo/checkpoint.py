@@ -153,7 +153,7 @@ def load(path: Path, like: Any) -> TrainingState:
     observation = arrays.pop("rollout.observation", None)
     rollout = {name.removeprefix(_ROLLOUT): arrays.pop(name) for name in list(arrays) if name.startswith(_ROLLOUT)}
     try:
-        learner = from_named_arrays(like, arrays)
+        learner = from_named_arrays(like, _with_average(arrays, like))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({error})") from error
     return TrainingState(
@@ -166,6 +166,16 @@ def load(path: Path, like: Any) -> TrainingState:
         observation,
         rollout or None,
     )
+
+
+def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndarray]:
+    """Begin or drop the average of policies, where the checkpoint was written with another setting of it."""
+    kept = {name: leaf for name, leaf in arrays.items() if not name.startswith("average")}
+    if getattr(like, "average", None) is None:
+        return kept
+    if len(kept) < len(arrays):
+        return arrays
+    return kept | {f"average{name.removeprefix('policy')}": x for name, x in kept.items() if name.startswith("policy")}
 
 
 def load_latest(directory: Path, like: Any, not_after: int | None = None) -> tuple[TrainingState, list[str]]:

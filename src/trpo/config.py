@@ -106,6 +106,8 @@ class PolicyConfig:
     """Let the network output σ too."""
     last_layer_scale: float = 0.01
     """Gain of the last layer's initial weights."""
+    averaging: float = 0.05
+    """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
     def __post_init__(self) -> None:
         _require_choices(self, "policy.")
@@ -118,6 +120,7 @@ class PolicyConfig:
             f"≥ 0 and below policy.initial_std={self.initial_std}; 0 sets no bound",
         )
         _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
+        _require(0 <= self.averaging < 1, "policy.averaging", self.averaging, "in [0, 1); 0.05 is usual, 0 is none")
 
 
 @dataclass(frozen=True)

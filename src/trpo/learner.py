@@ -35,9 +35,16 @@ class Learner(eqx.Module):
     value: ValueState
     observations: RunningStatistics
     """Of raw observations, merged after each update."""
+    average: Params | None = None
+    """Of the policies so far (:func:`averaged`); None without averaging."""
+
+    @property
+    def deployed(self) -> Params:
+        """The policy to act with when not training: the average where there is one."""
+        return self.policy if self.average is None else self.average
 
     def actor(self, config: Config) -> Actor:
-        """Return what acting needs, with today's statistics frozen."""
+        """Return what training's acting needs, with today's statistics frozen."""
         clip = config.observation_clip if config.normalise_observations else None
         return freeze_actor(self.policy, self.observations, clip)
 
@@ -58,6 +65,8 @@ class Hyper(eqx.Module):
     discount_iterations: float | Scalar
     """After how many iterations it is there."""
     gae_lambda: float | Scalar
+    averaging: float | Scalar | None
+    """The share of the iterations that the average of policies is over; None: no average."""
     observation_clip: float = eqx.field(static=True)
     updates_per_batch: int = eqx.field(static=True)
     fisher_subsample: int = eqx.field(static=True)
@@ -77,6 +86,7 @@ class Hyper(eqx.Module):
             final_discount=config.final_discount,
             discount_iterations=config.discount_steps / config.batch,
             gae_lambda=config.gae_lambda,
+            averaging=config.policy.averaging or None,
             observation_clip=config.observation_clip,
             updates_per_batch=config.updates_per_batch,
             fisher_subsample=config.fisher_subsample,
@@ -122,8 +132,8 @@ def improve(
 ) -> tuple[Learner, ValueBatch, IterationInfo]:
     """Steps 3–6 and 8 of an iteration: advantages, trust-region updates, observation statistics.
 
-    Pure: no key, no environment; ``iteration``, from 0, matters to γ alone. Returns the learner with its old value
-    function, and the data to refit that with.
+    Pure: no key, no environment; ``iteration``, from 0, matters to γ and to the average of policies. Returns the
+    learner with its old value function, and the data to refit that with.
     """
     weight = trajectory.valid / jnp.maximum(jnp.sum(trajectory.valid), 1).astype(jnp.result_type(float))
     clean = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory)
@@ -147,7 +157,8 @@ def improve(
     problem = sampled_problem(policy, learner.policy, batch, hyper.fisher_subsample)
     params, rule_state, update, accepted = _updates(hyper, problem, learner)
 
-    new = Learner(params, rule_state, learner.value, observations)
+    average = averaged(learner.average, params, hyper.averaging, iteration + 1)
+    new = Learner(params, rule_state, learner.value, observations, average)
     info = IterationInfo(
         update=tree_where(finite, update, _refused(update)),
         accepted_updates=jnp.where(finite, accepted, 0),
@@ -157,6 +168,19 @@ def improve(
     )
     data = ValueBatch(*(_rows(leaf, hyper.strata) for leaf in (seen, target, weight)))
     return tree_where(finite, new, learner), data, info
+
+
+def averaged(average: Params | None, params: Params, share: Any, k: Any) -> Params | None:
+    """Return the average of the policies after iteration k = 1, 2, …, θ̄_k = θ̄_{k−1} + a_k (θ_k − θ̄_{k−1}).
+
+    With a_k = 1 / (1 + s (k − 1)), s the ``share``, θ_j has the weight Γ(j + η) / Γ(j) up to a constant, η = 1/s − 1:
+    the late policies count, those of about the last s k iterations (polynomial-decay averaging: Shamir and Zhang
+    2013, arXiv:1212.1824, §4). Nothing is sampled from it; the trust region is that of the policy itself.
+    """
+    if average is None or share is None:
+        return average
+    step = 1 / (1 + share * (k - 1))
+    return jax.tree.map(lambda old, new: old + step * (new - old), average, params)
 
 
 def refit(
