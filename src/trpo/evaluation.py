@@ -10,7 +10,11 @@ import numpy as np
 
 from trpo.agent import Agent
 from trpo.jax_envs import make_envs
-from trpo.rollout import HostPolicy
+from trpo.rollout import HostPolicy, noise_of
+
+NOISE = 200
+"""Steps whose noise is drawn at once."""
+_noise = jax.jit(noise_of, static_argnums=(0, 2, 3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +45,22 @@ class EvaluationResult:
 
 
 def evaluate(
-    agent: Agent, env: Any = None, episodes: int = 10, deterministic: bool = True, seed: int = 0, count: int = 16
+    agent: Agent, env: Any = None, episodes: int = 10, deterministic: bool = True, seed: int = 0, count: int = 32
 ) -> EvaluationResult:
     """Run exactly ``episodes`` whole episodes with frozen statistics.
 
-    Environment i runs a share of episodes that is fixed beforehand: taking whichever end first would favour short
-    episodes. ``env`` is by default what the agent was made for.
+    Up to ``count`` environments are stepped together. Environment i runs a share of episodes that is fixed beforehand:
+    taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: must be ≥ 1; 10 is usual")
-    count = min(episodes, count)
+    count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
     env = env if env is not None else agent.env if agent.env is not None else agent.spec.id
     envs = make_envs(env, count, 0, agent.config.env.rescale_actions)
     try:
         quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
-        policy = HostPolicy(agent.policy, agent.actor(), agent.spec.observation_size)
+        actor, size = agent.actor(), agent.spec.observation_size
+        policy = HostPolicy(agent.policy, actor, size)
         seeds = [int(s) for s in np.random.SeedSequence([seed, 0xE7A1]).generate_state(count)]
         observation = envs.reset(seeds)
         returns: list[list[float]] = [[] for _ in range(count)]
@@ -63,10 +68,9 @@ def evaluate(
         total, length = np.zeros(count), np.zeros(count, int)
         key, step = jax.random.key(seed), 0
         while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
-            action, distribution = policy(observation, None)
-            if not deterministic:
-                noise = np.asarray(distribution.noise(jax.random.fold_in(key, step)))
-                action = distribution.transform(noise)
+            if not deterministic and step % NOISE == 0:
+                noise = np.asarray(_noise(agent.policy, actor, count, size, NOISE, jax.random.fold_in(key, step)))
+            action, _ = policy(observation, None if deterministic else noise[step % NOISE])
             after = envs.step(np.asarray(action))
             total += np.where(after.valid, after.reward, 0.0)
             length += after.valid
