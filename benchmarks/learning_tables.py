@@ -284,6 +284,24 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "floor-stagger": ("σ at least 0.2, staggered", "policy.min_std=0.2 env.stagger=true"),
     "floor-stagger-kl02": ("the same, δ = 0.02", "policy.min_std=0.2 env.stagger=true rule.max_kl=0.02"),
     "g995": ("σ at least 0.2, γ = 0.995", "policy.min_std=0.2 discount=0.995"),
+    # From here on the average of the latest policies is evaluated.
+    "avg-default": ("defaults, averaged policy", ""),
+    "avg-kl02": ("averaged policy, δ = 0.02", "rule.max_kl=0.02"),
+    "avg-fb20": ("averaged policy, value fit of 20 steps on the whole batch", "value.minibatch=0 value.epochs=20"),
+    "avg-fb20-kl02": ("the same, δ = 0.02", "value.minibatch=0 value.epochs=20 rule.max_kl=0.02"),
+    "avg-e4": ("averaged policy, 4 environments, fragments of 256", "env.count=4 fragment=256"),
+    "avg-e4-f512-kl02": (
+        "averaged policy, 4 environments, fragments of 512, δ = 0.02",
+        "env.count=4 fragment=512 rule.max_kl=0.02",
+    ),
+    "avg-e4-f512-kl02-std30": (
+        "the same, initial σ = 0.3",
+        "env.count=4 fragment=512 rule.max_kl=0.02 policy.initial_std=0.3",
+    ),
+    "avg-e4-f512-kl02-l90": (
+        "averaged policy, 4 environments, fragments of 512, δ = 0.02, λ = 0.9",
+        "env.count=4 fragment=512 rule.max_kl=0.02 gae_lambda=0.9",
+    ),
 }
 """What was changed in the runs of a million steps below ``results/trials``, and how to say it now; None: not kept."""
 
