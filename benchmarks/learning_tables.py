@@ -302,6 +302,38 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "averaged policy, 4 environments, fragments of 512, δ = 0.02, λ = 0.9",
         "env.count=4 fragment=512 rule.max_kl=0.02 gae_lambda=0.9",
     ),
+    "avg-e4-f512-kl02-std20": (
+        "averaged policy, 4 × 512, δ = 0.02, initial σ = 0.2",
+        "env.count=4 fragment=512 rule.max_kl=0.02 policy.initial_std=0.2",
+    ),
+    "avg-e4-f512-kl02-g995": (
+        "averaged policy, 4 × 512, δ = 0.02, γ grows from 0.99 to 0.995",
+        "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995",
+    ),
+    "avg-e4-f512-kl02-g998": (
+        "averaged policy, 4 × 512, δ = 0.02, γ grows from 0.99 to 0.998",
+        "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.998",
+    ),
+    "avg-e4-f512-kl02-g998-std30": (
+        "the same, initial σ = 0.3",
+        "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.998 policy.initial_std=0.3",
+    ),
+    "avg-e4-f512-kl02-g998-std20": (
+        "the same, initial σ = 0.2",
+        "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.998 policy.initial_std=0.2",
+    ),
+    "avg-e4-f512-kl02-g98-std30": (
+        "averaged policy, 4 × 512, δ = 0.02, initial σ = 0.3, γ = 0.98",
+        "env.count=4 fragment=512 rule.max_kl=0.02 policy.initial_std=0.3 discount=0.98",
+    ),
+    "avg-fb20-std30": (
+        "averaged policy, value fit of 20 steps on the whole batch, initial σ = 0.3",
+        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3",
+    ),
+    "avg-e4-f512-kl02-fb20-std30": (
+        "the same, 4 × 512, δ = 0.02",
+        "env.count=4 fragment=512 rule.max_kl=0.02 value.minibatch=0 value.epochs=20 policy.initial_std=0.3",
+    ),
 }
 """What was changed in the runs of a million steps below ``results/trials``, and how to say it now; None: not kept."""
 
