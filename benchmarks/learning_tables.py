@@ -49,7 +49,8 @@ states are Gymnasium's is tested: `test_envpool_equals_gymnasium.py`); the last 
 Gymnasium. *last*: mean ± standard deviation over seeds of the deterministic evaluation at the end; *IQM*: its
 interquartile mean with 95 % bootstrap interval; *best*: mean over seeds of the best of the evaluations on the way,
 one every 50,000 steps. *published*: the best that we know after as many steps, of TRPO unless said. ✓: at or above
-that. Settings were chosen by the trials below, most of them on seeds 0 and 1, which may flatter them.
+that. Settings were chosen by the trials below, most of them on seeds 0 and 1, which may flatter them. Other
+work ran beside some runs: minutes are upper bounds.
 """
 
 NAMES = {"sb3_contrib": "sb3-contrib", "tianshou": "Tianshou"}
@@ -212,7 +213,7 @@ def _draw_suite(name: str, out: Path) -> None:
                 for r in records
             ]
             # Every run was evaluated after (nearly) the same steps.
-            grid = np.arange(0, int(steps) + 1, 50_000)
+            grid = curves[0][0]
             band = interval(np.stack([np.interp(grid, xs, ys) for xs, ys in curves], axis=-1))
             label = {"one": "one setting", "preset": "preset"}[setting]
             axes.fill_between(grid, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
@@ -369,7 +370,7 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     ),
     "avg-reuse3": ("averaged policy, updates learn from the last three batches, with importance weights up to 2", None),
 }
-"""What was changed in the runs of a million steps below ``results/trials``, and how to say it now; None: not kept."""
+"""What was changed in the runs below ``results/trials``, and how to say it now; None: not kept."""
 
 
 DEFAULTS_TRIED_ON = ("Hopper-v5:300000", "HalfCheetah-v5:500000", "Pendulum-v1:200000")
