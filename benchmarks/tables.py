@@ -68,8 +68,8 @@ def _acceptance() -> list[str]:
     lines = [
         "## Shorter runs",
         "",
-        "Trained with what `trpo train` did by itself before policies were averaged, with older presets (δ below tells); 20",
-        "episodes at the end. Return of every seed",
+        "Trained with what `trpo train` did by itself before policies were averaged, with older presets (see δ);",
+        "20 episodes at the end. Return of every seed",
         "(0, 1, 2), deterministic and stochastic, and the largest mean KL of any iteration against δ.",
         "",
         "| task | steps | deterministic, by seed | mean | stochastic, by seed | largest mean KL | δ | wanted |",
