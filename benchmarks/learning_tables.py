@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peer_tables
-from benchmarks.learning import SUITES
+from benchmarks.learning import CLASSIC, SUITES
 from trpo.aggregate import interval
 from trpo.config import Config
 from trpo.presets import describe
@@ -368,6 +368,13 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "averaged policy, 20 steps on the whole batch, initial σ = 0.3, observations clipped at 1",
         "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observation_clip=1",
     ),
+    "kl03": ("δ = 0.03", "rule.max_kl=0.03"),
+    "std2": ("initial σ = 2", "policy.initial_std=2.0"),
+    "avg-kl03": ("averaged policy, δ = 0.03", "rule.max_kl=0.03"),
+    "avg-kl03-g999": ("the same, γ = 0.999", "rule.max_kl=0.03 discount=0.999"),
+    "avg-kl03-l98": ("averaged policy, δ = 0.03, λ = 0.98", "rule.max_kl=0.03 gae_lambda=0.98"),
+    "avg-kl06": ("averaged policy, δ = 0.06", "rule.max_kl=0.06"),
+    "avg-f32-kl02": ("averaged policy, fragments of 32, δ = 0.02", "fragment=32 rule.max_kl=0.02"),
     "avg-reuse3": ("averaged policy, updates learn from the last three batches, with importance weights up to 2", None),
 }
 """What was changed in the runs below ``results/trials``, and how to say it now; None: not kept."""
@@ -383,14 +390,10 @@ def _short(task: str) -> str:
 
 
 def trials() -> list[str]:
-    """Return the section on single changes, most of them over a million steps."""
+    """Return the section on single changes, a table for MuJoCo and one for classic control."""
     found = {task: v for task, v in learning("trials").items() if task not in DEFAULTS_TRIED_ON}
     if not found:
         return []
-    order = sorted(
-        found, key=lambda task: (-int(task.partition(":")[2]), list(PUBLISHED).index(task.partition(":")[0]))
-    )
-    names = [name for name in TRIALS if any(found[task].get(name) for task in order)]
     lines = [
         "## Longer trials",
         "",
@@ -399,9 +402,18 @@ def trials() -> list[str]:
         "`python -m benchmarks.learning --preset none --tasks TASK:STEPS --variant NAME SETTINGS`. *not kept*: tried",
         "with a change of the code that brought nothing.",
         "",
-        f"| variant | settings | {' | '.join(map(_short, order))} |",
-        "|---|---|" + "---|" * len(order),
     ]
+    order = sorted(
+        found, key=lambda task: (-int(task.partition(":")[2]), list(PUBLISHED).index(task.partition(":")[0]))
+    )
+    for classic in (False, True):
+        lines += _trials_table(found, [task for task in order if (task.partition(":")[0] in CLASSIC) == classic])
+    return lines
+
+
+def _trials_table(found: Records, order: Sequence[str]) -> list[str]:
+    names = [name for name in TRIALS if any(found[task].get(name) for task in order)]
+    lines = [f"| variant | settings | {' | '.join(map(_short, order))} |", "|---|---|" + "---|" * len(order)]
     for name in names:
         about, settings = TRIALS[name]
         setting = "not kept" if settings is None else f"`{settings}`" if settings else "defaults"
