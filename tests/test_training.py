@@ -311,6 +311,7 @@ ALTERNATIVES: dict[str, Any] = {
     "standardise_advantages": False,
     "normalise_observations": False,
     "observation_clip": 0.5,
+    "observed_elements": 2,
     "on_nonfinite": ELSEWHERE,  # test_a_nonfinite_batch_*
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
@@ -358,6 +359,34 @@ def test_every_setting_changes_the_outcome(name: str) -> None:
     value = ALTERNATIVES[name]
     value, base = value if isinstance(value, tuple) and isinstance(value[-1], dict) else (value, {})
     assert outcome(base) != outcome(base | {name: value})
+
+
+class FirstTwo(gym.ObservationWrapper):
+    """Pendulum without its velocity."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation[:2]
+
+
+def test_elements_not_observed_are_as_good_as_not_there() -> None:
+    config = configure("Pendulum-v1", 3, policy=trpo.PolicyConfig(hidden=(4,)), value=trpo.ValueConfig(hidden=(4,)))
+    agent, states, _ = run(dataclasses.replace(config, observed_elements=2))
+    short, expected, _ = run(config, env=FirstTwo)
+    one, other = states[-1].learner, expected[-1].learner
+    assert bits((one.policy, one.value, one.average)) == bits((other.policy, other.value, other.average))
+    np.testing.assert_array_equal(one.observations.mean[:2], other.observations.mean)
+    whole = np.array([0.6, 0.8, -3.0], np.float32)
+    np.testing.assert_array_equal(agent.at(states[-1]).act(whole), short.at(expected[-1]).act(whole[:2]))
+
+
+def test_more_elements_than_there_are() -> None:
+    config = configure("Pendulum-v1", observed_elements=4)
+    with pytest.raises(ValueError, match=r"observed_elements=4: must be ≤ 3.* of Pendulum-v1"):
+        trpo.make_agent("Pendulum-v1", config)
 
 
 def test_workers_are_processes() -> None:

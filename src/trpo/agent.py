@@ -29,14 +29,17 @@ from trpo.running_statistics import RunningStatistics
 from trpo.value_fitting import ValueState
 
 
-def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any) -> Any:
-    """Make the policy module that ``spec``'s action space calls for, in the default floating-point type."""
+def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any, first: int | None = None) -> Any:
+    """Make the policy module that ``spec``'s action space calls for, in the default floating-point type.
+
+    With ``first`` it sees so many first elements of an observation, otherwise all.
+    """
     action = spec.action
     dtype = jnp.result_type(float)
 
     def network(outputs: int) -> Any:
         sizes = (spec.observation_size, *config.hidden, outputs)
-        return mlp(key, sizes, config.activation, config.last_layer_scale, dtype)
+        return mlp(key, sizes, config.activation, config.last_layer_scale, dtype, first)
 
     match action.kind:
         case "box":
@@ -52,10 +55,10 @@ def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any) -> Any:
             return BernoulliPolicy(network(action.size))
 
 
-def make_value(spec: EnvSpec, config: ValueConfig, key: Any) -> ValueFunction:
-    """Make the value function: a network of its own."""
+def make_value(spec: EnvSpec, config: ValueConfig, key: Any, first: int | None = None) -> ValueFunction:
+    """Make the value function: a network of its own. ``first`` as for :func:`make_policy`."""
     sizes = (spec.observation_size, *config.hidden, 1)
-    return ValueFunction(mlp(key, sizes, config.activation, 1.0, jnp.result_type(float)))
+    return ValueFunction(mlp(key, sizes, config.activation, 1.0, jnp.result_type(float), first))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +83,15 @@ class Agent:
         :class:`~trpo.results.Rule`.
         """
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
-        module = make_policy(spec, config.policy, policy_key) if policy is None else policy
+        if config.observed_elements > spec.observation_size:
+            raise ValueError(
+                f"observed_elements={config.observed_elements}: must be ≤ {spec.observation_size}, "
+                f"the size of an observation of {spec.id}; 0 is all"
+            )
+        first = config.observed_elements or None
+        module = make_policy(spec, config.policy, policy_key, first) if policy is None else policy
         function, params = as_function(module)
-        value, value_params = as_function(make_value(spec, config.value, value_key))
+        value, value_params = as_function(make_value(spec, config.value, value_key, first))
         dtype = jnp.result_type(float)
         learner = Learner(
             policy=params,

@@ -188,6 +188,8 @@ class Config:
     normalise_observations: bool = True
     observation_clip: float = 10.0
     """Bound on normalised observations, in standard deviations."""
+    observed_elements: int = 0
+    """Policy and value function see so many first elements of an observation; 0: all. Not for a policy of your own."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
     checkpoint_every: int = 50
@@ -214,6 +216,7 @@ class Config:
             self.observation_clip,
             "> 0; 10 is usual",
         )
+        _require(self.observed_elements >= 0, "observed_elements", self.observed_elements, "≥ 0; 0 is all")
         _require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "≥ 1; 50 is usual")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "≥ 1; 3 is usual")
         self.rule.build()

@@ -53,12 +53,16 @@ class MLP(eqx.Module):
     weights: tuple[Float[AnyArray, "_inputs _outputs"], ...]
     biases: tuple[Float[AnyArray, "_outputs"], ...]
     activation: Activation = eqx.field(static=True)
+    first: int | None = eqx.field(static=True, default=None)
+    """Apply the layers to so many first elements of the last axis; None: to all of them."""
 
     def __call__(self, x: Any) -> Any:
         """Apply the layers to the last axis of ``x``."""
         # Read once: in NumPy, reading an attribute of a module costs as much as adding a bias.
         weights, biases, activation = self.weights, self.biases, self.activation
         last = len(weights) - 1
+        if self.first is not None:
+            x = x[..., : self.first]
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             x = x @ weight + per_element(bias, x.ndim)
             if i < last:
@@ -79,12 +83,14 @@ def mlp(
     activation: Activation = "tanh",
     last_scale: float = 1.0,
     dtype: Any = jnp.float32,
+    first: int | None = None,
 ) -> MLP:
-    """Make an MLP with orthogonal weights and zero biases.
+    """Make an MLP with orthogonal weights and zero biases; with ``first``, on so many first elements of its input.
 
     Hidden layers have gain √2, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
     a policy's last layer scaled by 0.01 matters more than most choices).
     """
+    sizes = sizes if first is None else (first, *sizes[1:])
     gains = [2**0.5] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -92,7 +98,7 @@ def mlp(
         jnp.asarray(gain * _orthogonal(random, shape), dtype)
         for gain, shape in zip(gains, itertools.pairwise(sizes), strict=True)
     )
-    return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)
+    return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation, first)
 
 
 def _above(min_std: float, log_std: Any) -> Any:
