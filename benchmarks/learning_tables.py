@@ -368,6 +368,14 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "averaged policy, 20 steps on the whole batch, initial σ = 0.3, observations clipped at 1",
         "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observation_clip=1",
     ),
+    "avg-fb20-std30-o27-l90": (
+        "averaged policy, 20 steps on the whole batch, initial σ = 0.3, without contact forces, λ = 0.9",
+        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 gae_lambda=0.9",
+    ),
+    "avg-fb20-std30-o27-g995": (
+        "the same, λ = 0.95, γ grows from 0.99 to 0.995",
+        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 final_discount=0.995",
+    ),
     "kl03": ("δ = 0.03", "rule.max_kl=0.03"),
     "std2": ("initial σ = 2", "policy.initial_std=2.0"),
     "avg-kl03": ("averaged policy, δ = 0.03", "rule.max_kl=0.03"),
