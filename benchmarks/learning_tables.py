@@ -445,9 +445,10 @@ def section() -> list[str]:
 def readme() -> list[str]:
     """Return README's lines on results."""
     tasks = suite("mujoco")
+    seeds = {len(records) for variants in tasks.values() for _, records in _settings(variants)}
     lines = [] if not tasks else [
         "Deterministic return at the end of a million steps, mean ± standard deviation over "
-        f"{len(next(iter(tasks.values()))['one'])} seeds:",
+        f"{' to '.join(str(n) for n in sorted({min(seeds), max(seeds)}))} seeds:",
         "",
         "| | one setting for all | presets | best published |",
         "|---|---|---|---|",
