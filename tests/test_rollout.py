@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ from gymnasium import spaces
 
 import trpo
 from trpo.agent import Agent
-from trpo.envs import Transition, make_envs
+from trpo.envs import EnvironmentFailure, Transition, make_envs
 from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostRollout, Trajectory, noise_of
 from trpo.rollout.host import RECENT
 from trpo.running_statistics import RunningStatistics
@@ -441,6 +443,99 @@ def test_staggering_over_processes_is_the_same() -> None:
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_array_equal(a, b)
     assert one.truncated.sum() == 3
+
+
+# ---------------------------------------------------------------- acting in several processes
+
+
+def fragments(
+    env: Any, count: int, workers: int, module: Any = None, stagger: bool = False
+) -> tuple[HostRollout, list[Trajectory], int]:
+    """Collect three fragments of 70 steps; return the rollout, they, and how often all environments were stepped."""
+    agent = trpo.make_agent(env, policy=module)
+    envs = make_envs(env, count, workers)
+    steps = 0
+    step = envs.step
+
+    def counted(action: np.ndarray) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(action)
+
+    envs.step = counted  # type: ignore[method-assign]
+    try:
+        rollout = HostRollout(envs, list(range(count)), stagger)
+        size = agent.spec.observation_size
+        policy = HostPolicy(agent.policy, agent.actor(), size)
+        noise = [noise_of(agent.policy, agent.actor(), count, size, 70, jax.random.key(k)) for k in range(3)]
+        return rollout, [rollout.collect(policy, np.asarray(x)) for x in noise], steps
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", "Hopper-v5"])
+@pytest.mark.parametrize(("count", "workers"), [(8, 1), (12, 2), (4, 1), (5, 1)])
+def test_every_process_acts_for_its_own_environments_with_the_same_bits(env: str, count: int, workers: int) -> None:
+    (one, alone, _), (other, spread, steps) = fragments(env, count, 0), fragments(env, count, workers)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(one.observation, other.observation)
+    assert one.statistics.to_json() == other.statistics.to_json()
+    assert other.statistics.running_length.any()
+    # Shares of two or three are not acted for apart: a matrix product may round rows of other sizes otherwise.
+    assert steps == (0 if count in (8, 12) else 3 * 70)
+
+
+def test_first_episodes_that_are_to_be_cut_are_stepped_together() -> None:
+    (one, alone, _), (other, spread, steps) = (fragments("Pendulum-v1", 8, w, stagger=True) for w in (0, 1))
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.statistics.to_json() == other.statistics.to_json()
+    assert steps == 3 * 70  # the last first episode is cut at 200
+    assert sum(int(part.truncated.sum()) for part in alone) >= 8
+
+
+class Local(eqx.Module):
+    """A policy that can be written down, or not."""
+
+    network: Any
+    extra: Any = eqx.field(static=True)
+
+    def __call__(self, observation: Any) -> Any:
+        return trpo.Categorical(self.network(observation))
+
+
+@pytest.mark.parametrize(("extra", "steps"), [("text", 0), (threading.Lock(), 3 * 70)], ids=["travels", "does not"])
+def test_a_policy_of_one_s_own_acts_elsewhere_if_it_can_be_sent(extra: Any, steps: int) -> None:
+    module = Local(trpo.mlp(jax.random.key(0), (4, 8, 2)), extra)
+    (_, alone, _), (_, spread, counted) = (fragments("CartPole-v1", 8, w, module) for w in (0, 1))
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert counted == steps
+
+
+@pytest.mark.parametrize("where", ["here", "in the worker"])
+def test_an_environment_that_raises_while_every_process_acts(where: str) -> None:
+    def make() -> Any:
+        import multiprocessing
+
+        import gymnasium
+
+        class Fragile(gymnasium.Wrapper):
+            left = 10
+
+            def step(self, action: Any) -> Any:
+                self.left -= 1
+                if not self.left and (multiprocessing.parent_process() is None) == (where == "here"):
+                    raise RuntimeError("a joint broke")
+                return super().step(action)
+
+        return Fragile(gymnasium.make("Pendulum-v1"))
+
+    with pytest.raises(EnvironmentFailure, match="a joint broke"):
+        fragments(make, 8, 1)
+    assert multiprocessing.active_children() == []
 
 
 def test_an_environment_that_ended_by_itself_is_not_cut() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from trpo.envs.gymnasium_env import GymnasiumEnvs, MakeEnv, UnknownEnvironmentError, env_maker, make_one, quiet_mujoco
 from trpo.envs.probes import NAMES, MakeProbe
-from trpo.envs.protocol import EnvironmentFailure, HostEnv, MissingExtraError, RestartableEnv, Transition
+from trpo.envs.protocol import EnvironmentFailure, HostEnv, MissingExtraError, RestartableEnv, SplitEnv, Transition
 from trpo.envs.spaces import ActionSpec, EnvSpec, UnsupportedSpaceError, to_env_action
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "HostEnv",
     "MissingExtraError",
     "RestartableEnv",
+    "SplitEnv",
     "Transition",
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",

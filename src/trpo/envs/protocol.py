@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -63,6 +64,20 @@ class RestartableEnv(HostEnv, Protocol):
 
     def restart(self, which: np.ndarray) -> np.ndarray:
         """Start new episodes in the environments with the indices ``which``; return their observations."""
+        ...
+
+
+@runtime_checkable
+class SplitEnv(HostEnv, Protocol):
+    """Environments spread over processes, each of which can be given something to do with its own."""
+
+    @property
+    def shares(self) -> list[slice]:
+        """The environments of every process."""
+        ...
+
+    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Have every process call ``function(its environments, *arguments[i])``; those without environments do not."""
         ...
 
 

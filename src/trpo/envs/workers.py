@@ -1,8 +1,8 @@
 """Environments in several processes, this one among them, exchanging data through shared memory.
 
 Waking a process costs as much as a step of a simulator. So where there is a core for each process, they wait for each
-other by looking at a counter in shared memory, and sleep only if nothing comes for a while, as during an update. A
-worker imports neither JAX nor the rest of the package.
+other by looking at a counter in shared memory, and sleep only if nothing comes for a while, as during an update. By
+itself a worker imports neither JAX nor the rest of the package; a function that it is given to call may.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import platform
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -150,6 +150,9 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
                     views[field][rows] = column
             elif command == "close":
                 break
+            elif command == "call":
+                function, arguments = cloudpickle.loads(argument)
+                answer = function(envs, *arguments)
             else:
                 answer = getattr(envs, command)(*argument)
             if signals is not None and stepping:
@@ -250,6 +253,21 @@ class WorkerEnvs:
         for i, argument in enumerate(others):
             self._send(i, command, argument)
         mine = [] if self._envs is None else [getattr(self._envs, command)(*own)]
+        return mine + self._collect()
+
+    @property
+    def shares(self) -> list[slice]:
+        """The environments of every process, this one's first (it may have none)."""
+        return [self._own, *self._rows]
+
+    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Have every process call ``function(its environments, *arguments[i])``, in the order of :attr:`shares`.
+
+        What comes back is a list with the results of those that have environments.
+        """
+        for i, argument in enumerate(arguments[1:]):
+            self._send(i, "call", cloudpickle.dumps((function, argument)))
+        mine = [] if self._envs is None else [function(self._envs, *arguments[0])]
         return mine + self._collect()
 
     def _attach(self, action: np.ndarray) -> None:

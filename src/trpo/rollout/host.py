@@ -7,15 +7,17 @@ network a compiled call for every vector step costs as much as the simulator.
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import cloudpickle
 import equinox as eqx
 import jax
 import numpy as np
 
-from trpo.envs import HostEnv, RestartableEnv, Transition
+from trpo.envs import HostEnv, RestartableEnv, SplitEnv, Transition
 from trpo.networks import to_numpy
 from trpo.problem import PolicyFunction
 from trpo.rollout.trajectory import Actor, Trajectory
@@ -23,6 +25,8 @@ from trpo.running_statistics import Normaliser
 
 RECENT = 100
 """Episodes over which return and length are averaged."""
+BLOCK = 4
+"""Rows for which, in a multiple, a matrix product treats every row alike, so that they may be computed apart."""
 
 
 def act(
@@ -65,6 +69,22 @@ class HostPolicy:
         self._actor = to_numpy(actor) if self.in_numpy else actor
         bind = getattr(self._policy, "bind", None)  # put the module together once, not at every step
         self._module = bind(self._actor.params) if bind else partial(self._policy, self._actor.params)
+
+    @functools.cached_property
+    def can_travel(self) -> bool:
+        """Whether other processes can act too."""
+        if not self.in_numpy:
+            return False
+        try:
+            cloudpickle.dumps(self.parts)
+        except Exception:
+            return False
+        return True
+
+    @property
+    def parts(self) -> tuple[Any, Normaliser | None]:
+        """The first two arguments of :func:`act`."""
+        return self._module, self._actor.normaliser
 
     def __call__(self, observation: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, Any]:
         """Return actions, and the distributions they come from, as NumPy arrays."""
@@ -135,6 +155,43 @@ class EpisodeStatistics:
         return self
 
 
+def run_fragment(
+    envs: HostEnv,
+    policy: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
+    observation: np.ndarray,
+    noise: np.ndarray,
+    after: Callable[[Transition], Transition] | None = None,
+) -> tuple[Trajectory, np.ndarray]:
+    """Act and step ``noise.shape[0]`` times from ``observation``; return what happened, and the last observation.
+
+    ``after`` sees each step and may change it.
+    """
+    rows: list[tuple[Any, ...]] = []
+    distributions: list[Any] = []
+    for now in noise:
+        action, distribution = policy(observation, now)
+        following = envs.step(action)
+        if after is not None:
+            following = after(following)
+        rows.append((observation, action, *following[1:4], following.final_observation, following.valid))
+        distributions.append(distribution)
+        observation = following.observation
+    # New arrays for every fragment: the previous one may still be read by a value fit under way.
+    observations, actions, rewards, terminated, truncated, final, valid = (
+        np.stack(column) for column in zip(*rows, strict=True)
+    )
+    whole = jax.tree.map(lambda *leaves: np.stack(leaves), *distributions)
+    log_prob = np.asarray(whole.log_prob(actions))
+    return Trajectory(observations, actions, log_prob, rewards, terminated, truncated, final, valid), observation
+
+
+def act_and_step(
+    envs: HostEnv, policy: tuple[Any, Normaliser | None], observation: np.ndarray, noise: np.ndarray
+) -> tuple[Trajectory, np.ndarray]:
+    """Do a process's share of a fragment, with the ``parts`` of a :class:`HostPolicy`: what a worker is sent."""
+    return run_fragment(envs, partial(act, *policy), observation, noise)
+
+
 class HostRollout:
     """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries.
 
@@ -158,28 +215,37 @@ class HostRollout:
 
     def collect(self, policy: HostPolicy, noise: np.ndarray) -> Trajectory:
         """Run ``noise.shape[0]`` steps in every environment."""
-        length = noise.shape[0]
-        rows: list[tuple[Any, ...]] = []
-        distributions: list[Any] = []
-        observation = self.observation
-        for t in range(length):
-            action, distribution = policy(observation, noise[t])
-            following = self.envs.step(action)
-            done = following.terminated | following.truncated
-            self.statistics.add(following.reward, done, following.valid)
-            if self._cuts is not None and self.statistics.first.any():
-                following = self._cut_first_episodes(self._cuts, following)
-            rows.append((observation, action, *following[1:4], following.final_observation, following.valid))
-            distributions.append(distribution)
-            observation = following.observation
-        self.observation = observation
-        # New arrays for every fragment: the previous one may still be read by a value fit under way.
-        observations, actions, rewards, terminated, truncated, final, valid = (
-            np.stack(column) for column in zip(*rows, strict=True)
-        )
-        whole = jax.tree.map(lambda *leaves: np.stack(leaves), *distributions)
-        log_prob = np.asarray(whole.log_prob(actions))
-        return Trajectory(observations, actions, log_prob, rewards, terminated, truncated, final, valid)
+        shares = self._shares(policy)
+        if shares is None:
+            trajectory, self.observation = run_fragment(self.envs, policy, self.observation, noise, self._note)
+            return trajectory
+        assert isinstance(self.envs, SplitEnv)
+        arguments = [(policy.parts, self.observation[rows], noise[:, rows]) for rows in shares]
+        parts = self.envs.call(act_and_step, arguments)
+        trajectory, self.observation = parts[0]
+        if len(parts) > 1:
+            trajectory = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *(part[0] for part in parts))
+            self.observation = np.concatenate([part[1] for part in parts])
+        done = trajectory.terminated | trajectory.truncated
+        for step in zip(trajectory.reward, done, trajectory.valid, strict=True):
+            self.statistics.add(*step)
+        return trajectory
+
+    def _shares(self, policy: HostPolicy) -> list[slice] | None:
+        """Return which environments each process can act for by itself with no bit changed; None: none can."""
+        if not isinstance(self.envs, SplitEnv) or not policy.can_travel:
+            return None
+        if self._cuts is not None and self.statistics.first.any():
+            return None
+        shares = self.envs.shares
+        return None if any((rows.stop - rows.start) % BLOCK for rows in shares) else shares
+
+    def _note(self, following: Transition) -> Transition:
+        """Record a step of all environments; return it, with first episodes cut where they are due."""
+        self.statistics.add(following.reward, following.terminated | following.truncated, following.valid)
+        if self._cuts is not None and self.statistics.first.any():
+            return self._cut_first_episodes(self._cuts, following)
+        return following
 
     def _cut_first_episodes(self, cuts: np.ndarray, following: Transition) -> Transition:
         """Truncate the first episodes that are as long as they may be; their successors are valued as any other's."""
