@@ -383,6 +383,46 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-kl03-l98": ("averaged policy, δ = 0.03, λ = 0.98", "rule.max_kl=0.03 gae_lambda=0.98"),
     "avg-kl06": ("averaged policy, δ = 0.06", "rule.max_kl=0.06"),
     "avg-f32-kl02": ("averaged policy, fragments of 32, δ = 0.02", "fragment=32 rule.max_kl=0.02"),
+    "avg-g999-l98-kl02": (
+        "averaged policy, γ = 0.999, λ = 0.98, δ = 0.02",
+        "discount=0.999 gae_lambda=0.98 rule.max_kl=0.02",
+    ),
+    "avg-e8-f128-g999-l98-kl03": (
+        "the same, 8 environments, fragments of 128, δ = 0.03",
+        "env.count=8 fragment=128 discount=0.999 gae_lambda=0.98 rule.max_kl=0.03",
+    ),
+    "avg-g999-l98-kl04": (
+        "averaged policy, γ = 0.999, λ = 0.98, δ = 0.04",
+        "discount=0.999 gae_lambda=0.98 rule.max_kl=0.04",
+    ),
+    "avg-g999-l98-kl02-e20": (
+        "the same, δ = 0.02, 20 epochs",
+        "discount=0.999 gae_lambda=0.98 rule.max_kl=0.02 value.epochs=20",
+    ),
+    "avg-g999-l98-kl02-std30": (
+        "averaged policy, γ = 0.999, λ = 0.98, δ = 0.02, initial σ = 0.3",
+        "discount=0.999 gae_lambda=0.98 rule.max_kl=0.02 policy.initial_std=0.3",
+    ),
+    "avg-g999-l98-kl02-std100": (
+        "the same, initial σ = 1",
+        "discount=0.999 gae_lambda=0.98 rule.max_kl=0.02 policy.initial_std=1.0",
+    ),
+    "avg-e4-f256-g999-l98-kl02-std100": (
+        "the same, 4 environments, fragments of 256",
+        "env.count=4 fragment=256 discount=0.999 gae_lambda=0.98 rule.max_kl=0.02 policy.initial_std=1.0",
+    ),
+    "avg-l98-kl02-std100": (
+        "averaged policy, λ = 0.98, δ = 0.02, initial σ = 1",
+        "gae_lambda=0.98 rule.max_kl=0.02 policy.initial_std=1.0",
+    ),
+    "avg-g999-l98-std100": (
+        "averaged policy, γ = 0.999, λ = 0.98, initial σ = 1",
+        "discount=0.999 gae_lambda=0.98 policy.initial_std=1.0",
+    ),
+    "avg-g999-l98-fb20-std100": (
+        "the same, 20 steps on the whole batch",
+        "discount=0.999 gae_lambda=0.98 policy.initial_std=1.0 value.minibatch=0 value.epochs=20",
+    ),
     "avg-reuse3": ("averaged policy, updates learn from the last three batches, with importance weights up to 2", None),
 }
 """What was changed in the runs below ``results/trials``, and how to say it now; None: not kept."""
