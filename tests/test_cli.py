@@ -105,11 +105,12 @@ def test_plot(run, tmp_path, here):
 
 
 def test_explicit_flags_override_the_preset(tmp_path, here):
-    result = here("train", "CartPole-v1", "--steps", 32, "--out", tmp_path / "r", *SMALL, "--rule.max-kl", 0.0321)
+    result = here("train", "MountainCar-v0", "--steps", 32, "--out", tmp_path / "r", *SMALL, "--rule.max-kl", 0.0321)
     assert "preset" in result.stderr
     config = json.loads((tmp_path / "r" / "config.json").read_text())["config"]
     assert config["rule"]["max_kl"] == 0.0321
-    assert config["env"]["id"] == "CartPole-v1"
+    assert config["discount"] == 0.999
+    assert config["env"]["id"] == "MountainCar-v0"
     assert config["env"]["count"] == 4
 
 
