@@ -302,10 +302,6 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "the same, initial σ = 0.3",
         "env.count=4 fragment=512 rule.max_kl=0.02 policy.initial_std=0.3",
     ),
-    "avg-e4-f512-kl02-l90": (
-        "averaged policy, 4 environments, fragments of 512, δ = 0.02, λ = 0.9",
-        "env.count=4 fragment=512 rule.max_kl=0.02 gae_lambda=0.9",
-    ),
     "avg-e4-f512-kl02-std20": (
         "averaged policy, 4 × 512, δ = 0.02, initial σ = 0.2",
         "env.count=4 fragment=512 rule.max_kl=0.02 policy.initial_std=0.2",
@@ -371,10 +367,6 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-fb20-std30-o27-l90": (
         "averaged policy, 20 steps on the whole batch, initial σ = 0.3, without contact forces, λ = 0.9",
         "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 gae_lambda=0.9",
-    ),
-    "avg-fb20-std30-o27-g995": (
-        "the same, λ = 0.95, γ grows from 0.99 to 0.995",
-        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 final_discount=0.995",
     ),
     "kl03": ("δ = 0.03", "rule.max_kl=0.03"),
     "std2": ("initial σ = 2", "policy.initial_std=2.0"),

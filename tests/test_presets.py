@@ -14,9 +14,8 @@ from trpo.presets import NONE, apply_preset, names, preset_for
 @pytest.mark.parametrize("name", names())
 def test_every_preset_changes_something_that_exists(name: str) -> None:
     config = trpo.Config()
-    changed, chosen, settings = apply_preset(config, name)
+    changed, chosen, _ = apply_preset(config, name)
     assert chosen == name
-    assert settings
     assert changed != config
 
 

@@ -221,11 +221,9 @@ class HostRollout:
             return trajectory
         assert isinstance(self.envs, SplitEnv)
         arguments = [(policy.parts, self.observation[rows], noise[:, rows]) for rows in shares]
-        parts = self.envs.call(act_and_step, arguments)
-        trajectory, self.observation = parts[0]
-        if len(parts) > 1:
-            trajectory = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *(part[0] for part in parts))
-            self.observation = np.concatenate([part[1] for part in parts])
+        trajectories, observations = zip(*self.envs.call(act_and_step, arguments), strict=True)
+        trajectory = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *trajectories)
+        self.observation = np.concatenate(observations)
         done = trajectory.terminated | trajectory.truncated
         for step in zip(trajectory.reward, done, trajectory.valid, strict=True):
             self.statistics.add(*step)
