@@ -27,6 +27,7 @@ import warnings
 from typing import Any, Protocol
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
 
@@ -210,6 +211,12 @@ def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def warn(message: str) -> None:
+    """Pass on what MuJoCo warns of, but not that Gymnasium's models use deprecated attributes."""
+    if "deprecated" not in message:
+        print(message, file=sys.stderr)
+
+
 def main() -> None:
     library, s = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(s["threads"])
@@ -217,6 +224,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever the libraries print must not mix with the replies
     warnings.simplefilter("ignore")
+    mujoco.set_mju_user_warning(warn)
     run: Any = {"sb3_contrib": Sb3Contrib, "tianshou": Tianshou}[library](s)
     versions = {"torch": torch.__version__, "gymnasium": gymnasium.__version__, **run.versions}
     print(json.dumps({"versions": versions, "threads": torch.get_num_threads()}), file=replies)
