@@ -43,6 +43,8 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: trpo.PolicyConfig(min_std=0.6), ["policy.min_std=0.6", "below policy.initial_std=0.6"]),
     (lambda: trpo.PolicyConfig(min_std=NAN), ["policy.min_std=nan"]),
     (lambda: trpo.PolicyConfig(last_layer_scale=-1.0), ["policy.last_layer_scale=-1.0", "0.01 is usual"]),
+    (lambda: trpo.PolicyConfig(hidden_layer_scale=0.0), ["policy.hidden_layer_scale=0.0", "√2 is usual"]),
+    (lambda: trpo.ValueConfig(hidden_layer_scale=NAN), ["value.hidden_layer_scale=nan", "> 0"]),
     (lambda: trpo.ValueConfig(hidden=(-1,)), ["value.hidden=(-1,)"]),
     (lambda: trpo.ValueConfig(max_change=0.0), ["value.max_change=0.0", "> 0", "0.1 is usual"]),
     (lambda: trpo.Config(value=trpo.ValueConfig(learning_rate=0.0)), ["value.learning_rate=0.0", "1e-3 is usual"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -27,10 +28,11 @@ MODULES = {
 }
 
 
+@pytest.mark.parametrize("hidden_scale", [math.sqrt(2), 0.5])
 @pytest.mark.parametrize("sizes", [(3, 8, 2), (8, 3, 3), (5, 2)])
-def test_weights_are_orthogonal_with_the_stated_gains(sizes: tuple[int, ...]) -> None:
-    network = trpo.mlp(KEY, sizes, last_scale=0.01)
-    gains = [np.sqrt(2)] * (len(sizes) - 2) + [0.01]
+def test_weights_are_orthogonal_with_the_stated_gains(sizes: tuple[int, ...], hidden_scale: float) -> None:
+    network = trpo.mlp(KEY, sizes, last_scale=0.01, hidden_scale=hidden_scale)
+    gains = [hidden_scale] * (len(sizes) - 2) + [0.01]
     assert [w.shape for w in network.weights] == list(itertools.pairwise(sizes))
     for weight, gain in zip(network.weights, gains, strict=True):
         w = np.asarray(weight, np.float64)
@@ -39,7 +41,29 @@ def test_weights_are_orthogonal_with_the_stated_gains(sizes: tuple[int, ...]) ->
     assert not any(np.any(b) for b in network.biases)
     other = trpo.mlp(jax.random.key(8), sizes)
     assert not np.array_equal(other.weights[0], network.weights[0])
-    np.testing.assert_array_equal(trpo.mlp(KEY, sizes, last_scale=0.01).weights[0], network.weights[0])
+    again = trpo.mlp(KEY, sizes, last_scale=0.01, hidden_scale=hidden_scale)
+    np.testing.assert_array_equal(again.weights[0], network.weights[0])
+
+
+def test_gain_is_the_spread_of_a_hidden_units_input() -> None:
+    """Inputs of unit variance enter units of the first layer with variance g²; Monte Carlo, five standard errors."""
+    network = trpo.mlp(KEY, (40, 16, 2), hidden_scale=3**-0.5)
+    x = np.random.default_rng(0).normal(size=(20_000, 40))
+    entering = x @ np.asarray(network.weights[0], np.float64)
+    np.testing.assert_allclose(np.var(entering, axis=0), 1 / 3, rtol=5 * math.sqrt(2 / 20_000))
+
+
+def test_agents_have_the_configured_gains() -> None:
+    config = trpo.Config(
+        policy=trpo.PolicyConfig(hidden_layer_scale=0.5, last_layer_scale=0.1),
+        value=trpo.ValueConfig(hidden_layer_scale=0.25),
+    )
+    agent = trpo.make_agent("CartPole-v1", config)
+    for params, expected in ((agent.learner.policy, [0.5, 0.5, 0.1]), (agent.learner.value.params, [0.25, 0.25, 1.0])):
+        weights = [np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+        gains = [np.linalg.svd(w, compute_uv=False) for w in weights]
+        for gain, value in zip(gains, expected, strict=True):
+            np.testing.assert_allclose(gain, value, rtol=1e-5)
 
 
 def test_layers_draw_independently() -> None:

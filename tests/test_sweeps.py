@@ -103,6 +103,8 @@ VALUES = {
     "rule.initial_coefficient": 0.5,
     "policy.initial_std": 0.3,
     "policy.last_layer_scale": 1.0,
+    "policy.hidden_layer_scale": 0.5,
+    "value.hidden_layer_scale": 0.5,
     "value.max_change": 1e-3,
 }
 

@@ -82,16 +82,19 @@ def mlp(
     sizes: tuple[int, ...],
     activation: Activation = "tanh",
     last_scale: float = 1.0,
+    hidden_scale: float = 2**0.5,
     dtype: Any = jnp.float32,
     first: int | None = None,
 ) -> MLP:
     """Make an MLP with orthogonal weights and zero biases; with ``first``, on so many first elements of its input.
 
-    Hidden layers have gain √2, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
-    a policy's last layer scaled by 0.01 matters more than most choices).
+    Hidden layers have gain ``hidden_scale``, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
+    a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter a
+    first layer's units with variance g² (exact for at least as many inputs as units): √2 reaches into tanh's bends,
+    1/√3, the variance of uniform weights in ±1/√n for n inputs, stays where tanh is nearly straight.
     """
     sizes = sizes if first is None else (first, *sizes[1:])
-    gains = [2**0.5] * (len(sizes) - 2) + [last_scale]
+    gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     weights = tuple(

@@ -42,8 +42,8 @@ TRACED = frozenset(
     for group, names in {
         "": "discount gae_lambda",
         "rule.": "max_kl damping cg_tolerance max_step_norm backtrack_ratio initial_coefficient",
-        "policy.": "initial_std last_layer_scale",
-        "value.": "learning_rate max_change",
+        "policy.": "initial_std last_layer_scale hidden_layer_scale",
+        "value.": "learning_rate max_change hidden_layer_scale",
     }.items()
     for name in names.split()
 )
