@@ -39,7 +39,7 @@ def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any, first: int | None
 
     def network(outputs: int) -> Any:
         sizes = (spec.observation_size, *config.hidden, outputs)
-        return mlp(key, sizes, config.activation, config.last_layer_scale, dtype, first)
+        return mlp(key, sizes, config.activation, config.last_layer_scale, config.hidden_layer_scale, dtype, first)
 
     match action.kind:
         case "box":
@@ -58,7 +58,7 @@ def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any, first: int | None
 def make_value(spec: EnvSpec, config: ValueConfig, key: Any, first: int | None = None) -> ValueFunction:
     """Make the value function: a network of its own. ``first`` as for :func:`make_policy`."""
     sizes = (spec.observation_size, *config.hidden, 1)
-    return ValueFunction(mlp(key, sizes, config.activation, 1.0, jnp.result_type(float), first))
+    return ValueFunction(mlp(key, sizes, config.activation, 1.0, config.hidden_layer_scale, jnp.result_type(float), first))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,6 +106,8 @@ class PolicyConfig:
     """Let the network output σ too."""
     last_layer_scale: float = 0.01
     """Gain of the last layer's initial weights."""
+    hidden_layer_scale: float = math.sqrt(2)
+    """Gain of the hidden layers' initial weights."""
     averaging: float = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
@@ -129,6 +131,8 @@ class ValueConfig:
 
     hidden: tuple[int, ...] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
+    hidden_layer_scale: float = math.sqrt(2)
+    """Gain of the hidden layers' initial weights."""
     method: Literal["adam", "gauss-newton"] = "adam"
     learning_rate: float = 1e-3
     """Adam's."""

@@ -82,6 +82,7 @@ def mlp(
     sizes: tuple[int, ...],
     activation: Activation = "tanh",
     last_scale: float = 1.0,
+    hidden_scale: float = 2**0.5,
     dtype: Any = jnp.float32,
     first: int | None = None,
 ) -> MLP:
@@ -91,7 +92,7 @@ def mlp(
     a policy's last layer scaled by 0.01 matters more than most choices).
     """
     sizes = sizes if first is None else (first, *sizes[1:])
-    gains = [2**0.5] * (len(sizes) - 2) + [last_scale]
+    gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     weights = tuple(
