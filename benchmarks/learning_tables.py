@@ -240,6 +240,7 @@ def draw() -> None:
     _draw_suite("classic", CLASSIC_FIGURE)
 
 
+_ONE = "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995"
 TRIALS: dict[str, tuple[str, str | None]] = {
     "default": ("defaults: δ = 0.01, one update, 10 epochs of minibatches of 128", ""),
     "floor0": ("defaults, later code", ""),
@@ -367,6 +368,50 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-fb20-std30-o27-l90": (
         "averaged policy, 20 steps on the whole batch, initial σ = 0.3, without contact forces, λ = 0.9",
         "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 gae_lambda=0.9",
+    ),
+    "avg-fb20-std30-o27": (
+        "averaged policy, 20 steps on the whole batch, initial σ = 0.3, without contact forces",
+        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27",
+    ),
+    "avg-fb20-std30-o27-h58": (
+        "the same, initial gain of hidden layers 0.577",
+        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 "
+        "policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577",
+    ),
+    "avg-fb20-std30-o27-h30": (
+        "the same, initial gain of hidden layers 0.3",
+        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 "
+        "policy.hidden_layer_scale=0.3 value.hidden_layer_scale=0.3",
+    ),
+    "avg-one-h30": (
+        "the one setting, initial gain of hidden layers 0.3",
+        f"{_ONE} policy.hidden_layer_scale=0.3 value.hidden_layer_scale=0.3",
+    ),
+    "avg-one-o27-h30": (
+        "the same, without contact forces",
+        f"{_ONE} policy.hidden_layer_scale=0.3 value.hidden_layer_scale=0.3 observed_elements=27",
+    ),
+    "avg-e4-f512-kl02-h58": (
+        "averaged policy, 4 × 512, δ = 0.02, initial gain of hidden layers 0.577",
+        "env.count=4 fragment=512 rule.max_kl=0.02 policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577",
+    ),
+    "avg-e4-f512-kl02-o270-h58": (
+        "the same, without contact forces",
+        "env.count=4 fragment=512 rule.max_kl=0.02 policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577 "
+        "observed_elements=270",
+    ),
+    "avg-e4-f512-kl17-damp17-cg25": (
+        "averaged policy, 4 × 512, δ = 0.17, damping 1.7, 25 conjugate-gradient iterations",
+        "env.count=4 fragment=512 rule.max_kl=0.17 rule.damping=1.7 rule.cg_iterations=25",
+    ),
+    "avg-e4-f512-kl17-damp17-cg25-o270": (
+        "the same, without contact forces",
+        "env.count=4 fragment=512 rule.max_kl=0.17 rule.damping=1.7 rule.cg_iterations=25 observed_elements=270",
+    ),
+    "avg-e4-f512-kl17-damp17-cg25-o270-h58": (
+        "the same, initial gain of hidden layers 0.577",
+        "env.count=4 fragment=512 rule.max_kl=0.17 rule.damping=1.7 rule.cg_iterations=25 observed_elements=270 "
+        "policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577",
     ),
     "kl03": ("δ = 0.03", "rule.max_kl=0.03"),
     "std2": ("initial σ = 2", "policy.initial_std=2.0"),
