@@ -240,6 +240,9 @@ def draw() -> None:
     _draw_suite("classic", CLASSIC_FIGURE)
 
 
+_GAIN_03, _GAIN_058, _GAIN_25, _GAIN_4 = (
+    f"policy.hidden_layer_scale={gain} value.hidden_layer_scale={gain}" for gain in (0.3, 0.577, 2.5, 4.0)
+)
 _ONE = "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995"
 TRIALS: dict[str, tuple[str, str | None]] = {
     "default": ("defaults: δ = 0.01, one update, 10 epochs of minibatches of 128", ""),
@@ -375,30 +378,27 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     ),
     "avg-fb20-std30-o27-h58": (
         "the same, initial gain of hidden layers 0.577",
-        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 "
-        "policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577",
+        f"value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 {_GAIN_058}",
     ),
     "avg-fb20-std30-o27-h30": (
         "the same, initial gain of hidden layers 0.3",
-        "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 "
-        "policy.hidden_layer_scale=0.3 value.hidden_layer_scale=0.3",
+        f"value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 {_GAIN_03}",
     ),
     "avg-one-h30": (
         "the one setting, initial gain of hidden layers 0.3",
-        f"{_ONE} policy.hidden_layer_scale=0.3 value.hidden_layer_scale=0.3",
+        f"{_ONE} {_GAIN_03}",
     ),
     "avg-one-o27-h30": (
         "the same, without contact forces",
-        f"{_ONE} policy.hidden_layer_scale=0.3 value.hidden_layer_scale=0.3 observed_elements=27",
+        f"{_ONE} {_GAIN_03} observed_elements=27",
     ),
     "avg-e4-f512-kl02-h58": (
         "averaged policy, 4 × 512, δ = 0.02, initial gain of hidden layers 0.577",
-        "env.count=4 fragment=512 rule.max_kl=0.02 policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577",
+        f"env.count=4 fragment=512 rule.max_kl=0.02 {_GAIN_058}",
     ),
     "avg-e4-f512-kl02-o270-h58": (
         "the same, without contact forces",
-        "env.count=4 fragment=512 rule.max_kl=0.02 policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577 "
-        "observed_elements=270",
+        f"env.count=4 fragment=512 rule.max_kl=0.02 {_GAIN_058} observed_elements=270",
     ),
     "avg-e4-f512-kl17-damp17-cg25": (
         "averaged policy, 4 × 512, δ = 0.17, damping 1.7, 25 conjugate-gradient iterations",
@@ -411,7 +411,7 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-e4-f512-kl17-damp17-cg25-o270-h58": (
         "the same, initial gain of hidden layers 0.577",
         "env.count=4 fragment=512 rule.max_kl=0.17 rule.damping=1.7 rule.cg_iterations=25 observed_elements=270 "
-        "policy.hidden_layer_scale=0.577 value.hidden_layer_scale=0.577",
+        f"{_GAIN_058}",
     ),
     "kl03": ("δ = 0.03", "rule.max_kl=0.03"),
     "std2": ("initial σ = 2", "policy.initial_std=2.0"),
@@ -460,6 +460,63 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-g999-l98-fb20-std100": (
         "the same, 20 steps on the whole batch",
         "discount=0.999 gae_lambda=0.98 policy.initial_std=1.0 value.minibatch=0 value.epochs=20",
+    ),
+    "avg-kl03-g999-later": (
+        "averaged policy, δ = 0.03, γ = 0.999, later code",
+        "rule.max_kl=0.03 discount=0.999",
+    ),
+    "avg-kl03-g999-h30": (
+        "the same, initial gain of hidden layers 0.3",
+        f"rule.max_kl=0.03 discount=0.999 {_GAIN_03}",
+    ),
+    "avg-kl03-g999-h25": (
+        "the same, gain 2.5",
+        f"rule.max_kl=0.03 discount=0.999 {_GAIN_25}",
+    ),
+    "avg-kl03-g999-h40": (
+        "the same, gain 4",
+        f"rule.max_kl=0.03 discount=0.999 {_GAIN_4}",
+    ),
+    "avg-kl03-g999-l98-h25": (
+        "the same, gain 2.5, λ = 0.98",
+        f"rule.max_kl=0.03 discount=0.999 gae_lambda=0.98 {_GAIN_25}",
+    ),
+    "avg-kl05-g999-h25": (
+        "the same, gain 2.5, δ = 0.05",
+        f"rule.max_kl=0.05 discount=0.999 {_GAIN_25}",
+    ),
+    "avg-h30": (
+        "averaged policy, initial gain of hidden layers 0.3",
+        _GAIN_03,
+    ),
+    "avg-h25": (
+        "the same, gain 2.5",
+        _GAIN_25,
+    ),
+    "avg-kl02-h25": (
+        "the same, gain 2.5, δ = 0.02",
+        f"rule.max_kl=0.02 {_GAIN_25}",
+    ),
+    "avg-e20-h25": (
+        "the same, gain 2.5, 20 epochs",
+        f"value.epochs=20 {_GAIN_25}",
+    ),
+    "avg-g999-l98-kl02-h25": (
+        "the same, gain 2.5, γ = 0.999, λ = 0.98, δ = 0.02",
+        f"discount=0.999 gae_lambda=0.98 rule.max_kl=0.02 {_GAIN_25}",
+    ),
+    "avg-e4-f256-g999-l98-h25": (
+        "the same, gain 2.5, 4 environments, fragments of 256, γ = 0.999, λ = 0.98",
+        f"env.count=4 fragment=256 discount=0.999 gae_lambda=0.98 {_GAIN_25}",
+    ),
+    "avg-e4-f256-kl02-h30": (
+        "the same, gain 0.3, 4 environments, fragments of 256, δ = 0.02",
+        f"env.count=4 fragment=256 rule.max_kl=0.02 {_GAIN_03}",
+    ),
+    "avg-zoo": (
+        "averaged policy, 2 × 1024, δ = 0.02, damping 0.2, 25 conjugate-gradient iterations, 20 epochs, initial σ = 1",
+        "env.count=2 fragment=1024 rule.max_kl=0.02 rule.damping=0.2 rule.cg_iterations=25 value.epochs=20 "
+        "policy.initial_std=1.0",
     ),
     "avg-reuse3": ("averaged policy, updates learn from the last three batches, with importance weights up to 2", None),
 }
