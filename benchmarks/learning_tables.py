@@ -347,6 +347,16 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
         "policy.initial_std=1.0",
     ),
+    "avg-g9999-l99-h25": (
+        "the same, λ = 0.99, initial gain of hidden layers 2.5",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_25}",
+    ),
+    "avg-g9999-l99-h40": (
+        "the same, gain 4",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_4}",
+    ),
     "avg-g999-l99": (
         "the same, λ = 0.99, γ = 0.999",
         "discount=0.999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
@@ -513,6 +523,10 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "the same, gain 0.3, 4 environments, fragments of 256, δ = 0.02",
         f"env.count=4 fragment=256 rule.max_kl=0.02 {_GAIN_03}",
     ),
+    "avg-u2-kl02": ("averaged policy, 2 updates, δ = 0.02", "updates_per_batch=2 rule.max_kl=0.02"),
+    "avg-lr3": ("averaged policy, Adam's rate 0.003", "value.learning_rate=0.003"),
+    "avg-f32": ("averaged policy, fragments of 32", "fragment=32"),
+    "avg-std40": ("averaged policy, initial σ = 0.4", "policy.initial_std=0.4"),
     "avg-zoo": (
         "averaged policy, 2 × 1024, δ = 0.02, damping 0.2, 25 conjugate-gradient iterations, 20 epochs, initial σ = 1",
         "env.count=2 fragment=1024 rule.max_kl=0.02 rule.damping=0.2 rule.cg_iterations=25 value.epochs=20 "
