@@ -347,20 +347,15 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
         "policy.initial_std=1.0",
     ),
-    "avg-g9999-l99-h25": (
-        "the same, λ = 0.99, initial gain of hidden layers 2.5",
-        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
-        f"policy.initial_std=1.0 {_GAIN_25}",
-    ),
-    "avg-g9999-l99-h40": (
-        "the same, gain 4",
-        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
-        f"policy.initial_std=1.0 {_GAIN_4}",
-    ),
     "avg-g999-l99": (
         "the same, λ = 0.99, γ = 0.999",
         "discount=0.999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
         "policy.initial_std=1.0",
+    ),
+    "avg-g9999-l99-h25": (
+        "as two lines above, initial gain of hidden layers 2.5",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_25}",
     ),
     "avg-fb20-std30-cg5": (
         "averaged policy, 20 steps on the whole batch, initial σ = 0.3, 5 conjugate-gradient iterations",

@@ -89,9 +89,9 @@ def mlp(
     """Make an MLP with orthogonal weights and zero biases; with ``first``, on so many first elements of its input.
 
     Hidden layers have gain ``hidden_scale``, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
-    a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter a
-    first layer's units with variance g² (exact for at least as many inputs as units): √2 reaches into tanh's bends,
-    1/√3, the variance of uniform weights in ±1/√n for n inputs, stays where tanh is nearly straight.
+    a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter
+    the first layer's units with variance g², if there are at least as many inputs as units: √2 reaches into tanh's
+    bends, 0.3 stays where tanh is nearly straight.
     """
     sizes = sizes if first is None else (first, *sizes[1:])
     gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
