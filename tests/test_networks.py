@@ -53,6 +53,28 @@ def test_gain_is_the_spread_of_a_hidden_units_input() -> None:
     np.testing.assert_allclose(np.var(entering, axis=0), 1 / 3, rtol=5 * math.sqrt(2 / 20_000))
 
 
+@pytest.mark.parametrize("inputs", [1, 2, 17, 64])
+def test_auto_gain_lets_every_number_of_inputs_enter_at_one_length(inputs: int) -> None:
+    """‖x W₁‖ = 6 for any x of n elements of unit size, so ‖x‖ = √n, up to as many inputs as units."""
+    network = trpo.mlp(KEY, (inputs, 64, 64, 2), hidden_scale="auto")
+    x = np.sign(np.random.default_rng(0).normal(size=(50, inputs)))
+    np.testing.assert_allclose(np.linalg.norm(x @ np.asarray(network.weights[0]), axis=1), 6, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.svd(network.weights[1], compute_uv=False), 6 / math.sqrt(inputs), rtol=1e-5)
+
+
+def test_auto_gain_counts_the_elements_that_are_seen() -> None:
+    config = trpo.Config(
+        observed_elements=2,
+        policy=trpo.PolicyConfig(hidden_layer_scale="auto"),
+        value=trpo.ValueConfig(hidden_layer_scale="auto"),
+    )
+    agent = trpo.make_agent("CartPole-v1", config)
+    for params in (agent.learner.policy, agent.learner.value.params):
+        first = next(leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
+        assert first.shape[0] == 2
+        np.testing.assert_allclose(np.linalg.svd(first, compute_uv=False), 6 / math.sqrt(2), rtol=1e-5)
+
+
 def test_agents_have_the_configured_gains() -> None:
     config = trpo.Config(
         policy=trpo.PolicyConfig(hidden_layer_scale=0.5, last_layer_scale=0.1),

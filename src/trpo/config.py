@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from trpo.networks import Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
 from trpo.value_fitting import AdamFit, GaussNewtonFit
 
@@ -19,6 +20,11 @@ from trpo.value_fitting import AdamFit, GaussNewtonFit
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+def _require_gain(name: str, gain: Any) -> None:
+    number = isinstance(gain, int | float) and not isinstance(gain, bool)
+    _require(gain == "auto" or (number and gain > 0), name, gain, "> 0, or auto; √2 is usual")
 
 
 def _require_choices(config: Any, prefix: str = "") -> None:
@@ -106,8 +112,8 @@ class PolicyConfig:
     """Let the network output σ too."""
     last_layer_scale: float = 0.01
     """Gain of the last layer's initial weights."""
-    hidden_layer_scale: float = math.sqrt(2)
-    """Gain of the hidden layers' initial weights. A smaller one starts from functions that are nearly linear."""
+    hidden_layer_scale: Gain = 2**0.5
+    """Gain of the hidden layers' initial weights; auto: 6/√(number of inputs). A small one starts nearly linear."""
     averaging: float = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
@@ -121,7 +127,7 @@ class PolicyConfig:
             self.min_std,
             f"≥ 0 and below policy.initial_std={self.initial_std}; 0 sets no bound",
         )
-        _require(self.hidden_layer_scale > 0, "policy.hidden_layer_scale", self.hidden_layer_scale, "> 0; √2 is usual")
+        _require_gain("policy.hidden_layer_scale", self.hidden_layer_scale)
         _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
         _require(0 <= self.averaging < 1, "policy.averaging", self.averaging, "in [0, 1); 0.05 is usual, 0 is none")
 
@@ -132,8 +138,8 @@ class ValueConfig:
 
     hidden: tuple[int, ...] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
-    hidden_layer_scale: float = math.sqrt(2)
-    """Gain of the hidden layers' initial weights."""
+    hidden_layer_scale: Gain = 2**0.5
+    """Gain of the hidden layers' initial weights; auto: 6/√(number of inputs)."""
     method: Literal["adam", "gauss-newton"] = "adam"
     learning_rate: float = 1e-3
     """Adam's."""
@@ -151,7 +157,7 @@ class ValueConfig:
     def __post_init__(self) -> None:
         _require_choices(self, "value.")
         _require(all(h >= 1 for h in self.hidden), "value.hidden", self.hidden, "positive widths, such as 64 64")
-        _require(self.hidden_layer_scale > 0, "value.hidden_layer_scale", self.hidden_layer_scale, "> 0; √2 is usual")
+        _require_gain("value.hidden_layer_scale", self.hidden_layer_scale)
         _require(self.max_change > 0, "value.max_change", self.max_change, "> 0; 0.1 is usual")
 
     def build(self) -> AdamFit | GaussNewtonFit:

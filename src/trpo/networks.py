@@ -19,6 +19,8 @@ from trpo.distributions import Bernoulli, Categorical, DiagGaussian, MultiCatego
 from trpo.types import AnyArray, Params, namespace, per_element
 
 Activation = Literal["tanh", "relu"]
+Gain = float | Literal["auto"]
+"""Of hidden layers' initial weights; auto: 6/√(number of inputs)."""
 
 
 @jax.custom_jvp
@@ -82,7 +84,7 @@ def mlp(
     sizes: tuple[int, ...],
     activation: Activation = "tanh",
     last_scale: float = 1.0,
-    hidden_scale: float = 2**0.5,
+    hidden_scale: Gain = 2**0.5,
     dtype: Any = jnp.float32,
     first: int | None = None,
 ) -> MLP:
@@ -91,9 +93,13 @@ def mlp(
     Hidden layers have gain ``hidden_scale``, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
     a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter
     the first layer's units with variance g², if there are at least as many inputs as units: √2 reaches into tanh's
-    bends, 0.3 stays where tanh is nearly straight.
+    bends, 0.3 stays where tanh is nearly straight. With n < units inputs that variance is g² n / units, so a gain that
+    suits one task starts too straight in one with few inputs: ``"auto"`` is g = 6/√n, with which an input of n elements
+    of unit size always leaves the first layer with length 6.
     """
     sizes = sizes if first is None else (first, *sizes[1:])
+    if hidden_scale == "auto":
+        hidden_scale = 6 / sizes[0] ** 0.5
     gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
