@@ -20,7 +20,7 @@ from trpo.types import AnyArray, Params, namespace, per_element
 
 Activation = Literal["tanh", "relu"]
 Gain = float | Literal["auto"]
-"""Of hidden layers' initial weights; auto: 6/√(number of inputs)."""
+"""Of hidden layers' initial weights; auto: by the number of inputs."""
 
 
 @jax.custom_jvp
@@ -94,12 +94,13 @@ def mlp(
     a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter
     the first layer's units with variance g², if there are at least as many inputs as units: √2 reaches into tanh's
     bends, 0.3 stays where tanh is nearly straight. With n < units inputs that variance is g² n / units, so a gain that
-    suits one task starts too straight in one with few inputs: ``"auto"`` is g = 6/√n, with which an input of n elements
-    of unit size always leaves the first layer with length 6.
+    suits one task starts too straight in one with few inputs. ``"auto"`` is g = min(6/√n, 30/n). With 6/√n an input of n
+    elements of unit size enters the first layer's units with length 6, whatever n; beyond 25 inputs less is better,
+    for which there is no theory but trials (docs/results.md).
     """
     sizes = sizes if first is None else (first, *sizes[1:])
     if hidden_scale == "auto":
-        hidden_scale = 6 / sizes[0] ** 0.5
+        hidden_scale = min(6 / sizes[0] ** 0.5, 30 / sizes[0])
     gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
