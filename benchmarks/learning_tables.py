@@ -240,9 +240,11 @@ def draw() -> None:
     _draw_suite("classic", CLASSIC_FIGURE)
 
 
-_GAIN_03, _GAIN_058, _GAIN_25, _GAIN_4 = (
-    f"policy.hidden_layer_scale={gain} value.hidden_layer_scale={gain}" for gain in (0.3, 0.577, 2.5, 4.0)
+_GAIN_006, _GAIN_015, _GAIN_02, _GAIN_03, _GAIN_058, _GAIN_21, _GAIN_25, _GAIN_4 = (
+    f"policy.hidden_layer_scale={gain} value.hidden_layer_scale={gain}"
+    for gain in (0.06, 0.15, 0.2, 0.3, 0.577, 2.12, 2.5, 4.0)
 )
+_GAIN_6 = "policy.hidden_layer_scale=6/√n value.hidden_layer_scale=6/√n"
 _ONE = "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995"
 TRIALS: dict[str, tuple[str, str | None]] = {
     "default": ("defaults: δ = 0.01, one update, 10 epochs of minibatches of 128", ""),
@@ -357,6 +359,41 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
         f"policy.initial_std=1.0 {_GAIN_25}",
     ),
+    "avg-g9999-l99-h40": (
+        "the same, 4",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_4}",
+    ),
+    "avg-g9999-l99-h21-floor": (
+        "the same, 2.12, σ at least 0.2",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 policy.min_std=0.2 {_GAIN_21}",
+    ),
+    "avg-g9999-l99-h25-kl03": (
+        "the same, 2.5, δ = 0.03",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.03 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_25}",
+    ),
+    "avg-g9999-l99-h25-kl01": (
+        "the same, δ = 0.01",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.01 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_25}",
+    ),
+    "avg-g999-l99-h25": (
+        "the same, δ = 0.02, γ = 0.999",
+        "discount=0.999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 {_GAIN_25}",
+    ),
+    "avg-g9999-l99-h25-u2": (
+        "the same, γ = 0.9999, two updates a batch",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
+        f"policy.initial_std=1.0 updates_per_batch=2 {_GAIN_25}",
+    ),
+    "avg-g9999-l99-h25-e40": (
+        "the same, one update, 40 epochs",
+        "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=40 "
+        f"policy.initial_std=1.0 {_GAIN_25}",
+    ),
     "avg-fb20-std30-cg5": (
         "averaged policy, 20 steps on the whole batch, initial σ = 0.3, 5 conjugate-gradient iterations",
         "value.minibatch=0 value.epochs=20 policy.initial_std=0.3 rule.cg_iterations=5",
@@ -389,8 +426,32 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "the same, initial gain of hidden layers 0.3",
         f"value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 {_GAIN_03}",
     ),
+    "avg-one-earlier": (
+        "the earlier one setting: σ not bounded, initial gain of hidden layers √2",
+        _ONE,
+    ),
+    "avg-one-floor-6n": (
+        "the same, σ at least 0.2, gain 6/√(number of inputs)",
+        f"{_ONE} policy.min_std=0.2 {_GAIN_6}",
+    ),
+    "avg-one-floor-h20": (
+        "the same, gain 0.2",
+        f"{_ONE} policy.min_std=0.2 {_GAIN_02}",
+    ),
+    "avg-one-floor-h15": (
+        "the same, gain 0.15",
+        f"{_ONE} policy.min_std=0.2 {_GAIN_015}",
+    ),
+    "avg-one-floor-h06": (
+        "the same, gain 0.06",
+        f"{_ONE} policy.min_std=0.2 {_GAIN_006}",
+    ),
+    "avg-one-floor": (
+        "the same, gain √2",
+        f"{_ONE} policy.min_std=0.2",
+    ),
     "avg-one-h30": (
-        "the one setting, initial gain of hidden layers 0.3",
+        "the earlier one setting, initial gain of hidden layers 0.3",
         f"{_ONE} {_GAIN_03}",
     ),
     "avg-one-o27-h30": (
@@ -521,6 +582,31 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-u2-kl02": ("averaged policy, 2 updates, δ = 0.02", "updates_per_batch=2 rule.max_kl=0.02"),
     "avg-lr3": ("averaged policy, Adam's rate 0.003", "value.learning_rate=0.003"),
     "avg-f32": ("averaged policy, fragments of 32", "fragment=32"),
+    "avg-f128-kl02": ("averaged policy, fragments of 128, δ = 0.02", "fragment=128 rule.max_kl=0.02"),
+    "avg-kl005": ("averaged policy, δ = 0.005", "rule.max_kl=0.005"),
+    "avg-v256": ("averaged policy, value networks of 256 × 256", "value.hidden=[256,256]"),
+    "avg-h6n": ("averaged policy, initial gain of hidden layers 6/√(number of inputs)", _GAIN_6),
+    "avg-e4-h6n": (
+        "the same, 4 environments, fragments of 256",
+        f"env.count=4 fragment=256 {_GAIN_6}",
+    ),
+    "avg-e4-f128": ("averaged policy, 4 environments, fragments of 128", "env.count=4 fragment=128"),
+    "avg-e4-f256-kl02": (
+        "averaged policy, 4 environments, fragments of 256, δ = 0.02",
+        "env.count=4 fragment=256 rule.max_kl=0.02",
+    ),
+    "avg-e4-mb64": (
+        "averaged policy, 4 environments, fragments of 256, minibatches of 64",
+        "env.count=4 fragment=256 value.minibatch=64",
+    ),
+    "avg-e4-g998": (
+        "averaged policy, 4 environments, fragments of 256, γ grows from 0.99 to 0.998 in 200,000 steps",
+        "env.count=4 fragment=256 final_discount=0.998 discount_steps=200000",
+    ),
+    "avg-e4-f512-e20": (
+        "averaged policy, 4 environments, fragments of 512, 20 epochs",
+        "env.count=4 fragment=512 value.epochs=20",
+    ),
     "avg-std40": ("averaged policy, initial σ = 0.4", "policy.initial_std=0.4"),
     "avg-zoo": (
         "averaged policy, 2 × 1024, δ = 0.02, damping 0.2, 25 conjugate-gradient iterations, 20 epochs, initial σ = 1",

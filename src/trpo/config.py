@@ -113,7 +113,8 @@ class PolicyConfig:
     last_layer_scale: float = 0.01
     """Gain of the last layer's initial weights."""
     hidden_layer_scale: Gain = 2**0.5
-    """Gain of the hidden layers' initial weights; auto: min(6/√n, 30/n) with n inputs. A small one starts nearly linear."""
+    """Gain of the hidden layers' initial weights; a small one starts nearly linear. auto: 6/√n with n inputs; 0.2
+    with more inputs than the first layer has units."""
     averaging: float = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
@@ -139,7 +140,7 @@ class ValueConfig:
     hidden: tuple[int, ...] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
     hidden_layer_scale: Gain = 2**0.5
-    """Gain of the hidden layers' initial weights; auto: min(6/√n, 30/n) with n inputs."""
+    """Gain of the hidden layers' initial weights; auto as for the policy's."""
     method: Literal["adam", "gauss-newton"] = "adam"
     learning_rate: float = 1e-3
     """Adam's."""

@@ -94,13 +94,13 @@ def mlp(
     a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter
     the first layer's units with variance g², if there are at least as many inputs as units: √2 reaches into tanh's
     bends, 0.3 stays where tanh is nearly straight. With n < units inputs that variance is g² n / units, so a gain that
-    suits one task starts too straight in one with few inputs. ``"auto"`` is g = min(6/√n, 30/n). With 6/√n an input of n
-    elements of unit size enters the first layer's units with length 6, whatever n; beyond 25 inputs less is better,
-    for which there is no theory but trials (docs/results.md).
+    suits one task starts too straight in one with few inputs. ``"auto"`` is g = 6/√n for n ≤ units, with which an input
+    of n elements of unit size enters the first layer's units with length 6, whatever n; with more inputs than units it
+    is 0.2, since trials on two tasks say that near linear is better there (docs/results.md).
     """
     sizes = sizes if first is None else (first, *sizes[1:])
     if hidden_scale == "auto":
-        hidden_scale = min(6 / sizes[0] ** 0.5, 30 / sizes[0])
+        hidden_scale = 6 / sizes[0] ** 0.5 if sizes[0] <= sizes[1] else 0.2
     gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
