@@ -245,6 +245,7 @@ _GAIN_006, _GAIN_015, _GAIN_02, _GAIN_03, _GAIN_058, _GAIN_21, _GAIN_25, _GAIN_4
     for gain in (0.06, 0.15, 0.2, 0.3, 0.577, 2.12, 2.5, 4.0)
 )
 _GAIN_6 = "policy.hidden_layer_scale=6/√n value.hidden_layer_scale=6/√n"
+_GAIN_30 = "policy.hidden_layer_scale=30/n value.hidden_layer_scale=30/n"
 _ONE = "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995"
 TRIALS: dict[str, tuple[str, str | None]] = {
     "default": ("defaults: δ = 0.01, one update, 10 epochs of minibatches of 128", ""),
@@ -296,6 +297,8 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "g995": ("σ at least 0.2, γ = 0.995", "policy.min_std=0.2 discount=0.995"),
     # From here on the average of the latest policies is evaluated.
     "avg-default": ("defaults, averaged policy", ""),
+    "avg-floor": ("averaged policy, σ at least 0.2", "policy.min_std=0.2"),
+    "avg-g95": ("averaged policy, γ = 0.95", "discount=0.95"),
     "avg-kl02": ("averaged policy, δ = 0.02", "rule.max_kl=0.02"),
     "avg-fb20": ("averaged policy, value fit of 20 steps on the whole batch", "value.minibatch=0 value.epochs=20"),
     "avg-fb20-kl02": ("the same, δ = 0.02", "value.minibatch=0 value.epochs=20 rule.max_kl=0.02"),
@@ -433,6 +436,10 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-one-floor-6n": (
         "the same, σ at least 0.2, gain 6/√(number of inputs)",
         f"{_ONE} policy.min_std=0.2 {_GAIN_6}",
+    ),
+    "avg-one-floor-30n": (
+        "the same, gain 30/(number of inputs)",
+        f"{_ONE} policy.min_std=0.2 {_GAIN_30}",
     ),
     "avg-one-floor-h20": (
         "the same, gain 0.2",
