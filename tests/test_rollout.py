@@ -22,6 +22,7 @@ from trpo.agent import Agent
 from trpo.envs import EnvironmentFailure, Transition, make_envs
 from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostRollout, Trajectory, noise_of
 from trpo.rollout.host import RECENT
+from trpo.rollout.host_policy import AnyPolicy, GaussianMLP, act, fragment_policy
 from trpo.running_statistics import RunningStatistics
 
 FEATURES = 3
@@ -202,6 +203,46 @@ def test_the_numpy_pass_equals_the_compiled_pass(kind: str, normalise: bool) -> 
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("first", [None, 2])
+@pytest.mark.parametrize("min_std", [0.0, 0.3])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("count", [1, 8, 13])
+def test_the_usual_policys_own_pass_is_its_definition_bit_for_bit(
+    activation: Any, first: int | None, min_std: float, normalise: bool, count: int
+) -> None:
+    network = trpo.mlp(jax.random.key(0), (FEATURES, 16, 8, 2), activation, first=first)
+    network = jax.tree.map(lambda leaf: leaf + 0.1, network)  # biases that matter
+    policy = jax.tree.map(np.asarray, trpo.GaussianPolicy(network, jnp.array([-0.5, 0.2]), min_std))
+    normaliser = jax.tree.map(np.asarray, statistics().freeze(2.0)) if normalise else None
+    ours = fragment_policy(policy, normaliser)
+    assert isinstance(ours, GaussianMLP)
+    random = np.random.default_rng(0)
+    observation = random.normal(1.0, 4.0, (5, count, FEATURES)).astype(np.float32)
+    observation[1, 0, 0] = np.nan
+    noise = random.normal(size=(5, count, 2)).astype(np.float32)
+    before = observation.copy()
+    actions, records = zip(*(ours.act(x, z) for x, z in zip(observation, noise, strict=True)), strict=True)
+    np.testing.assert_array_equal(observation, before)
+    defined = AnyPolicy(lambda x, z: act(policy, normaliser, x, z))
+    expected, kept = zip(*(defined.act(x, z) for x, z in zip(observation, noise, strict=True)), strict=True)
+    np.testing.assert_array_equal(actions, expected)
+    got, whole = ours.distribution(list(records)), defined.distribution(list(kept))
+    np.testing.assert_array_equal(got.mean, whole.mean)
+    np.testing.assert_array_equal(got.log_std, whole.log_std)
+
+
+def test_only_the_usual_policy_has_its_own_pass() -> None:
+    class Mine(trpo.GaussianPolicy):
+        def __call__(self, observation: Any) -> trpo.DiagGaussian:
+            return trpo.DiagGaussian(*(2 * x for x in jax.tree.leaves(super().__call__(observation))))
+
+    network = jax.tree.map(np.asarray, trpo.mlp(jax.random.key(0), (FEATURES, 8, 2)))
+    assert isinstance(fragment_policy(trpo.GaussianPolicy(network, np.zeros(2)), None), GaussianMLP)
+    assert isinstance(fragment_policy(Mine(network, np.zeros(2)), None), AnyPolicy)
+    assert isinstance(fragment_policy(trpo.CategoricalPolicy(network), None), AnyPolicy)
+
+
 class JaxOnly(eqx.Module):
     """A policy as users write it: library layers, vmapped, ``jax.numpy`` throughout."""
 
@@ -370,6 +411,31 @@ def test_restart_forgets_episodes_under_way() -> None:
     envs.close()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_episode_statistics_do_not_depend_on_how_many_steps_are_added_at_once(count: int) -> None:
+    random = np.random.default_rng(0)
+    reward = random.normal(100, 30, (400, count)).astype(np.float32)
+    reward[50, 0] = np.nan
+    done, valid = random.random((400, count)) < 0.03, random.random((400, count)) < 0.9
+    copies = [EpisodeStatistics(count) for _ in range(3)]
+    for statistics, length in zip(copies, (1, 37, 400), strict=True):
+        for k in range(0, 400, length):
+            statistics.add(reward[k : k + length], done[k : k + length], valid[k : k + length])
+    one, *others = (str(statistics.to_json()) for statistics in copies)  # as text: NaN equals itself
+    assert others == [one, one]
+    # In the order of time, in double precision.
+    total, length, expected = 0.0, 0, []
+    for r, d, v in zip(reward[:, 0], done[:, 0], valid[:, 0], strict=True):
+        total, length = total + (float(r) if v else 0.0), length + int(v)
+        if d:
+            expected.append((total, length))
+            total, length = 0.0, 0
+    if count == 1:
+        finite = [(r, n) for r, n in expected if np.isfinite(r)]
+        assert len(finite) == len(expected) - 1
+        assert list(zip(copies[0].returns, copies[0].lengths, strict=True)) == finite[-RECENT:]
+
+
 def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
     import json
 
@@ -378,12 +444,12 @@ def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
     totals: Callable[[], list[float]] = lambda: list(statistics.returns)  # noqa: E731
     rewards = random.normal(size=(3 * RECENT, 2)).astype(np.float32)
     for reward in rewards:
-        statistics.add(reward, np.array([True, False]), np.ones(2, bool))
+        statistics.add(reward[None], np.array([[True, False]]), np.ones((1, 2), bool))
     assert totals() == [float(r) for r in rewards[-RECENT:, 0]]
     assert statistics.episodes == 3 * RECENT
     copy = EpisodeStatistics.from_json(json.loads(json.dumps(statistics.to_json(), allow_nan=False)))
     for one in (statistics, copy):
-        one.add(np.ones(2, np.float32), np.array([True, True]), np.ones(2, bool))
+        one.add(np.ones((1, 2), np.float32), np.ones((1, 2), bool), np.ones((1, 2), bool))
     assert copy.to_json() == statistics.to_json()
     assert copy.lengths[-1] == 3 * RECENT + 1
     assert copy.returns[-1] == pytest.approx(rewards[:, 1].sum(dtype=np.float64) + 1)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 import trpo
-from trpo.value_fitting import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict
+from trpo.value_fitting import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict, shuffled
 
 N, D = 24, 3
 
@@ -88,6 +89,27 @@ def test_every_epoch_uses_each_row_once_in_a_new_order() -> None:
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(8), (3, 1)))
     assert not np.array_equal(epochs[0], epochs[1])
     assert not np.array_equal(epochs[0], np.arange(8))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 1000, 1024, 2**16, 2**16 + 1])
+def test_shuffling_is_a_permutation(n: int) -> None:
+    rows = np.asarray(shuffled(jax.random.key(3), n))
+    np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+
+
+def test_every_permutation_is_equally_likely() -> None:
+    draws = np.asarray(jax.vmap(lambda k: shuffled(k, 4))(jax.random.split(jax.random.key(0), 24_000)))
+    _, counts = np.unique(draws @ np.array([64, 16, 4, 1]), return_counts=True)
+    assert len(counts) == 24
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    # Many rows: where an index lands does not depend on it, nor on where its neighbour lands.
+    n = 2**12
+    many = np.asarray(jax.vmap(lambda k: shuffled(k, n))(jax.random.split(jax.random.key(1), 50)))
+    correlation = [scipy.stats.spearmanr(row[:-1], row[1:]).statistic for row in many]
+    places = [scipy.stats.spearmanr(row, np.arange(n)).statistic for row in many]
+    for sample in (correlation, places):  # standard error of one 1/√n
+        assert abs(np.mean(sample)) < 4 / np.sqrt(50 * n)
+        assert np.std(sample) == pytest.approx(1 / np.sqrt(n), rel=0.5)
 
 
 def test_minibatches_reduce_the_loss_and_depend_on_the_key_only() -> None:

@@ -129,7 +129,11 @@ class GaussianPolicy(eqx.Module):
 
     def __call__(self, observation: Any) -> DiagGaussian:
         """Return the distribution for each observation."""
-        mean, log_std = self.network(observation), self.log_std
+        return self.around(self.network(observation))
+
+    def around(self, mean: Any) -> DiagGaussian:
+        """Return the distribution for each mean."""
+        log_std = self.log_std
         return DiagGaussian(mean, namespace(log_std).broadcast_to(_above(self.min_std, log_std), mean.shape))
 
 

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.linear_solve import conjugate_gradient
 from trpo.running_statistics import RunningStatistics
@@ -130,9 +130,9 @@ class AdamFit(eqx.Module):
 
         def rows_of_epoch(key: PRNGKeyArray) -> Array:
             if not strata:
-                return jax.random.permutation(key, n)[: steps * size].reshape(steps, size)
+                return shuffled(key, n)[: steps * size].reshape(steps, size)
             keys = jax.random.split(key, strata[0])
-            rows = jax.vmap(lambda k: jax.random.permutation(k, n)[: steps * size].reshape(steps, size))(keys)
+            rows = jax.vmap(lambda k: shuffled(k, n)[: steps * size].reshape(steps, size))(keys)
             return jnp.moveaxis(rows, 0, 1)
 
         if steps > 1:
@@ -142,6 +142,21 @@ class AdamFit(eqx.Module):
             rows = jnp.zeros((self.epochs, 0), jnp.int32)
         (params, optimiser), _ = jax.lax.scan(step, (params, optimiser), rows)
         return params, optimiser
+
+
+def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, "n"]:
+    """Return 0, …, n − 1 in random order.
+
+    For n ≤ 2^16 it sorts 32-bit words of random high bits above the index, which on a CPU takes a seventh of the time
+    of ``jax.random.permutation`` (with that, a third of a whole fit). Two indices that drew the same random bits, of
+    which there are about n³ / 2^33 pairs (one for n = 2048), come next to each other in ascending order.
+    """
+    bits = max(1, (n - 1).bit_length())
+    if bits > 16:
+        return jax.random.permutation(key, n)
+    index = jnp.arange(n, dtype=jnp.uint32)
+    words = jnp.sort((jax.random.bits(key, (n,), jnp.uint32) << bits) | index)
+    return (words & jnp.uint32(2**bits - 1)).astype(jnp.int32)
 
 
 def _adam() -> optax.GradientTransformation:

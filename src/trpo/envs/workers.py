@@ -329,6 +329,8 @@ class WorkerEnvs:
 
     def snapshot(self) -> Any | None:
         """Return all environments' snapshots in order, or None if one has none."""
+        if self._envs is not None and self._envs.snapshot() is None:
+            return None  # theirs are the same: no need to wake the workers in every iteration
         parts = self._each("snapshot", (), [()] * len(self._pipes))
         return None if any(part is None for part in parts) else [state for part in parts for state in part]
 

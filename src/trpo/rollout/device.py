@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from trpo.jax_envs import JaxEnv, batch
 from trpo.problem import PolicyFunction
-from trpo.rollout.host import act
+from trpo.rollout.host_policy import act
 from trpo.rollout.trajectory import Actor, Trajectory
 
 

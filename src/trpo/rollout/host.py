@@ -1,96 +1,25 @@
-"""Single-path rollouts of host environments (L6).
-
-The policy runs as plain NumPy on its own definition, with the noise of a whole fragment drawn beforehand: for a small
-network a compiled call for every vector step costs as much as the simulator.
-"""
+"""Single-path rollouts of host environments, fragments of which may be done by several processes (L6)."""
 
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import cloudpickle
 import equinox as eqx
 import jax
 import numpy as np
 
 from trpo.envs import HostEnv, RestartableEnv, SplitEnv, Transition
-from trpo.networks import to_numpy
 from trpo.problem import PolicyFunction
+from trpo.rollout.host_policy import FragmentPolicy, HostPolicy, fragment_policy
 from trpo.rollout.trajectory import Actor, Trajectory
-from trpo.running_statistics import Normaliser
 
 RECENT = 100
 """Episodes over which return and length are averaged."""
 BLOCK = 4
 """Rows for which, in a multiple, a matrix product treats every row alike, so that they may be computed apart."""
-
-
-def act(
-    policy: Callable[[Any], Any], normaliser: Normaliser | None, observation: Any, noise: Any | None
-) -> tuple[Any, Any]:
-    """Return ``(action, distribution)``; the mode if ``noise`` is None. NumPy in, NumPy out."""
-    distribution = policy(observation if normaliser is None else normaliser(observation))
-    # Through the class: binding a method of an Equinox module costs more than the arithmetic of a small batch.
-    kind = type(distribution)
-    return (kind.mode(distribution) if noise is None else kind.transform(distribution, noise)), distribution
-
-
-@partial(jax.jit, static_argnums=0)
-def _compiled_act(policy: PolicyFunction, actor: Actor, observation: Any, noise: Any | None) -> tuple[Any, Any]:
-    return act(partial(policy, actor.params), actor.normaliser, observation, noise)
-
-
-class HostPolicy:
-    """Acts for a batch of observations: in NumPy where the policy's definition allows it, else compiled.
-
-    A policy allows it if, given NumPy parameters, it returns NumPy arrays; those written against the array namespace
-    of their inputs do (see :mod:`trpo.networks`). Anything that insists on ``jax.numpy`` still works, at the price of
-    a compiled call for every vector step.
-    """
-
-    def __init__(self, policy: PolicyFunction, actor: Actor, observation_size: int):
-        self._policy = policy
-        zeros = np.zeros((1, observation_size), np.float32)
-        try:
-            host = to_numpy(actor)
-            action, distribution = act(partial(policy, host.params), host.normaliser, zeros, None)
-            leaves = [action, *jax.tree.leaves(distribution)]
-            self.in_numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-        except (TypeError, AttributeError, jax.errors.JAXTypeError):
-            self.in_numpy = False
-        self.load(actor)
-
-    def load(self, actor: Actor) -> None:
-        """Act with these parameters and statistics from now on."""
-        self._actor = to_numpy(actor) if self.in_numpy else actor
-        bind = getattr(self._policy, "bind", None)  # put the module together once, not at every step
-        self._module = bind(self._actor.params) if bind else partial(self._policy, self._actor.params)
-
-    @functools.cached_property
-    def can_travel(self) -> bool:
-        """Whether other processes can act too."""
-        if not self.in_numpy:
-            return False
-        try:
-            cloudpickle.dumps(self.parts)
-        except Exception:
-            return False
-        return True
-
-    @property
-    def parts(self) -> tuple[Any, Normaliser | None]:
-        """The first two arguments of :func:`act`."""
-        return self._module, self._actor.normaliser
-
-    def __call__(self, observation: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, Any]:
-        """Return actions, and the distributions they come from, as NumPy arrays."""
-        if self.in_numpy:
-            return act(self._module, self._actor.normaliser, observation, noise)
-        return jax.device_get(_compiled_act(self._policy, self._actor, observation, noise))
 
 
 class EpisodeStatistics:
@@ -106,18 +35,31 @@ class EpisodeStatistics:
         """Whether an environment is still in its first episode."""
 
     def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
-        """Record one vector step."""
-        self.running_return += np.where(valid, reward, 0.0)
-        self.running_length += valid
-        if done.any():
-            # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
-            for i in np.flatnonzero(done & np.isfinite(self.running_return)):
-                self.returns.append(float(self.running_return[i]))
-                self.lengths.append(int(self.running_length[i]))
-            self.episodes += int(done.sum())
-            self.running_return[done] = 0.0
-            self.running_length[done] = 0
-            self.first[done] = False
+        """Record some vector steps, arrays ``[time, env]``."""
+        counted = np.where(valid, reward, 0.0)
+        begin = 0
+        for end in (np.flatnonzero(done.any(1)) + 1).tolist():
+            self._go_on(counted[begin:end], valid[begin:end])
+            self._end(done[end - 1])
+            begin = end
+        self._go_on(counted[begin:], valid[begin:])
+
+    def _go_on(self, reward: np.ndarray, valid: np.ndarray) -> None:
+        """Record steps between ends of episodes."""
+        # A running sum, not ``sum``: it adds in the order of time, so what is added at once does not matter.
+        self.running_return = np.cumsum(np.concatenate([self.running_return[None], reward]), 0, np.float64)[-1]
+        self.running_length += valid.sum(0)
+
+    def _end(self, done: np.ndarray) -> None:
+        """Close the books of the episodes that ended."""
+        # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
+        for i in np.flatnonzero(done & np.isfinite(self.running_return)):
+            self.returns.append(float(self.running_return[i]))
+            self.lengths.append(int(self.running_length[i]))
+        self.episodes += int(done.sum())
+        self.running_return[done] = 0.0
+        self.running_length[done] = 0
+        self.first[done] = False
 
     def forget(self, which: np.ndarray) -> None:
         """Forget the episodes under way in some environments, which count as their first."""
@@ -157,7 +99,7 @@ class EpisodeStatistics:
 
 def run_fragment(
     envs: HostEnv,
-    policy: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
+    policy: FragmentPolicy,
     observation: np.ndarray,
     noise: np.ndarray,
     after: Callable[[Transition], Transition] | None = None,
@@ -167,29 +109,26 @@ def run_fragment(
     ``after`` sees each step and may change it.
     """
     rows: list[tuple[Any, ...]] = []
-    distributions: list[Any] = []
+    records: list[Any] = []
     for now in noise:
-        action, distribution = policy(observation, now)
+        action, record = policy.act(observation, now)
         following = envs.step(action)
         if after is not None:
             following = after(following)
-        rows.append((observation, action, *following[1:4], following.final_observation, following.valid))
-        distributions.append(distribution)
-        observation = following.observation
+        rows.append((observation, action, *following[1:]))
+        records.append(record)
+        observation = following[0]
     # New arrays for every fragment: the previous one may still be read by a value fit under way.
-    observations, actions, rewards, terminated, truncated, final, valid = (
-        np.stack(column) for column in zip(*rows, strict=True)
-    )
-    whole = jax.tree.map(lambda *leaves: np.stack(leaves), *distributions)
-    log_prob = np.asarray(whole.log_prob(actions))
-    return Trajectory(observations, actions, log_prob, rewards, terminated, truncated, final, valid), observation
+    observations, actions, *rest = (np.stack(column) for column in zip(*rows, strict=True))
+    log_prob = np.asarray(policy.distribution(records).log_prob(actions))
+    return Trajectory(observations, actions, log_prob, *rest), observation
 
 
 def act_and_step(
-    envs: HostEnv, policy: tuple[Any, Normaliser | None], observation: np.ndarray, noise: np.ndarray
+    envs: HostEnv, policy: tuple[Any, Any], observation: np.ndarray, noise: np.ndarray
 ) -> tuple[Trajectory, np.ndarray]:
     """Do a process's share of a fragment, with the ``parts`` of a :class:`HostPolicy`: what a worker is sent."""
-    return run_fragment(envs, partial(act, *policy), observation, noise)
+    return run_fragment(envs, fragment_policy(*policy), observation, noise)
 
 
 class HostRollout:
@@ -215,38 +154,41 @@ class HostRollout:
 
     def collect(self, policy: HostPolicy, noise: np.ndarray) -> Trajectory:
         """Run ``noise.shape[0]`` steps in every environment."""
+        if self._cuts is not None and self.statistics.first.any():
+            cut = partial(self._cut_first_episodes, self._cuts)
+            trajectory, self.observation = run_fragment(self.envs, policy.of_fragment, self.observation, noise, cut)
+            return trajectory
         shares = self._shares(policy)
         if shares is None:
-            trajectory, self.observation = run_fragment(self.envs, policy, self.observation, noise, self._note)
-            return trajectory
+            trajectory, self.observation = run_fragment(self.envs, policy.of_fragment, self.observation, noise)
+        else:
+            trajectory = self._collect_shares(shares, policy, noise)
+        self.statistics.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
+        return trajectory
+
+    def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: np.ndarray) -> Trajectory:
+        """Have every process act for its own environments."""
         assert isinstance(self.envs, SplitEnv)
         arguments = [(policy.parts, self.observation[rows], noise[:, rows]) for rows in shares]
         trajectories, observations = zip(*self.envs.call(act_and_step, arguments), strict=True)
         trajectory = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *trajectories)
         self.observation = np.concatenate(observations)
-        done = trajectory.terminated | trajectory.truncated
-        for step in zip(trajectory.reward, done, trajectory.valid, strict=True):
-            self.statistics.add(*step)
         return trajectory
 
     def _shares(self, policy: HostPolicy) -> list[slice] | None:
         """Return which environments each process can act for by itself with no bit changed; None: none can."""
         if not isinstance(self.envs, SplitEnv) or not policy.can_travel:
             return None
-        if self._cuts is not None and self.statistics.first.any():
-            return None
         shares = self.envs.shares
         return None if any((rows.stop - rows.start) % BLOCK for rows in shares) else shares
 
-    def _note(self, following: Transition) -> Transition:
-        """Record a step of all environments; return it, with first episodes cut where they are due."""
-        self.statistics.add(following.reward, following.terminated | following.truncated, following.valid)
-        if self._cuts is not None and self.statistics.first.any():
-            return self._cut_first_episodes(self._cuts, following)
-        return following
-
     def _cut_first_episodes(self, cuts: np.ndarray, following: Transition) -> Transition:
-        """Truncate the first episodes that are as long as they may be; their successors are valued as any other's."""
+        """Record a step; truncate the first episodes that are as long as they may be.
+
+        What follows them is valued as anything else that follows a truncated episode.
+        """
+        done = following.terminated | following.truncated
+        self.statistics.add(following.reward[None], done[None], following.valid[None])
         due = self.statistics.first & (self.statistics.running_length >= cuts)
         if not due.any():
             return following
