@@ -245,6 +245,7 @@ _GAIN_006, _GAIN_015, _GAIN_02, _GAIN_03, _GAIN_058, _GAIN_21, _GAIN_25, _GAIN_4
     for gain in (0.06, 0.15, 0.2, 0.3, 0.577, 2.12, 2.5, 4.0)
 )
 _GAIN_6 = "policy.hidden_layer_scale=6/√n value.hidden_layer_scale=6/√n"
+_GAIN_AUTO = "policy.hidden_layer_scale=auto value.hidden_layer_scale=auto"
 _GAIN_30 = "policy.hidden_layer_scale=30/n value.hidden_layer_scale=30/n"
 _ONE = "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995"
 TRIALS: dict[str, tuple[str, str | None]] = {
@@ -420,11 +421,19 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         f"value.minibatch=0 value.epochs=20 policy.initial_std=0.3 observed_elements=27 {_GAIN_03}",
     ),
     "avg-one-earlier": (
-        "the earlier one setting: σ not bounded, initial gain √2 (Walker2d: the runs shown as its preset)",
+        "the first one setting: σ not bounded, initial gain √2",
         _ONE,
     ),
+    "avg-one-floor20": (
+        "the second one setting: σ at least 0.2, gain auto (the double pendulum: the runs shown as its preset)",
+        f"{_ONE} policy.min_std=0.2 {_GAIN_AUTO}",
+    ),
+    "avg-one-floor15": (
+        "the same, σ at least 0.15",
+        f"{_ONE} policy.min_std=0.15 {_GAIN_AUTO}",
+    ),
     "avg-one-floor-6n": (
-        "the same, σ at least 0.2, gain 6/√(number of inputs)",
+        "the first one setting, σ at least 0.2, gain 6/√(number of inputs)",
         f"{_ONE} policy.min_std=0.2 {_GAIN_6}",
     ),
     "avg-one-floor-30n": (
@@ -444,7 +453,7 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         f"{_ONE} policy.min_std=0.2 {_GAIN_006}",
     ),
     "avg-one-h30": (
-        "the earlier one setting, initial gain of hidden layers 0.3",
+        "the first one setting, initial gain of hidden layers 0.3",
         f"{_ONE} {_GAIN_03}",
     ),
     "avg-one-o27-h30": (
