@@ -425,12 +425,16 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         _ONE,
     ),
     "avg-one-floor20": (
-        "the second one setting: σ at least 0.2, gain auto (the double pendulum: the runs shown as its preset)",
+        "the second one setting: σ at least 0.2, gain auto (double pendulum: the runs shown as its preset)",
         f"{_ONE} policy.min_std=0.2 {_GAIN_AUTO}",
     ),
     "avg-one-floor15": (
         "the same, σ at least 0.15",
         f"{_ONE} policy.min_std=0.15 {_GAIN_AUTO}",
+    ),
+    "avg-one-floor-square": (
+        "the second one setting with σ² = 0.2² + exp(2 log_std)",
+        None,
     ),
     "avg-one-floor-6n": (
         "the first one setting, σ at least 0.2, gain 6/√(number of inputs)",
@@ -467,6 +471,10 @@ TRIALS: dict[str, tuple[str, str | None]] = {
     "avg-e4-f512-kl02-o270-h58": (
         "the same, without contact forces",
         f"env.count=4 fragment=512 rule.max_kl=0.02 {_GAIN_058} observed_elements=270",
+    ),
+    "avg-e4-f512-kl02-o270-h30": (
+        "the same, initial gain of hidden layers 0.3: an earlier preset",
+        f"env.count=4 fragment=512 rule.max_kl=0.02 {_GAIN_03} observed_elements=270",
     ),
     "avg-e4-f512-kl17-damp17-cg25": (
         "averaged policy, 4 × 512, δ = 0.17, damping 1.7, 25 conjugate-gradient iterations",
