@@ -425,7 +425,7 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         _ONE,
     ),
     "avg-one-floor20": (
-        "the second one setting: σ at least 0.2, gain auto (double pendulum: the runs shown as its preset)",
+        "the second one setting: σ at least 0.2, gain auto (Hopper, double pendulum: as their presets)",
         f"{_ONE} policy.min_std=0.2 {_GAIN_AUTO}",
     ),
     "avg-one-floor15": (
