@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import trpo
+from trpo.agent import make_policy
+from trpo.envs.spaces import ActionSpec, EnvSpec
 from trpo.networks import to_numpy
 
 KEY = jax.random.key(7)
@@ -53,33 +55,46 @@ def test_gain_is_the_spread_of_a_hidden_units_input() -> None:
     np.testing.assert_allclose(np.var(entering, axis=0), 1 / 3, rtol=5 * math.sqrt(2 / 20_000))
 
 
-@pytest.mark.parametrize("inputs", [1, 2, 17, 64])
-def test_auto_gain_lets_every_number_of_inputs_enter_at_one_length(inputs: int) -> None:
-    """‖x W₁‖ = 6 for any x of n elements of unit size, so ‖x‖ = √n, up to as many inputs as units."""
-    network = trpo.mlp(KEY, (inputs, 64, 64, 2), hidden_scale="auto")
-    x = np.sign(np.random.default_rng(0).normal(size=(50, inputs)))
-    np.testing.assert_allclose(np.linalg.norm(x @ np.asarray(network.weights[0]), axis=1), 6, rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.svd(network.weights[1], compute_uv=False), 6 / math.sqrt(inputs), rtol=1e-5)
-
-
-@pytest.mark.parametrize("inputs", [65, 348])
-def test_auto_gain_is_small_with_more_inputs_than_units(inputs: int) -> None:
+@pytest.mark.parametrize(("inputs", "gain"), [(1, math.sqrt(2)), (17, math.sqrt(2)), (64, math.sqrt(2)), (65, 0.2)])
+def test_auto_gain_is_small_with_more_inputs_than_units(inputs: int, gain: float) -> None:
     network = trpo.mlp(KEY, (inputs, 64, 64, 2), hidden_scale="auto")
     for weight in network.weights[:2]:
-        np.testing.assert_allclose(np.linalg.svd(weight, compute_uv=False), 0.2, rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.svd(weight, compute_uv=False), gain, rtol=1e-5)
 
 
-def test_auto_gain_counts_the_elements_that_are_seen() -> None:
+@pytest.mark.parametrize(("seen", "gain"), [(0, 0.2), (2, math.sqrt(2))])
+def test_auto_gain_counts_the_elements_that_are_seen(seen: int, gain: float) -> None:
     config = trpo.Config(
-        observed_elements=2,
-        policy=trpo.PolicyConfig(hidden_layer_scale="auto"),
-        value=trpo.ValueConfig(hidden_layer_scale="auto"),
+        observed_elements=seen,
+        policy=trpo.PolicyConfig(hidden=(3, 3), hidden_layer_scale="auto"),
+        value=trpo.ValueConfig(hidden=(3, 3), hidden_layer_scale="auto"),
     )
     agent = trpo.make_agent("CartPole-v1", config)
     for params in (agent.learner.policy, agent.learner.value.params):
         first = next(leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
-        assert first.shape[0] == 2
-        np.testing.assert_allclose(np.linalg.svd(first, compute_uv=False), 6 / math.sqrt(2), rtol=1e-5)
+        assert first.shape == (seen or 4, 3)
+        np.testing.assert_allclose(np.linalg.svd(first, compute_uv=False), gain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("state_dependent", [False, True])
+@pytest.mark.parametrize("dimensions", [1, 3, 17])
+def test_auto_bound_on_sigma_gives_noise_the_same_least_length_in_every_dimension(
+    dimensions: int, state_dependent: bool
+) -> None:
+    """√(Σ σᵢ²) = 0.25 where σ is as small as it can be, and at the start σ is what is configured."""
+    config = trpo.PolicyConfig(initial_std=0.4, min_std="auto", state_dependent_std=state_dependent)
+    action = ActionSpec("box", (dimensions,), "float32", low=(-1.0,) * dimensions, high=(1.0,) * dimensions)
+    policy = make_policy(EnvSpec("test", 3, action), config, KEY)
+    np.testing.assert_allclose(np.exp(policy(jnp.zeros(3)).log_std), 0.4, rtol=1e-5)
+    least = dataclasses.replace(policy, log_std=jnp.full(dimensions, -30.0))
+    np.testing.assert_allclose(np.linalg.norm(np.exp(least(jnp.zeros(3)).log_std)), 0.25, rtol=1e-5)
+
+
+def test_auto_bound_on_sigma_above_its_start_is_refused() -> None:
+    config = trpo.PolicyConfig(initial_std=0.2, min_std="auto")
+    assert config.std_bound(2) == pytest.approx(0.25 / math.sqrt(2))
+    with pytest.raises(ValueError, match=r"policy.min_std=0.25: must be ≥ 0 and below policy.initial_std=0.2"):
+        trpo.make_agent("Pendulum-v1", trpo.Config(policy=config))
 
 
 def test_agents_have_the_configured_gains() -> None:

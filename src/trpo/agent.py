@@ -43,10 +43,11 @@ def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any, first: int | None
 
     match action.kind:
         case "box":
-            log_std = jnp.full((action.size,), math.log(config.initial_std - config.min_std), dtype)
+            min_std = config.std_bound(action.size)
+            log_std = jnp.full((action.size,), math.log(config.initial_std - min_std), dtype)
             if config.state_dependent_std:
-                return StateDependentGaussianPolicy(network(2 * action.size), log_std, config.min_std)
-            return GaussianPolicy(network(action.size), log_std, config.min_std)
+                return StateDependentGaussianPolicy(network(2 * action.size), log_std, min_std)
+            return GaussianPolicy(network(action.size), log_std, min_std)
         case "discrete":
             return CategoricalPolicy(network(action.sizes[0]))
         case "multi_discrete":

@@ -106,15 +106,16 @@ class PolicyConfig:
     activation: Literal["tanh", "relu"] = "tanh"
     initial_std: float = 0.6
     """σ of a Gaussian policy at the start."""
-    min_std: float = 0.0
-    """σ never falls below this. A policy without noise forgets every state that it no longer meets."""
+    min_std: float | Literal["auto"] = 0.0
+    """σ never falls below this. A policy without noise forgets every state that it no longer meets. auto: 0.25/√d
+    with d elements of an action, so that the noise's length is at least about 0.25 whatever d."""
     state_dependent_std: bool = False
     """Let the network output σ too."""
     last_layer_scale: float = 0.01
     """Gain of the last layer's initial weights."""
     hidden_layer_scale: Gain = 2**0.5
-    """Gain of the hidden layers' initial weights; a small one starts nearly linear. auto: 6/√n with n inputs; 0.2
-    with more inputs than the first layer has units."""
+    """Gain of the hidden layers' initial weights; a small one starts nearly linear. auto: √2; 0.2 with more
+    inputs than the first layer has units."""
     averaging: float = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
@@ -122,15 +123,21 @@ class PolicyConfig:
         _require_choices(self, "policy.")
         _require(all(h >= 1 for h in self.hidden), "policy.hidden", self.hidden, "positive widths, such as 64 64")
         _require(self.initial_std > 0, "policy.initial_std", self.initial_std, "> 0; 0.6 is usual")
-        _require(
-            0 <= self.min_std < self.initial_std,
-            "policy.min_std",
-            self.min_std,
-            f"≥ 0 and below policy.initial_std={self.initial_std}; 0 sets no bound",
-        )
+        self._require_min_std(self.min_std if self.min_std != "auto" else 0.0)
         _require_gain("policy.hidden_layer_scale", self.hidden_layer_scale)
         _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
         _require(0 <= self.averaging < 1, "policy.averaging", self.averaging, "in [0, 1); 0.05 is usual, 0 is none")
+
+    def _require_min_std(self, bound: Any) -> None:
+        number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        allowed = f"≥ 0 and below policy.initial_std={self.initial_std}, or auto; 0 sets no bound"
+        _require(number and 0 <= bound < self.initial_std, "policy.min_std", bound, allowed)
+
+    def std_bound(self, dimensions: int) -> float:
+        """Return the bound on σ for actions of so many elements; raises ValueError if σ would begin below it."""
+        bound = 0.25 / dimensions**0.5 if self.min_std == "auto" else self.min_std
+        self._require_min_std(bound)
+        return bound
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,12 @@ def mlp(
     Hidden layers have gain ``hidden_scale``, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
     a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter
     the first layer's units with variance g², if there are at least as many inputs as units: √2 reaches into tanh's
-    bends, 0.3 stays where tanh is nearly straight. With n < units inputs that variance is g² n / units, so a gain that
-    suits one task starts too straight in one with few inputs. ``"auto"`` is g = 6/√n for n ≤ units, with which an input
-    of n elements of unit size enters the first layer's units with length 6, whatever n; with more inputs than units it
-    is 0.2, since trials on two tasks say that near linear is better there (docs/results.md).
+    bends, 0.3 stays where tanh is nearly straight. With n < units inputs that variance is g² n / units. ``"auto"`` is
+    √2 for n ≤ units and 0.2 for more, since trials on two tasks say that near linear is better there (docs/results.md).
     """
     sizes = sizes if first is None else (first, *sizes[1:])
     if hidden_scale == "auto":
-        hidden_scale = 6 / sizes[0] ** 0.5 if sizes[0] <= sizes[1] else 0.2
+        hidden_scale = 2**0.5 if sizes[0] <= sizes[1] else 0.2
     gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
