@@ -24,16 +24,12 @@ from typing import Any
 from benchmarks.learning import commit
 from benchmarks.peer_process import TrainingPeer, installed
 from benchmarks.timing import machine, versions
+from benchmarks.zoo import settings
 
 RESULTS = Path(__file__).with_name("results") / "time_to_score"
 SCORES = {"Hopper-v5": 3000.0, "HalfCheetah-v5": 4000.0}
 LONGEST = 1_000_000
 EPISODES = 10
-# rl-zoo's settings of sb3-contrib's TRPO for MuJoCo; its δ is a mean over action dimensions, ours is their sum.
-ZOO = {"count": 2, "fragment": 1024, "hidden": [64, 64], "damping": 0.1, "cg_iterations": 25, "discount": 0.99,
-       "gae_lambda": 0.95, "learning_rate": 1e-3, "epochs": 20, "minibatch": 128, "initial_std": 1.0}  # fmt: skip
-ZOO_MAX_KL = {"Hopper-v5": 3 * 0.01, "HalfCheetah-v5": 6 * 0.04}
-
 Step = tuple[int, float, Callable[[], float]]
 """Steps so far, seconds of training so far, and a function that evaluates."""
 
@@ -64,9 +60,9 @@ def ours(env: str, seed: int, every: int) -> Iterator[Step]:
 def peer(env: str, seed: int, every: int, python: Path) -> Iterator[Step]:
     """Train sb3-contrib's TRPO with its zoo's settings."""
     began, spent, steps = time.perf_counter(), 0.0, 0
-    settings = ZOO | {"env": env, "seed": seed, "threads": 1, "max_kl": ZOO_MAX_KL[env]}
-    batch = settings["count"] * settings["fragment"]
-    with closing(TrainingPeer(python, "sb3_contrib", settings)) as worker:
+    used = settings(env) | {"seed": seed, "threads": 1}
+    batch = used["count"] * used["fragment"]
+    with closing(TrainingPeer(python, "sb3_contrib", used)) as worker:
         while steps < LONGEST:
             iterations = max(1, every // batch)
             worker.train(iterations)
