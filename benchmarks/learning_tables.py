@@ -180,8 +180,9 @@ def published_again() -> list[str]:
     lines = [
         "## Published scores that are missed, over several seeds",
         "",
-        "rl-zoo's scores are those of one run each, as it says itself; ours are means over seeds. So here is sb3-contrib",
-        "with the settings of that zoo, over as many seeds, evaluated as ours: 20 episodes, deterministic, at the end.",
+        "rl-zoo's scores are those of one run each, as it says itself; ours are means over seeds. So here is",
+        "sb3-contrib with the settings of that zoo, over as many seeds, evaluated as ours: 20 episodes, deterministic,",
+        "at the end.",
         "Command: `python -m benchmarks.published`.",
         "",
         "| task | steps | published, one run | sb3-contrib again, by seed | mean | ours, by seed | mean |",
