@@ -108,7 +108,7 @@ class PolicyConfig:
     """σ of a Gaussian policy at the start."""
     min_std: float | Literal["auto"] = 0.0
     """σ never falls below this. A policy without noise forgets every state that it no longer meets. auto: 0.25/√d
-    with d elements of an action, so that the noise's length is at least about 0.25 whatever d."""
+    with d elements of an action, so that the noise's length is at least 0.25 whatever d, and never below 0.1."""
     state_dependent_std: bool = False
     """Let the network output σ too."""
     last_layer_scale: float = 0.01
@@ -135,7 +135,7 @@ class PolicyConfig:
 
     def std_bound(self, dimensions: int) -> float:
         """Return the bound on σ for actions of so many elements; raises ValueError if σ would begin below it."""
-        bound = 0.25 / dimensions**0.5 if self.min_std == "auto" else self.min_std
+        bound = max(0.25 / dimensions**0.5, 0.1) if self.min_std == "auto" else self.min_std
         self._require_min_std(bound)
         return bound
 
