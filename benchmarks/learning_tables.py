@@ -278,6 +278,9 @@ _GAIN_6 = "policy.hidden_layer_scale=6/√n value.hidden_layer_scale=6/√n"
 _GAIN_6_02 = f"{_GAIN_6}, 0.2 if n > 64"  # what auto was
 _GAIN_AUTO = "policy.hidden_layer_scale=auto value.hidden_layer_scale=auto"
 _GAIN_30 = "policy.hidden_layer_scale=30/n value.hidden_layer_scale=30/n"
+_SWIMMER = (
+    "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 policy.initial_std=1.0"
+)
 _ONE = "env.count=4 fragment=512 rule.max_kl=0.02 final_discount=0.995"
 TRIALS: dict[str, tuple[str, str | None]] = {
     "default": ("defaults: δ = 0.01, one update, 10 epochs of minibatches of 128", ""),
@@ -390,7 +393,7 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "policy.initial_std=1.0",
     ),
     "avg-g9999-l99-h25": (
-        "as two lines above, initial gain of hidden layers 2.5",
+        "as two lines above, initial gain of hidden layers 2.5: the preset, seeds 3, 5, 6",
         "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.02 value.epochs=20 "
         f"policy.initial_std=1.0 {_GAIN_25}",
     ),
@@ -413,6 +416,23 @@ TRIALS: dict[str, tuple[str, str | None]] = {
         "the same, δ = 0.01",
         "discount=0.9999 gae_lambda=0.99 env.count=2 fragment=1024 rule.max_kl=0.01 value.epochs=20 "
         f"policy.initial_std=1.0 {_GAIN_25}",
+    ),
+    "avg-swimmer-f1000": (
+        "Swimmer's preset, fragments of 1000, a whole episode (seeds 5, 6)",
+        f"{_SWIMMER.replace('1024', '1000')} {_GAIN_25}",
+    ),
+    "avg-swimmer-up2": (
+        "Swimmer's preset, two updates on each batch, δ = 0.01 for both (seed 5)",
+        f"{_SWIMMER.replace('max_kl=0.02', 'max_kl=0.01')} updates_per_batch=2 {_GAIN_25}",
+    ),
+    "avg-swimmer-e40": (
+        "Swimmer's preset, 40 epochs (seed 5)",
+        f"{_SWIMMER.replace('epochs=20', 'epochs=40')} {_GAIN_25}",
+    ),
+    "avg-swimmer-zoo": (
+        "Swimmer's preset, δ = 0.08, damping 0.2, 25 conjugate-gradient iterations, λ = 0.95, gain √2 (seeds 5, 6)",
+        f"{_SWIMMER.replace('max_kl=0.02', 'max_kl=0.08').replace('0.99 ', '0.95 ')} rule.damping=0.2 "
+        "rule.cg_iterations=25",
     ),
     "avg-g999-l99-h25": (
         "the same, δ = 0.02, γ = 0.999",
