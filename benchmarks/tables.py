@@ -82,7 +82,7 @@ def _acceptance() -> list[str]:
             f"{spread(returns(records, 'stochastic'))} | {max(r['largest_mean_kl'] for r in records):.5f} | "
             f"{records[0]['config']['rule']['max_kl']} | {BARS.get(task, '')} |"
         )
-    command = "python -m benchmarks.learning --tasks " + " ".join(BARS)
+    command = "python -m benchmarks.learning --tasks " + " ".join(BARS) + " --seeds 0 1 2"
     return [*lines, "", f"Command: `{command}`.", ""]
 
 
