@@ -178,10 +178,14 @@ def _more_seeds(tasks: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
             last = returns(records, "deterministic")
             if len(last) > 5:
                 env = task.partition(":")[0]
-                lines.append(
+                added = " ".join(str(record["seed"]) for record in records[5:])
+                text = (
                     f"{env}, {setting}: {len(last)} seeds, since the first five came so close to the published "
-                    f"{number(PUBLISHED[env][0])} (mean {number(statistics.mean(last[:5]))}) that they decided nothing."
+                    f"{number(PUBLISHED[env][0])} (mean {number(statistics.mean(last[:5]))}) that they decided "
+                    f"nothing. The others: `python -m benchmarks.learning --tasks {task} --variant {setting} "
+                    f"--preset {records[5]['preset']} --seeds {added}`."
                 )
+                lines += textwrap.wrap(text, 118, break_on_hyphens=False)
     return [*lines, ""] if lines else []
 
 
