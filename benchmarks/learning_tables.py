@@ -200,12 +200,11 @@ def published_again() -> list[str]:
     lines = [
         "## Published scores that are missed, over several seeds",
         "",
-        "rl-zoo's scores are those of one run each, as it says itself; ours are means over seeds. So here is",
-        "sb3-contrib with the settings of that zoo, over as many seeds, evaluated as ours: 20 episodes, deterministic,",
-        "at the end.",
-        "Command: `python -m benchmarks.published`.",
+        "How safe are they? Swimmer's is sb3-contrib's mean of three seeds, LunarLanderContinuous's that of one run of",
+        "rl-zoo. Here is sb3-contrib with that zoo's settings of today, evaluated as ours: 20 episodes, deterministic, at",
+        "the end. Command: `python -m benchmarks.published`.",
         "",
-        "| task | steps | published, one run | sb3-contrib again, by seed | mean | ours, by seed | mean |",
+        "| task | steps | published | sb3-contrib again, by seed | mean | ours, by seed | mean |",
         "|---|---|---|---|---|---|---|",
     ]
     tasks = {task.partition(":")[0]: variants for name in SUITES for task, variants in suite(name).items()}
