@@ -3,8 +3,9 @@
     python -m benchmarks.published [--seeds 0 1 2 3 4] [--tasks Swimmer-v5 LunarLanderContinuous-v3]
 
 Swimmer's is published as the mean of three seeds, LunarLanderContinuous's as that of one run. Here they are by the
-protocol of :mod:`benchmarks.learning`: deterministic evaluation of 20 episodes at the end, and twenty times on the way. Each run is
-a file below ``benchmarks/results/published`` that is never overwritten; the same command does what is missing.
+protocol of :mod:`benchmarks.learning`: deterministic evaluation of 20 episodes at the end, and twenty times on the way.
+Each run is a file below ``benchmarks/results/published`` that is never overwritten; the same command does what is
+missing.
 """
 
 from __future__ import annotations
