@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import Background, interleave, machine, pin, summary, versions
+from benchmarks.timing import Background, interleave, machine, pin, summary, versions, write
 
 RESULTS = Path(__file__).with_name("results") / "device"
 WORKER = Path(__file__).with_name("device_peer.py")
@@ -331,10 +331,7 @@ def _train(env: str, steps: int, count: int, path: Path, **changes: Any) -> None
         "versions": versions("jax", "numpy") | {"trpo": trpo.__version__},
         "machine": machine(pin(64)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report) + "\n")
-    partial.replace(path)
+    write(path, report)
 
 
 def _each(folder: str, tasks: dict[str, int], count: int, quick: bool) -> None:

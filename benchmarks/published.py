@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.learning import commit
 from benchmarks.peer_process import TrainingPeer, installed
-from benchmarks.timing import machine
+from benchmarks.timing import machine, write
 from benchmarks.zoo import settings
 
 RESULTS = Path(__file__).with_name("results") / "published"
@@ -63,10 +62,7 @@ def measure(env: str, seed: int, out: Path, python: Path) -> None:
             "machine": machine(1),
             "versions": worker.versions,
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result) + "\n")
-    temporary.replace(path)
+    write(path, result)
     print(f"{env:26} seed {seed}: {result['deterministic']['mean_return']:.1f} after {spent:.0f} s", flush=True)
 
 

@@ -12,7 +12,6 @@ never overwritten; the same command does what is missing.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
@@ -23,13 +22,14 @@ from typing import Any
 
 from benchmarks.learning import commit
 from benchmarks.peer_process import TrainingPeer, installed
-from benchmarks.timing import machine, versions
+from benchmarks.timing import machine, versions, write
 from benchmarks.zoo import settings
 
 RESULTS = Path(__file__).with_name("results") / "time_to_score"
 SCORES = {"Hopper-v5": 3000.0, "HalfCheetah-v5": 4000.0}
 LONGEST = 1_000_000
 EPISODES = 10
+
 Step = tuple[int, float, Callable[[], float]]
 """Steps so far, seconds of training so far, and a function that evaluates."""
 
@@ -102,10 +102,7 @@ def measure(who: str, env: str, seed: int, out: Path, python: Path) -> None:
         "machine": machine(1),
         "versions": versions("jax", "numpy", "gymnasium", "mujoco", "trpo"),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result) + "\n")
-    temporary.replace(path)
+    write(path, result)
     verb = "reached" if result["reached"] else "did not reach"
     print(f"{env:24} {who:12} seed {seed}: {verb} {score:g} after {seconds:.0f} s, {steps} steps", flush=True)
 

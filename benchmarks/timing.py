@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 REST = 0.05
@@ -128,3 +130,11 @@ def versions(*packages: str) -> dict[str, str]:
 def machine(threads: int) -> dict[str, Any]:
     """Describe the machine, as far as it matters to a ratio."""
     return {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count(), "threads": threads}
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result) + "\n")
+    temporary.replace(path)

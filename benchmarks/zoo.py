@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-_COMMON = {"count": 2, "fragment": 1024, "hidden": [64, 64], "gae_lambda": 0.95, "discount": 0.99,
-           "learning_rate": 1e-3, "epochs": 20, "minibatch": 128, "initial_std": 1.0}  # fmt: skip
+_COMMON = {"count": 2, "fragment": 1024, "hidden": [64, 64], "gae_lambda": 0.95, "learning_rate": 1e-3,
+           "epochs": 20, "minibatch": 128, "initial_std": 1.0}  # fmt: skip
 _DIMENSIONS = {"Hopper-v5": 3, "HalfCheetah-v5": 6, "Swimmer-v5": 2, "LunarLanderContinuous-v3": 2}
 _MAX_KL = {"HalfCheetah-v5": 0.04}
 _CG_ITERATIONS = {"LunarLanderContinuous-v3": 15}

@@ -22,7 +22,7 @@ def test_every_preset_changes_something_that_exists(name: str) -> None:
 def test_the_simulator_s_name_does_not_matter() -> None:
     assert preset_for("envpool:Ant-v5") == preset_for("Ant-v5") == "ant"
     assert preset_for("HalfCheetah-v5") == "no-falls"
-    assert {preset_for(f"{task}-v5") for task in ("Humanoid", "Hopper", "InvertedDoublePendulum")} == {"mujoco"}
+    assert {preset_for(f"{task}-v5") for task in ("HumanoidStandup", "Hopper", "InvertedDoublePendulum")} == {"mujoco"}
     assert preset_for("brax:ant") == "brax"
     assert preset_for("MyAnt-v0") == NONE
 

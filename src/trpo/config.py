@@ -22,9 +22,12 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _require_gain(name: str, gain: Any) -> None:
-    number = isinstance(gain, int | float) and not isinstance(gain, bool)
-    _require(gain == "auto" or (number and gain > 0), name, gain, "> 0, or auto; √2 is usual")
+    _require(gain == "auto" or (_is_number(gain) and gain > 0), name, gain, "> 0, or auto; √2 is usual")
 
 
 def _require_choices(config: Any, prefix: str = "") -> None:
@@ -129,9 +132,8 @@ class PolicyConfig:
         _require(0 <= self.averaging < 1, "policy.averaging", self.averaging, "in [0, 1); 0.05 is usual, 0 is none")
 
     def _require_min_std(self, bound: Any) -> None:
-        number = isinstance(bound, int | float) and not isinstance(bound, bool)
         allowed = f"≥ 0 and below policy.initial_std={self.initial_std}, or auto; 0 sets no bound"
-        _require(number and 0 <= bound < self.initial_std, "policy.min_std", bound, allowed)
+        _require(_is_number(bound) and 0 <= bound < self.initial_std, "policy.min_std", bound, allowed)
 
     def std_bound(self, dimensions: int) -> float:
         """Return the bound on σ for actions of so many elements; raises ValueError if σ would begin below it."""
@@ -286,7 +288,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             isinstance(value, list | tuple) and all(type(x) is int for x in value), name, value, "a list of integers"
         )
         return tuple(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and _is_number(value):
         return float(value)
     if isinstance(hint, types.UnionType) or not isinstance(hint, type):
         return value
