@@ -130,7 +130,7 @@ class Ours:
         return named
 
 
-def ours(arrays: Arrays) -> tuple[trpo.networks.ModuleFunction, trpo.GaussianPolicy]:
+def ours(arrays: Arrays) -> tuple[trpo.policies.function.ModuleFunction, trpo.GaussianPolicy]:
     """Return our policy with a case's parameters, as ``(function, params)``."""
     weights = tuple(jnp.asarray(arrays[f"W{i}"].T) for i in range(LAYERS))
     biases = tuple(jnp.asarray(arrays[f"b{i}"]) for i in range(LAYERS))

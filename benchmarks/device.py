@@ -43,8 +43,8 @@ LEAN = {"rule": {"cg_iterations": 5}, "fisher_subsample": 32, "value": {"epochs"
 def settings(env: str, changes: dict[str, Any] | None = None, **more: Any) -> Any:
     """Return the configuration that ``trpo train`` uses for ``env``, with changes."""
     import trpo
-    from trpo.config import merge
-    from trpo.presets import apply_preset
+    from trpo.settings.config import merge
+    from trpo.settings.presets import apply_preset
 
     config = apply_preset(trpo.Config(env=trpo.EnvConfig(env)))[0]
     return dataclasses.replace(merge(config, changes or {}), **more)
@@ -55,8 +55,8 @@ class Training:
 
     def __init__(self, env: str, configs: Sequence[Any]) -> None:
         import trpo
-        from trpo.device_training import DeviceLoop
-        from trpo.jax_envs import as_jax_env
+        from trpo.envs.names import as_jax_env
+        from trpo.training.device import DeviceLoop
 
         agents = [trpo.make_agent(env, config) for config in configs]
         known = as_jax_env(env)
@@ -116,10 +116,10 @@ def acting(env: str, config: Any, fragments: int) -> Callable[[], float]:
 
     import trpo
     from trpo import device_training as d
-    from trpo.iteration import prepare
-    from trpo.jax_envs import as_jax_env
-    from trpo.parallel import Layout
+    from trpo.envs.names import as_jax_env
     from trpo.rollout import device as rollouts
+    from trpo.training.layout import Layout
+    from trpo.training.learner import prepare
 
     agent = trpo.make_agent(env, config)
     setup = d.Setup.of(as_jax_env(env), agent, config, False, Layout())
@@ -262,7 +262,7 @@ def start(quick: bool) -> dict[str, Any]:
 
 def seeds(quick: bool) -> dict[str, Any]:
     """Time of 32 seeds at once against one, the same iterations each."""
-    from trpo.parallel import use_cores
+    from trpo.training.layout import use_cores
 
     use_cores(32)
     rows = []
@@ -303,8 +303,8 @@ def _train(env: str, steps: int, count: int, path: Path, **changes: Any) -> None
     if path.exists():
         return
     import trpo
-    from trpo.metrics import read_metrics
-    from trpo.sweeps import sweep
+    from trpo.runs.sinks import read_metrics
+    from trpo.runs.sweep import sweep
 
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "sweep"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trpo.aggregate import curves_on_grid, interval
+from trpo.runs.aggregate import curves_on_grid, interval
 
 RESULTS = Path(__file__).with_name("results") / "device"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "device_learning.png"
@@ -181,7 +181,7 @@ def draw() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from trpo.plots import colour_of, style
+    from trpo.report.plots import colour_of, style
 
     tasks = _tasks("learning")
     figure = Figure(figsize=(3.6 * len(tasks), 3.2), layout="constrained", facecolor="white")

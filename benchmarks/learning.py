@@ -123,8 +123,8 @@ def training_id(env: str, simulator: str) -> str:
 def configure(job: Job) -> Any:
     """Return the job's configuration: preset, then changes."""
     import trpo
-    from trpo.config import merge
-    from trpo.presets import apply_preset
+    from trpo.settings.config import merge
+    from trpo.settings.presets import apply_preset
 
     env = trpo.EnvConfig(training_id(job.env, job.simulator))
     config = trpo.Config(env=env, steps=job.steps, seed=job.seed)
@@ -161,7 +161,7 @@ def _train(job: Job) -> None:
 
     import trpo
     from benchmarks.timing import machine, versions
-    from trpo import checkpoint
+    from trpo.runs import checkpoint
 
     config = configure(job)
     agent = trpo.make_agent(config.env.id, config)
@@ -212,7 +212,7 @@ def _train(job: Job) -> None:
 def _begin(job: Job, agent: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """Return the state to go on from, and what is known so far."""
     import trpo
-    from trpo import checkpoint
+    from trpo.runs import checkpoint
 
     path = job.partial / "record.json"
     if path.exists():
@@ -260,14 +260,14 @@ def _round(x: float | None) -> float | None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    from trpo.checkpoint import replace_durably
+    from trpo.runs.files import replace_durably
 
     replace_durably(path, (json.dumps(record) + "\n").encode())
 
 
 def nested(assignments: Sequence[str]) -> dict[str, Any]:
     """Turn ``["rule.max_kl=0.02"]`` into nested changes; values are JSON, or strings."""
-    from trpo.sweeps import nested as nest
+    from trpo.runs.sweep import nested as nest
 
     changes = {}
     for assignment in assignments:
@@ -304,7 +304,7 @@ def plan(options: argparse.Namespace) -> list[Job]:
 def has_preset(env: str, one: str) -> bool:
     """Return whether the environment's preset differs from the one setting of the suite."""
     import trpo
-    from trpo.presets import apply_preset
+    from trpo.settings.presets import apply_preset
 
     config = trpo.Config(env=trpo.EnvConfig(env))
     return apply_preset(config)[0] != apply_preset(config, one)[0]

@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks import peer_tables
 from benchmarks.learning import CLASSIC, SUITES
-from trpo.aggregate import interval
-from trpo.config import Config
-from trpo.presets import describe
+from trpo.runs.aggregate import interval
+from trpo.settings.config import Config
+from trpo.settings.presets import describe
 
 RESULTS = Path(__file__).with_name("results")
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "learning.png"
@@ -241,7 +241,7 @@ def _draw_suite(name: str, out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from trpo.plots import colour_of, style
+    from trpo.report.plots import colour_of, style
 
     tasks = suite(name)
     if not tasks:

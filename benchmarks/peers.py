@@ -81,9 +81,9 @@ def value_fit(env: str, library: str) -> Callable[[], float]:
     import numpy as np
 
     import trpo
-    from trpo.host_training import compile_iteration
-    from trpo.learner import Hyper
-    from trpo.value_fitting import ValueBatch
+    from trpo.training.host import compile_iteration
+    from trpo.training.learner import Hyper
+    from trpo.value_fits.fit import ValueBatch
 
     config = our_config(env, library)
     agent = trpo.make_agent(env, config)

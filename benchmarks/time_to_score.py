@@ -40,7 +40,7 @@ def ours(env: str, seed: int, every: int) -> Iterator[Step]:
     import numpy as np
 
     import trpo
-    from trpo.presets import apply_preset
+    from trpo.settings.presets import apply_preset
 
     began, spent = time.perf_counter(), 0.0
     config = trpo.Config(env=trpo.EnvConfig(env), steps=LONGEST, seed=seed)

@@ -23,7 +23,7 @@ import numpy as np
 
 import trpo
 from benchmarks.timing import Background, interleave, machine, pin, ratios, summary, versions
-from trpo.envs import make_single
+from trpo.envs.names import make_single
 
 GYMNASIUM = ("Hopper-v5", "HalfCheetah-v5")
 ENVPOOL = ("Hopper", "HalfCheetah")

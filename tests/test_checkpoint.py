@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo import checkpoint
-from trpo.checkpoint import CheckpointError
+from trpo.runs import checkpoint
+from trpo.runs.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")

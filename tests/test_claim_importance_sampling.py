@@ -14,7 +14,7 @@ import trpo.problem
 from trpo.distributions import Categorical
 from trpo.tabular import exact
 from trpo.theory.claims import _batches, _path_checks, _single_path, importance_sampling
-from trpo.theory.ensemble import ensemble
+from trpo.theory.shared.ensemble import ensemble
 
 SIZE = 16
 

@@ -13,8 +13,8 @@ from trpo.tabular import bounds, exact
 from trpo.theory.claims import _minorization as runs
 from trpo.theory.claims import minorization
 from trpo.theory.claims._minorization_checks import HARD, contact, detour
-from trpo.theory.ensemble import ensemble
-from trpo.types import namespace
+from trpo.theory.shared.ensemble import ensemble
+from trpo.trees import namespace
 
 
 def shrink(monkeypatch, shapes, cap):

@@ -9,7 +9,7 @@ import pytest
 
 from trpo.tabular import exact
 from trpo.theory.claims import _sampling, performance_difference
-from trpo.theory.ensemble import ensemble
+from trpo.theory.shared.ensemble import ensemble
 
 SIZE = 32
 

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from trpo import learner, problem
+from trpo import problem
 from trpo.rules import TRPO
 from trpo.theory.claims import sample_reuse
 from trpo.theory.records import Outcome
+from trpo.training import learner
 
 SIZE = 24
 

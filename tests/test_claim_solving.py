@@ -12,9 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from trpo import linear_solve
-from trpo.linear_solve import CGInfo
-from trpo.rules import _step
+from trpo.conjugate_gradient import CGInfo, conjugate_gradient
+from trpo.rules import step as _step
 from trpo.rules import trpo as trpo_rule
 from trpo.theory.claims import _solving, solving
 
@@ -89,18 +88,18 @@ def _stops_at_an_absolute_tolerance(product: Any, b: Any, iterations: int = 10, 
     return RIGHT(product, b, iterations, 1e-4)
 
 
-RIGHT = linear_solve.conjugate_gradient
+RIGHT = conjugate_gradient
 
 
 @pytest.mark.parametrize("wrong", [_one_step_early, _wrong_beta, _stops_at_an_absolute_tolerance])
 def test_a_wrong_conjugate_gradient_is_found(
     wrong: Callable[..., Any], x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear_solve, "conjugate_gradient", wrong)
+    monkeypatch.setattr(_solving, "conjugate_gradient", wrong)
     solved = solving._solve(SIZE, 0)
     broken = {check.name for check in solving._conjugate_gradient(solved) if not check.passed}
     assert "the bound is attained" in broken
 
 
 def test_the_rule_uses_that_conjugate_gradient() -> None:
-    assert _step.conjugate_gradient is linear_solve.conjugate_gradient
+    assert _step.conjugate_gradient is conjugate_gradient

@@ -12,7 +12,7 @@ import trpo.problem
 from trpo.tabular import bridge, exact
 from trpo.theory.claims import surrogate
 from trpo.theory.claims._derivatives import complex_step_gradient, second_order
-from trpo.theory.ensemble import ensemble
+from trpo.theory.shared.ensemble import ensemble
 
 SHAPE = ((4, 3, 3),)
 """One shape of MDPs, since each is compiled separately. ``run`` compiles afresh every time, so patches take effect."""

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.cli import main
-from trpo.metrics import read_metrics
+from trpo.cli.main import main
+from trpo.runs.sinks import read_metrics
 
 KEYS = {
     "iteration", "steps", "seconds", "steps_per_second", "episode_return", "episode_length", "result",

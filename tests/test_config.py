@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import trpo
-from trpo.config import merge
+from trpo.settings.config import merge
 
 NAN, INF = math.nan, math.inf
 

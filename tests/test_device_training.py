@@ -16,21 +16,24 @@ import pytest
 from scipy import stats
 
 import trpo
-from trpo import checkpoint, device_training, parallel
-from trpo.device_training import Setup, begin, iterate
 from trpo.envs import EnvSpec
-from trpo.envs.spaces import ActionSpec
-from trpo.host_training import _improve, _prepare, _refit
-from trpo.iteration import NonFiniteBatchError, TrainingState
-from trpo.jax_envs import Step, as_jax_env, batch
-from trpo.jax_envs.host import HostedJaxEnvs
-from trpo.learner import Hyper
-from trpo.metrics import read_metrics
-from trpo.parallel import Layout
+from trpo.envs.device import Step, batch
+from trpo.envs.device.hosted import HostedJaxEnvs
+from trpo.envs.names import as_jax_env
+from trpo.envs.spec import ActionSpec
 from trpo.rollout import HostPolicy, HostRollout, noise_of
 from trpo.rollout import device as rollouts
 from trpo.running_statistics import RunningStatistics
-from trpo.training import advance
+from trpo.runs import checkpoint
+from trpo.runs.sinks import read_metrics
+from trpo.training import device as device_training
+from trpo.training import layout as parallel
+from trpo.training.device import Setup, begin, iterate
+from trpo.training.host import _improve, _prepare, _refit
+from trpo.training.layout import Layout
+from trpo.training.learner import Hyper
+from trpo.training.loop import advance
+from trpo.training.state import NonFiniteBatchError, TrainingState
 
 TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 LIMIT = 6

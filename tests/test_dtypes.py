@@ -11,7 +11,7 @@ import pytest
 from problems import batch_of, setting
 
 import trpo
-from trpo.value_fitting import ValueBatch, ValueState, fit_value, predict
+from trpo.value_fits.fit import ValueBatch, ValueState, fit_value, predict
 
 
 def floating(tree: Any) -> set:

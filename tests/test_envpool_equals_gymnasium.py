@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trpo.envs import quiet_mujoco
+from trpo.envs.host.gymnasium import quiet_mujoco
 
 envpool = pytest.importorskip("envpool")
 

@@ -22,14 +22,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from trpo.envs import (
-    EnvironmentFailure,
-    HostEnv,
-    UnknownEnvironmentError,
-    make_envs,
-    make_single,
-)
-from trpo.envs.probes import TIME_LIMIT, Probe
+from trpo.envs import EnvironmentFailure, HostEnv
+from trpo.envs.host.probes import TIME_LIMIT, Probe
+from trpo.envs.names import make_envs, make_single
+from trpo.envs.protocol import UnknownEnvironmentError
 
 SEEDS = [11, 7, 2**32 - 1, 0]
 
@@ -37,7 +33,7 @@ SEEDS = [11, 7, 2**32 - 1, 0]
 @pytest.fixture(params=[True, False], ids=["looking", "by pipe"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways in which processes can wait for each other, whatever the machine would choose."""
-    monkeypatch.setattr("trpo.envs.workers.can_look", lambda workers: request.param)
+    monkeypatch.setattr("trpo.envs.host.workers.can_look", lambda workers: request.param)
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(memory.name)
         return memory
 
-    monkeypatch.setattr("trpo.envs.workers.SharedMemory", create)
+    monkeypatch.setattr("trpo.envs.host.workers.SharedMemory", create)
     yield names
     for name in names:
         with pytest.raises(FileNotFoundError):
@@ -285,7 +281,7 @@ def test_module_and_id_import_form(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "trpo_test_tasks.py").write_text(
         textwrap.dedent("""
         import gymnasium as gym
-        from trpo.envs.probes import Probe
+        from trpo.envs.host.probes import Probe
         gym.register("TrpoTestTask-v0", lambda: Probe("constant"), max_episode_steps=4)
         """)
     )
@@ -358,7 +354,7 @@ def test_a_worker_does_not_import_jax(closing: Callable) -> None:
     def make() -> gym.Env:
         import sys
 
-        from trpo.envs.probes import Probe
+        from trpo.envs.host.probes import Probe
 
         if "jax" in sys.modules:
             raise ValueError("jax is loaded")
@@ -446,7 +442,7 @@ def test_a_killed_worker(moment: str, either_way: None, shared_memory: list[str]
         import os
         import signal
 
-        from trpo.envs.probes import Probe
+        from trpo.envs.host.probes import Probe
 
         class Suicidal(Probe):
             steps = 0
@@ -480,7 +476,7 @@ def test_workers_leave_nothing_behind_and_print_nothing() -> None:
     """In a process of its own: the resource tracker complains about leaks when the interpreter ends."""
     program = """
         import numpy as np
-        from trpo.envs import make_envs
+        from trpo.envs.names import make_envs
         if __name__ == "__main__":
             envs = make_envs("probe:both", 4, 2)
             envs.reset([0, 1, 2, 3])
@@ -521,7 +517,7 @@ def test_making_a_mujoco_environment_prints_nothing() -> None:
     """MuJoCo writes to the file descriptor, which Python's capturing does not see."""
     pytest.importorskip("mujoco")
     program = """
-        from trpo.envs import make_envs, make_single
+        from trpo.envs.names import make_envs, make_single
         envs = make_envs("HalfCheetah-v5", 2)
         print(envs.reset([0, 1]).shape)
         make_single("HalfCheetah-v5").close()
@@ -532,7 +528,7 @@ def test_making_a_mujoco_environment_prints_nothing() -> None:
 
 def test_what_else_mujoco_says_is_passed_on() -> None:
     mujoco = pytest.importorskip("mujoco")
-    from trpo.envs import quiet_mujoco
+    from trpo.envs.host.gymnasium import quiet_mujoco
 
     previous = mujoco.get_mju_user_warning()
     with quiet_mujoco(), pytest.warns(UserWarning, match="unstable"):

@@ -14,9 +14,9 @@ import pytest
 from gymnasium import spaces
 
 import trpo
-from trpo.agent import Agent
 from trpo.envs import EnvSpec
-from trpo.envs.spaces import action_spec
+from trpo.envs.spec import action_spec
+from trpo.training.agent import Agent
 
 SMALL: dict[str, Any] = {
     "policy": trpo.PolicyConfig(hidden=(4,), last_layer_scale=1.0),

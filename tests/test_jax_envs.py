@@ -20,10 +20,14 @@ import pytest
 from gymnasium import spaces
 
 import trpo
-from trpo.envs import EnvSpec, MissingExtraError, UnknownEnvironmentError, UnsupportedSpaceError, to_env_action
-from trpo.envs.probes import NAMES, TIME_LIMIT, Probe
-from trpo.envs.spaces import ActionSpec, action_spec
-from trpo.jax_envs import JaxEnv, Step, as_jax_env, batch, from_brax, from_gymnax, make_envs
+from trpo.envs import EnvSpec, MissingExtraError, UnsupportedSpaceError, to_env_action
+from trpo.envs.device import JaxEnv, Step, batch
+from trpo.envs.device.brax import from_brax
+from trpo.envs.device.gymnax import from_gymnax
+from trpo.envs.host.probes import NAMES, TIME_LIMIT, Probe
+from trpo.envs.names import as_jax_env, make_envs
+from trpo.envs.protocol import UnknownEnvironmentError
+from trpo.envs.spec import ActionSpec, action_spec
 from trpo.rollout import device as rollouts
 from trpo.rollout import noise_of
 from trpo.rollout.trajectory import Actor
@@ -492,7 +496,7 @@ def test_the_extras_that_messages_name_exist(extra: str) -> None:
 
 MODULE = """
 import jax
-from trpo.jax_envs import as_jax_env
+from trpo.envs.names import as_jax_env
 
 def make_it():
     return as_jax_env("jax-probe:both")

@@ -15,15 +15,15 @@ import scipy.special
 import scipy.stats
 
 import trpo
-import trpo.learner
-from trpo.agent import Agent
-from trpo.envs import make_envs
-from trpo.host_training import Compiled, compile_iteration
-from trpo.learner import Hyper, Learner
-from trpo.results import Result
+import trpo.training.learner
+from trpo.envs.names import make_envs
 from trpo.rollout import HostPolicy, HostRollout, Trajectory
+from trpo.rules.protocol import Result
+from trpo.training.agent import Agent
+from trpo.training.host import Compiled, compile_iteration
+from trpo.training.learner import Hyper, Learner
 from trpo.types import Params
-from trpo.value_fitting import predict
+from trpo.value_fits.fit import predict
 
 COUNT, FRAGMENT = 4, 32
 
@@ -253,10 +253,10 @@ def test_ratio_is_one_and_kl_zero_before_the_step(
 
     @jax.jit
     def before_the_step(learner: Learner, trajectory: Trajectory) -> Any:
-        trpo.learner.improve(case.agent.policy, case.agent.value, case.hyper, learner, trajectory)
+        trpo.training.learner.improve(case.agent.policy, case.agent.value, case.hyper, learner, trajectory)
         return problems[-1].old.log_prob(trajectory.action), problems[-1].evaluate(learner.policy)
 
-    monkeypatch.setattr(trpo.learner, "sampled_problem", recording)
+    monkeypatch.setattr(trpo.training.learner, "sampled_problem", recording)
     log_prob, start = before_the_step(case.learner, case.trajectory)
     ratio = np.exp(np.asarray(log_prob, np.float64) - case.trajectory.log_prob)
     np.testing.assert_allclose(ratio, 1, atol=2e-4)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from trpo.metrics import read_metrics
+from trpo.runs.sinks import read_metrics
 
 
 def train_and_evaluate(task, steps, seed, out):

@@ -12,8 +12,8 @@ import scipy.optimize
 
 from trpo.distributions import Categorical
 from trpo.problem import LocalProblem
-from trpo.results import Result
 from trpo.rules.mm import MM
+from trpo.rules.protocol import Result
 from trpo.tabular import MDP, bounds, chain, exact, exact_problem, garnet
 from trpo.tabular.bridge import expected_surrogate
 

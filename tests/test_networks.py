@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.agent import make_policy
-from trpo.envs.spaces import ActionSpec, EnvSpec
-from trpo.networks import to_numpy
+from trpo.envs.spec import ActionSpec, EnvSpec
+from trpo.policies.function import to_numpy
+from trpo.training.agent import make_policy
 
 KEY = jax.random.key(7)
 MODULES = {

@@ -19,13 +19,13 @@ COMMON = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
 import trpo
-from trpo import device_training
-from trpo.device_training import DeviceLoop
+from trpo.training import device as device_training
+from trpo.training.device import DeviceLoop
 from trpo.envs import EnvSpec
-from trpo.envs.spaces import ActionSpec
-from trpo.iteration import TrainingState
-from trpo.jax_envs import Step
-from trpo.parallel import Layout, layout_for
+from trpo.envs.spec import ActionSpec
+from trpo.training.state import TrainingState
+from trpo.envs.device import Step
+from trpo.training.layout import Layout, layout_for
 
 jax.config.update("jax_enable_x64", True)
 
@@ -145,7 +145,7 @@ print(json.dumps({
 FRESH = """
 import dataclasses, json
 import jax
-from trpo.parallel import layout_for, use_cores
+from trpo.training.layout import layout_for, use_cores
 
 use_cores(6)
 plain = lambda *request: dataclasses.asdict(dataclasses.replace(layout_for(*request), mesh=None))
@@ -309,7 +309,7 @@ import jax, trpo
 small = {"policy": trpo.PolicyConfig(hidden=(4,)), "value": trpo.ValueConfig(hidden=(4,))}
 config = trpo.Config(steps=24, fragment=8, env=trpo.EnvConfig(count=3), **small)
 jax.config.update("jax_num_cpu_devices", 2)
-from trpo import parallel
+from trpo.training import layout as parallel
 parallel._CORES.append(2)  # as a sweep of two leaves it on a machine of two cores
 assert parallel.layout_for(0, 3, 2).by_member
 assert parallel.layout_for(0, 3, 3) == parallel.Layout() == parallel.layout_for(0, 4, 3)

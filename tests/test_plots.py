@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trpo import plots
-from trpo.plots import plot_runs, running_median
+from trpo.report import plots
+from trpo.report.plots import plot_runs, running_median
 
 GAUSSIAN: dict[str, Any] = {"std": 0.6, "max_kl": 0.01, "episode_return": 3.0, "explained_variance": 0.5}
 DISCRETE = GAUSSIAN | {"std": None}

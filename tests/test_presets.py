@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.envs import quiet_mujoco
-from trpo.presets import NONE, apply_preset, names, preset_for
+from trpo.envs.host.gymnasium import quiet_mujoco
+from trpo.settings.presets import NONE, apply_preset, names, preset_for
 
 
 @pytest.mark.parametrize("name", names())

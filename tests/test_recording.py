@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import trpo
-from trpo import recording
-from trpo.recording import GifWriter, default_path, headless_backend, record
+from trpo.report import recording
+from trpo.report.recording import GifWriter, default_path, headless_backend, record
 
 
 class Clock(gym.Env):
@@ -226,7 +226,7 @@ def test_no_backend_at_all_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_plots_and_recording_load_no_heavy_package_on_import() -> None:
     code = (
-        "import sys, trpo.plots, trpo.recording; "
+        "import sys, trpo.report.plots, trpo.report.recording; "
         "assert not {'matplotlib', 'PIL', 'imageio_ffmpeg', 'pygame', 'glfw'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

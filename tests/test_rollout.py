@@ -18,12 +18,13 @@ import scipy.stats
 from gymnasium import spaces
 
 import trpo
-from trpo.agent import Agent
-from trpo.envs import EnvironmentFailure, Transition, make_envs
+from trpo.envs import EnvironmentFailure, Transition
+from trpo.envs.names import make_envs
 from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostRollout, Trajectory, noise_of
-from trpo.rollout.host import RECENT
-from trpo.rollout.host_policy import AnyPolicy, GaussianMLP, act, fragment_policy
+from trpo.rollout.acting import AnyPolicy, GaussianMLP, act, fragment_policy
+from trpo.rollout.episodes import RECENT
 from trpo.running_statistics import RunningStatistics
+from trpo.training.agent import Agent
 
 FEATURES = 3
 
@@ -461,7 +462,7 @@ def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
 def pendulums(env: str, workers: int, stagger: bool, length: int, fragment: int) -> tuple[HostRollout, Trajectory]:
     """Five pendulums, whose episodes always last 200 steps, for ``length`` steps in fragments."""
     from trpo import make_agent
-    from trpo.envs import make_envs
+    from trpo.envs.names import make_envs
 
     agent = make_agent("Pendulum-v1")
     envs = make_envs(env, 5, workers)
@@ -607,7 +608,7 @@ def test_an_environment_that_raises_while_every_process_acts(where: str) -> None
 def test_an_environment_that_ended_by_itself_is_not_cut() -> None:
     """CartPole falls within 500 steps of a random policy, so no episode there is truncated at all."""
     from trpo import make_agent
-    from trpo.envs import make_envs
+    from trpo.envs.names import make_envs
 
     agent = make_agent("CartPole-v1")
     envs = make_envs("CartPole-v1", 2)

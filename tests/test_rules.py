@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from problems import LEADING, batch_of, setting
 
 import trpo
-from trpo.results import Result
+from trpo.rules.protocol import Result
 
 RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty()]
 NORMALISED = RULES[:2]  # the step's length comes from the trust region; a penalty has a scale of its own

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.metrics import read_metrics
+from trpo.runs.sinks import read_metrics
 
 CONFIG = trpo.Config(steps=64, fragment=8, env=trpo.EnvConfig("probe:both", count=4))
 

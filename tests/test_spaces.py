@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from trpo.envs import ActionSpec, EnvSpec, UnsupportedSpaceError, make_envs, to_env_action
-from trpo.envs.spaces import action_spec, check_observation_space
+from trpo.envs import ActionSpec, EnvSpec, UnsupportedSpaceError, to_env_action
+from trpo.envs.names import make_envs
+from trpo.envs.spec import action_spec, check_observation_space
 
 INF = float("inf")
 

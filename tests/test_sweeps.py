@@ -19,15 +19,16 @@ import pytest
 from scipy import integrate, stats
 
 import trpo
-from trpo import device_training, sweeps
-from trpo.aggregate import curves_on_grid, interquartile_mean, interval
-from trpo.cli import main
-from trpo.config import merge
+from trpo.cli.main import main
 from trpo.envs import EnvSpec
-from trpo.envs.spaces import ActionSpec
-from trpo.jax_envs import Step
-from trpo.metrics import read_metrics
-from trpo.sweeps import TRACED, Variant, groups, is_sweep, nested, read_sweep, resume_sweep, variants
+from trpo.envs.device import Step
+from trpo.envs.spec import ActionSpec
+from trpo.runs import sweep as sweeps
+from trpo.runs.aggregate import curves_on_grid, interquartile_mean, interval
+from trpo.runs.sinks import read_metrics
+from trpo.runs.sweep import TRACED, Variant, groups, is_sweep, nested, read_sweep, resume_sweep, variants
+from trpo.settings.config import merge
+from trpo.training import device as device_training
 
 jax.devices()  # JAX has begun, on one device: a sweep that is the first to use it would make every core a device
 
@@ -133,7 +134,7 @@ def test_whatever_may_vary_is_what_it_would_be_alone(x64: None) -> None:
     assert set(VALUES) | {"value.learning_rate"} == TRACED  # that one: below
     configs = [MANY] + [merge(MANY, nested({name: value})) for name, value in VALUES.items()]
     agents = [trpo.make_agent(DOUBLE, config) for config in configs]
-    *_, progress = trpo.training.advance(DOUBLE, agents, [trpo.TrainingState(agent.learner) for agent in agents])
+    *_, progress = trpo.training.loop.advance(DOUBLE, agents, [trpo.TrainingState(agent.learner) for agent in agents])
     trained = [agent.at(state) for agent, state in zip(agents, progress.states(), strict=True)]
     for name, agent in zip(["nothing", *VALUES], trained, strict=True):
         assert_close(alone(DOUBLE, agent.config), agent)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trpo.cli import main
-from trpo.theory import laws, records, run
-from trpo.theory.ensemble import SHAPES, ensemble
-from trpo.theory.equations import EQUATIONS
-from trpo.theory.markdown import claims_page, equations_page
-from trpo.theory.text import number, paragraphs, source
+from trpo.cli.main import main
+from trpo.theory import records, run
+from trpo.theory.pages.equations import EQUATIONS
+from trpo.theory.pages.markdown import claims_page, equations_page
+from trpo.theory.pages.text import number, paragraphs, source
+from trpo.theory.shared import laws
+from trpo.theory.shared.ensemble import SHAPES, ensemble
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "docs" / "theory"
@@ -208,7 +209,7 @@ def test_the_stored_run_names_no_machine() -> None:
 
 
 def test_indices_are_lowered_and_names_are_not() -> None:
-    from trpo.theory.page import _inline
+    from trpo.theory.pages.page import _inline
 
     assert _inline("ρ_π̃(s) at θ_old, π_{i+1} < max_kl, `A_b` *or* x") == (
         "ρ<sub>π̃</sub>(s) at θ<sub>old</sub>, π<sub>i+1</sub> &lt; max_kl, <code>A_b</code> <em>or</em> x"

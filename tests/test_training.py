@@ -23,10 +23,10 @@ from gymnasium import spaces
 import trpo
 import trpo.envs
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
-from trpo.envs.spaces import action_spec
-from trpo.host_training import env_seeds
-from trpo.training import NonFiniteBatchError, TrainingState
-from trpo.value_fitting import predict
+from trpo.envs.spec import action_spec
+from trpo.training.host import env_seeds
+from trpo.training.state import NonFiniteBatchError, TrainingState
+from trpo.value_fits.fit import predict
 
 TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 
@@ -655,7 +655,7 @@ def test_rewards_of_any_scale() -> None:
     """The step does not depend on it, and the normalised value function learns all the same."""
 
     def scaled(factor: float) -> Callable[[], gym.Env]:
-        return lambda: gym.wrappers.TransformReward(trpo.envs.make_single("probe:both"), lambda r: r * factor)
+        return lambda: gym.wrappers.TransformReward(trpo.envs.names.make_single("probe:both"), lambda r: r * factor)
 
     outcomes = []
     for factor in (1.0, 1e12, 1e-12):

@@ -13,7 +13,8 @@ import pytest
 import scipy.stats
 
 import trpo
-from trpo.value_fitting import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict, shuffled
+from trpo.value_fits.adam import shuffled
+from trpo.value_fits.fit import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict
 
 N, D = 24, 3
 

@@ -1,4 +1,4 @@
-"""Advantage estimation with termination and truncation kept apart (L1)."""
+"""Advantage estimation with termination and truncation kept apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from trpo.types import Scalar, weighted_sum
+from trpo.trees import weighted_sum
+from trpo.types import Scalar
 
 
 def gae(

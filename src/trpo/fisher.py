@@ -1,4 +1,4 @@
-"""Gauss–Newton products with the Fisher matrix of a parametrised distribution (L2)."""
+"""Gauss–Newton products with the Fisher matrix of a parametrised distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trpo.distributions import Distribution
-from trpo.types import Params, Product, Scalar, per_state
+from trpo.trees import per_state
+from trpo.types import Params, Product, Scalar
 
 
 class Linearisation(eqx.Module):

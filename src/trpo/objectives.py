@@ -1,4 +1,4 @@
-"""The surrogate objective and the trust region's divergence, at the level of distributions (L2)."""
+"""The surrogate objective and the trust region's divergence, at the level of distributions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from trpo.distributions import Distribution
-from trpo.types import Scalar, weighted_sum
+from trpo.trees import weighted_sum
+from trpo.types import Scalar
 
 
 def importance_sampled_surrogate(

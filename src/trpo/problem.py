@@ -1,4 +1,4 @@
-"""The local problem that every update rule solves, and its builder from sampled data (L3)."""
+"""The local problem that every update rule solves, and its builder from sampled data."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from trpo.distributions import Distribution
 from trpo.fisher import Linearisation, linearise
+from trpo.line_search import Evaluation
 from trpo.objectives import importance_sampled_surrogate, max_state_kl, mean_kl
-from trpo.search import Evaluation
-from trpo.types import Params, Scalar, per_element, per_state, weighted_sum
+from trpo.trees import per_element, per_state, weighted_sum
+from trpo.types import Params, Scalar
 
 
 class Batch(eqx.Module):

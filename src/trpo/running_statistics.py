@@ -1,4 +1,4 @@
-"""Running mean and variance, frozen while a policy is using them (L1)."""
+"""Running mean and variance, frozen while a policy is using them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from trpo.types import AnyArray, namespace, per_element, per_state
+from trpo.trees import namespace, per_element, per_state
+from trpo.types import AnyArray
 
 
 class Normaliser(eqx.Module):

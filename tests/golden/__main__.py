@@ -54,11 +54,17 @@ def sweep(env: str, steps: int, out: Path, /, **changes: Any) -> None:
     trpo.sweep(env, seeds=3, config=config(env, steps, **changes), out=out, quiet=True)
 
 
+VARIED = {"policy": {"state_dependent_std": True}, "value": {"method": "gauss-newton"}}
 REUSE = {"updates_per_batch": 2, "fisher_subsample": 2}
 RUNS: dict[str, Any] = {
     "cartpole": lambda out: train("CartPole-v1", 2048, out),
     "pendulum": lambda out: train(
-        "Pendulum-v1", 2048, out, policy={"state_dependent_std": True}, value={"method": "gauss-newton"}, env={"stagger": True}
+        "Pendulum-v1",
+        2048,
+        out,
+        policy={"state_dependent_std": True},
+        value={"method": "gauss-newton"},
+        env={"stagger": True},
     ),
     "hopper": lambda out: train("Hopper-v5", 8192, out, env={"count": 16}, fragment=64),
     "multi_discrete": lambda out: train(f"{MODULE}:Choices-v0", 1024, out, **REUSE),
@@ -66,7 +72,7 @@ RUNS: dict[str, Any] = {
     "mixed_observation": lambda out: train(f"{MODULE}:Mixed-v0", 1024, out),
     "box_action": lambda out: train(f"{MODULE}:Square-v0", 1024, out, rule={"name": "natural-gradient"}),
     "envpool": lambda out: train("envpool:Hopper-v4", 4096, out, env={"count": 16}, fragment=64),
-    "workers": lambda out: train("Hopper-v5", 4096, out, env={"count": 12, "workers": 2}, fragment=64),
+    "workers": lambda out: train("Hopper-v5", 4096, out, env={"count": 24, "workers": 2}, fragment=64),
     "observed_elements": lambda out: train("Hopper-v5", 1024, out, **first_elements(5)),
     "gymnax": lambda out: train("gymnax:CartPole-v1", 4096, out),
     "sweep": lambda out: sweep("gymnax:CartPole-v1", 2048, out),
@@ -155,7 +161,10 @@ def compare(old: Path, new: Path) -> int:
         found = differences(*(json.loads(file.read_text()) for file in files))
         failed += bool(found)
         worst = max(found, key=lambda d: d[1], default=None)
-        print(f"{'✗' if found else '✓'} {name}" + (f": {len(found)} differ, first {found[0]}, worst {worst}" if found else ""))
+        print(
+            f"{'✗' if found else '✓'} {name}"
+            + (f": {len(found)} differ, first {found[0]}, worst {worst}" if found else "")
+        )
     return int(failed > 0)
 
 

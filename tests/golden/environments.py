@@ -38,7 +38,9 @@ class Matching(gym.Env):
         self._time += 1
         match self.action_space:
             case gym.spaces.MultiDiscrete():
-                reward = float(action[0] == int(self._x[0] > 1) + int(self._x[1] > 1)) + float(action[1] == (self._x[2] > 0))
+                reward = float(action[0] == int(self._x[0] > 1) + int(self._x[1] > 1)) + float(
+                    action[1] == (self._x[2] > 0)
+                )
             case gym.spaces.MultiBinary():
                 reward = float(np.sum(action == (self._x[:BITS] > 1)))
             case gym.spaces.Discrete():

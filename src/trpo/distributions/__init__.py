@@ -1,4 +1,4 @@
-"""Distributions: what a policy returns, with closed-form KL and Fisher products (L1)."""
+"""Distributions: what a policy returns, with closed-form KL and Fisher products."""
 
 from trpo.distributions.bernoulli import Bernoulli
 from trpo.distributions.categorical import Categorical

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxtyping import Float
 
-from trpo.types import AnyArray, namespace
+from trpo.trees import namespace
+from trpo.types import AnyArray
 
 
 def relative_entropy_terms(log_p: Float[AnyArray, "*n"], log_q: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:

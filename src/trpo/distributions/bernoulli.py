@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions._kl import relative_entropy_terms
-from trpo.types import AnyArray, namespace
+from trpo.trees import namespace
+from trpo.types import AnyArray
 
 
 def log_sigmoid(x: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions._kl import relative_entropy_terms
-from trpo.types import AnyArray, namespace
+from trpo.trees import namespace
+from trpo.types import AnyArray
 
 
 def log_softmax(logits: Float[AnyArray, "*batch k"]) -> Float[AnyArray, "*batch k"]:

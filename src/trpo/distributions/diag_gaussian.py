@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from trpo.types import AnyArray, namespace
+from trpo.trees import namespace
+from trpo.types import AnyArray
 
 
 class DiagGaussian(eqx.Module):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo.distributions.categorical import Categorical
-from trpo.types import AnyArray, namespace
+from trpo.trees import namespace
+from trpo.types import AnyArray
 
 
 class MultiCategorical(eqx.Module):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from trpo.envs.spaces import EnvSpec
+from trpo.envs.spec import EnvSpec
 
 
 class Transition(NamedTuple):
@@ -87,3 +87,7 @@ class EnvironmentFailure(RuntimeError):
 
 class MissingExtraError(ValueError):
     """An optional package is not installed; the message has the command that installs it."""
+
+
+class UnknownEnvironmentError(ValueError):
+    """No environment of that name."""

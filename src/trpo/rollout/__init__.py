@@ -1,7 +1,8 @@
-"""Rollouts: where data come from (L6)."""
+"""Rollouts: where data come from."""
 
-from trpo.rollout.host import EpisodeStatistics, HostRollout, noise_of
-from trpo.rollout.host_policy import HostPolicy, act
+from trpo.rollout.acting import HostPolicy, act, noise_of
+from trpo.rollout.episodes import EpisodeStatistics
+from trpo.rollout.host import HostRollout
 from trpo.rollout.trajectory import Actor, Trajectory
 
 __all__ = ["Actor", "EpisodeStatistics", "HostPolicy", "HostRollout", "Trajectory", "act", "noise_of"]

@@ -1,4 +1,4 @@
-"""Single-path rollouts of JAX environments, inside the compiled iteration (L6)."""
+"""Single-path rollouts of JAX environments, inside the compiled iteration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from trpo.jax_envs import JaxEnv, batch
+from trpo.envs.device import JaxEnv, batch
 from trpo.problem import PolicyFunction
-from trpo.rollout.host_policy import act
+from trpo.rollout.acting import act
+from trpo.rollout.episodes import EpisodeTotals
 from trpo.rollout.trajectory import Actor, Trajectory
 
 
@@ -23,16 +24,6 @@ class DeviceRollout(eqx.Module):
     running_return: Float[Array, "n"]
     """Undiscounted return so far of each episode under way."""
     running_length: Int[Array, "n"]
-
-
-class EpisodeTotals(eqx.Module):
-    """The episodes that ended in one fragment."""
-
-    ended: Int[Array, ""]
-    counted: Int[Array, ""]
-    """Those with a finite return; the sums are over them."""
-    return_sum: Float[Array, ""]
-    length_sum: Int[Array, ""]
 
 
 def begin(env: JaxEnv, key: Any, count: int) -> DeviceRollout:
@@ -50,7 +41,7 @@ def restart(env: JaxEnv, rollout: DeviceRollout) -> DeviceRollout:
 def collect(
     env: JaxEnv, policy: PolicyFunction, actor: Actor, rollout: DeviceRollout, noise: Any, rescale: bool
 ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals]:
-    """Run as many steps in every environment as ``noise`` has rows (see :func:`~trpo.rollout.host.noise_of`)."""
+    """Run as many steps in every environment as ``noise`` has rows (see :func:`~trpo.rollout.acting.noise_of`)."""
     pool = None if env.cheap_reset else batch.fresh(env, rollout.envs)
     if pool is not None:  # its randomness is that of this time step, which must not serve twice
         rollout = eqx.tree_at(lambda r: r.envs.time, rollout, rollout.envs.time + 1)

@@ -1,100 +1,21 @@
-"""Single-path rollouts of host environments, fragments of which may be done by several processes (L6)."""
+"""Single-path rollouts of host environments, fragments of which may be done by several processes."""
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from trpo.envs import HostEnv, RestartableEnv, SplitEnv, Transition
-from trpo.problem import PolicyFunction
-from trpo.rollout.host_policy import FragmentPolicy, HostPolicy, fragment_policy
-from trpo.rollout.trajectory import Actor, Trajectory
+from trpo.rollout.acting import FragmentPolicy, HostPolicy, fragment_policy
+from trpo.rollout.episodes import EpisodeStatistics
+from trpo.rollout.trajectory import Trajectory
 
-RECENT = 100
-"""Episodes over which return and length are averaged."""
 BLOCK = 4
 """Rows for which, in a multiple, a matrix product treats every row alike, so that they may be computed apart."""
-
-
-class EpisodeStatistics:
-    """Returns and lengths of episodes, from raw rewards, across fragments."""
-
-    def __init__(self, count: int):
-        self.running_return = np.zeros(count, np.float64)
-        self.running_length = np.zeros(count, np.int64)
-        self.returns: collections.deque[float] = collections.deque(maxlen=RECENT)
-        self.lengths: collections.deque[int] = collections.deque(maxlen=RECENT)
-        self.episodes = 0
-        self.first = np.ones(count, bool)
-        """Whether an environment is still in its first episode."""
-
-    def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
-        """Record some vector steps, arrays ``[time, env]``."""
-        counted = np.where(valid, reward, 0.0)
-        begin = 0
-        for end in (np.flatnonzero(done.any(1)) + 1).tolist():
-            self._go_on(counted[begin:end], valid[begin:end])
-            self._end(done[end - 1])
-            begin = end
-        self._go_on(counted[begin:], valid[begin:])
-
-    def _go_on(self, reward: np.ndarray, valid: np.ndarray) -> None:
-        """Record steps between ends of episodes."""
-        # A running sum, not ``sum``: it adds in the order of time, so what is added at once does not matter.
-        self.running_return = np.cumsum(np.concatenate([self.running_return[None], reward]), 0, np.float64)[-1]
-        self.running_length += valid.sum(0)
-
-    def _end(self, done: np.ndarray) -> None:
-        """Close the books of the episodes that ended."""
-        # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
-        for i in np.flatnonzero(done & np.isfinite(self.running_return)):
-            self.returns.append(float(self.running_return[i]))
-            self.lengths.append(int(self.running_length[i]))
-        self.episodes += int(done.sum())
-        self.running_return[done] = 0.0
-        self.running_length[done] = 0
-        self.first[done] = False
-
-    def forget(self, which: np.ndarray) -> None:
-        """Forget the episodes under way in some environments, which count as their first."""
-        self.running_return[which] = 0.0
-        self.running_length[which] = 0
-        self.first[which] = False
-
-    def restart(self) -> None:
-        """Forget episodes under way: their environments were reset."""
-        self.running_return[:] = 0.0
-        self.running_length[:] = 0
-        self.first[:] = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything, for a checkpoint."""
-        return {
-            "running_return": self.running_return.tolist(),
-            "running_length": self.running_length.tolist(),
-            "returns": list(self.returns),
-            "lengths": list(self.lengths),
-            "episodes": self.episodes,
-            "first": self.first.tolist(),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> EpisodeStatistics:
-        """Read what :meth:`to_json` wrote."""
-        self = cls(len(data["running_return"]))
-        self.running_return[:] = data["running_return"]
-        self.running_length[:] = data["running_length"]
-        self.returns.extend(data["returns"])
-        self.lengths.extend(data["lengths"])
-        self.episodes = data["episodes"]
-        self.first[:] = data.get("first", False)  # older checkpoints don't have it
-        return self
 
 
 def run_fragment(
@@ -198,10 +119,3 @@ class HostRollout:
         observation = following.observation.copy()
         observation[due] = envs.restart(np.flatnonzero(due))
         return following._replace(observation=observation, truncated=following.truncated | due)
-
-
-def noise_of(policy: PolicyFunction, actor: Actor, count: int, observation_size: int, length: int, key: Any) -> Any:
-    """Draw the standard noise for ``length`` steps of ``count`` environments (jit-able)."""
-    observation = jax.numpy.zeros((count, observation_size))
-    shape = eqx.filter_eval_shape(policy, actor.params, observation)
-    return jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shape).noise(key, (length,))

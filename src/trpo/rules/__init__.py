@@ -1,4 +1,4 @@
-"""Update rules: one file an algorithm (L4)."""
+"""Update rules: one file an algorithm."""
 
 from trpo.rules.mm import MM
 from trpo.rules.natural_gradient import NaturalGradient

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from trpo.line_search import Evaluation
 from trpo.problem import LocalProblem
-from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check
-from trpo.search import Evaluation
-from trpo.types import Scalar, all_finite
+from trpo.rules.protocol import Result, UpdateInfo
+from trpo.rules.step import check
+from trpo.trees import all_finite
+from trpo.types import Scalar
 
 _ITERATIONS = 100
 """Most Newton steps; three or four suffice for the short steps that the theory permits."""

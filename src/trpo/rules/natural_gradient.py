@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from trpo.problem import LocalProblem
-from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check, describe, natural_direction, step_length, within
-from trpo.types import Params, Scalar, all_finite, tree_where
+from trpo.rules.protocol import Result, UpdateInfo
+from trpo.rules.step import check, describe, natural_direction, step_length, within
+from trpo.trees import all_finite, tree_where
+from trpo.types import Params, Scalar
 
 
 class NaturalGradient(eqx.Module):

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from trpo.line_search import Evaluation, line_search
 from trpo.problem import LocalProblem
-from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check, describe, natural_direction, within
-from trpo.search import Evaluation, line_search
-from trpo.types import Params, Scalar, tree_where
+from trpo.rules.protocol import Result, UpdateInfo
+from trpo.rules.step import check, describe, natural_direction, within
+from trpo.trees import tree_where
+from trpo.types import Params, Scalar
 
 
 class PenaltyState(eqx.Module):

@@ -9,11 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from trpo.line_search import line_search
 from trpo.problem import LocalProblem
-from trpo.results import Result, UpdateInfo
-from trpo.rules._step import check, describe, natural_direction, step_length, within
-from trpo.search import line_search
-from trpo.types import Params, Scalar, tree_where
+from trpo.rules.protocol import Result, UpdateInfo
+from trpo.rules.step import check, describe, natural_direction, step_length, within
+from trpo.trees import tree_where
+from trpo.types import Params, Scalar
 
 
 class TRPO(eqx.Module):

@@ -30,7 +30,7 @@ from trpo.tabular.exact import (
     total_variation,
 )
 from trpo.tabular.mdp import MDP
-from trpo.types import namespace
+from trpo.trees import namespace
 
 
 def _horizon(mdp: MDP) -> Number:

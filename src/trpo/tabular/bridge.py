@@ -12,7 +12,8 @@ from trpo.distributions import Categorical
 from trpo.problem import LocalProblem
 from trpo.tabular.exact import advantage, state_weight
 from trpo.tabular.mdp import MDP
-from trpo.types import Params, Scalar, weighted_sum
+from trpo.trees import weighted_sum
+from trpo.types import Params, Scalar
 
 
 def expected_surrogate(distribution: Categorical, advantage: Float[Array, "s a"], weight: Float[Array, " s"]) -> Scalar:

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Inexact
 
 from trpo.tabular.mdp import MDP, check_probabilities
-from trpo.types import AnyArray, namespace
+from trpo.trees import namespace
+from trpo.types import AnyArray
 
 if TYPE_CHECKING:
     # NumPy in, NumPy out; JAX in, JAX out.

@@ -132,8 +132,8 @@ def run_theory(
     Raises:
         ValueError: an unknown claim, too few MDPs, or an ``out`` that cannot be a directory.
     """
-    from trpo.theory.markdown import claims_page, equations_page
-    from trpo.theory.page import html_page
+    from trpo.theory.pages.markdown import claims_page, equations_page
+    from trpo.theory.pages.page import html_page
 
     unknown = [name for name in only if name not in CLAIMS]
     if unknown:

@@ -13,7 +13,7 @@ import optax
 
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP
-from trpo.types import namespace
+from trpo.trees import namespace
 
 DISCOUNTS = np.array([0.5, 0.7, 0.9, 0.95, 0.99])
 CONTROL = "icml_version"

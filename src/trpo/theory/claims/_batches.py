@@ -9,7 +9,7 @@ import numpy as np
 from trpo.theory.claims._sampled import MISMATCH, QUANTITIES, ROWS, Estimator, Setting, draw, enumerate_pairs
 from trpo.theory.claims._sampling import Moments, Noise, draw_moments, path_moments, simulate, state_frequencies
 from trpo.theory.claims._single_path import cut_visitation, discounted_weights, equal_weights, stationary
-from trpo.theory.laws import rms
+from trpo.theory.shared.laws import rms
 
 SAMPLES = np.array([128, 512, 2048])
 """N, independent pairs (s, a)."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from trpo import fisher
 from trpo.tabular import MDP, exact, exact_problem
-from trpo.theory.ensemble import Group
+from trpo.theory.shared.ensemble import Group
 
 STEPS = 0.64 * 0.5 ** np.arange(9)
 """t; Δ is standard normal, so t is the typical change of a logit."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from trpo.theory import style
 from trpo.theory.claims._batches import STEPS, PathErrors
 from trpo.theory.claims._ratios import RADII, Spread
 from trpo.theory.claims._sampling import Noise
 from trpo.theory.claims._single_path import DISCOUNTS, LENGTHS, PathBias
-from trpo.theory.laws import rms
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
+from trpo.theory.shared.laws import rms
 
 KEPT, DROPPED = style.COLOURS[0], style.COLOURS[1]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from trpo.distributions import Categorical
 from trpo.tabular import exact
-from trpo.theory.ensemble import Group
+from trpo.theory.shared.ensemble import Group
 
 
 class Shared(NamedTuple):

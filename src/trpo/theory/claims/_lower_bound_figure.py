@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trpo.theory import style
 from trpo.theory.claims._adversary import CONTROL, DISCOUNTS
 from trpo.theory.claims._second_order import STEPS
-from trpo.theory.laws import rms
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
+from trpo.theory.shared.laws import rms
 
 if TYPE_CHECKING:
     from trpo.theory.claims.lower_bound import Evidence

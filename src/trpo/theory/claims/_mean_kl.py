@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo.results import Result
+from trpo.rules.protocol import Result
 from trpo.rules.trpo import TRPO
 from trpo.tabular import bounds, exact
 from trpo.tabular.bridge import exact_problem
 from trpo.theory.claims._log_linear import Shared, log_linear, share, table
-from trpo.theory.ensemble import Group, ensemble
+from trpo.theory.shared.ensemble import Group, ensemble
 from trpo.types import Params, Scalar
 
 SHAPES = ((4, 3, 3), (12, 3, 4))

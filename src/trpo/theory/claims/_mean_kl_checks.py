@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from trpo.theory.claims._mean_kl import MEAN, PAPER, SMALL, Study, Walk
-from trpo.theory.laws import slope
 from trpo.theory.records import Check, at_least, at_most, within
+from trpo.theory.shared.laws import slope
 
 FALL = 1e-9
 """η is lowered if it falls by more than this, in units of the first gap."""

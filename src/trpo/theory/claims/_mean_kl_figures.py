@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trpo.theory import style
 from trpo.theory.claims._mean_kl import Walk
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
 
 
 def steps_figure(shapes: dict[int, Walk], mean: dict[float, Walk], figures: Path) -> Picture:

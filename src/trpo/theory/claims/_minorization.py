@@ -13,7 +13,7 @@ import trpo
 from trpo.rules.mm import MM
 from trpo.tabular import bounds, exact, exact_problem
 from trpo.tabular.mdp import MDP
-from trpo.theory.ensemble import Group
+from trpo.theory.shared.ensemble import Group
 
 CHUNK = 100
 """Iterations between two looks at who has arrived."""

@@ -11,9 +11,9 @@ from trpo.tabular import bounds, exact
 from trpo.tabular.mdp import MDP
 from trpo.theory.claims import _minorization as runs
 from trpo.theory.claims._weak_duality import suboptimality
-from trpo.theory.ensemble import Group
-from trpo.theory.laws import rms, slope, spread
 from trpo.theory.records import Check, at_least, at_most, within
+from trpo.theory.shared.ensemble import Group
+from trpo.theory.shared.laws import rms, slope, spread
 
 SMALL = 1e-3 * 2.0 ** np.arange(4)
 FAR = np.geomspace(0.03, 10.0, 8)

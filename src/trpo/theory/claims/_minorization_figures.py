@@ -9,9 +9,9 @@ import numpy as np
 
 from trpo.tabular import bounds, exact
 from trpo.tabular.mdp import MDP
-from trpo.theory import style
 from trpo.theory.claims import _minorization as runs
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
 
 
 def bound(mdp: MDP, figures: Path) -> Picture:

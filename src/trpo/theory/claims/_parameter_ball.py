@@ -12,8 +12,8 @@ import numpy as np
 from trpo.rules import NaturalGradient
 from trpo.tabular import MDP, exact, exact_problem
 from trpo.theory.claims import _minimal_logits as minimal
-from trpo.theory.ensemble import Group
-from trpo.types import namespace
+from trpo.theory.shared.ensemble import Group
+from trpo.trees import namespace
 
 SIZES = 0.1 * 0.5 ** np.arange(5)
 """Sizes of the steps: the largest change that the exact natural step makes to any log π(a|s), in nats."""

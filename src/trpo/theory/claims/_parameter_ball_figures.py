@@ -10,11 +10,11 @@ import numpy as np
 
 from trpo.distributions import DiagGaussian
 from trpo.tabular import MDP
-from trpo.theory import style
 from trpo.theory.claims import _minimal_logits as minimal
 from trpo.theory.claims import _parameter_ball as study
-from trpo.theory.ensemble import Group
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
+from trpo.theory.shared.ensemble import Group
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 _BALL = 0.5

@@ -7,8 +7,8 @@ import numpy as np
 
 from trpo.tabular.mdp import MDP, chain, cliff, grid
 from trpo.theory.claims._single_path import DISCOUNTS, LENGTHS, PathBias, Shared, path_bias
-from trpo.theory.laws import rms, slope, spread
 from trpo.theory.records import Check, at_least, at_most
+from trpo.theory.shared.laws import rms, slope, spread
 
 
 def bias_checks(bias: PathBias) -> list[Check]:

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo import learner
-from trpo.config import Config
 from trpo.distributions import Categorical
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rules import TRPO
 from trpo.running_statistics import RunningStatistics
+from trpo.settings.config import Config
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP
-from trpo.theory.ensemble import Group
-from trpo.types import tree_where
-from trpo.value_fitting import ValueState
+from trpo.theory.shared.ensemble import Group
+from trpo.training import learner
+from trpo.trees import tree_where
+from trpo.value_fits.fit import ValueState
 
 UPDATES = (1, 2, 4, 8)
 """K, the updates that one batch serves."""
@@ -91,7 +91,7 @@ def updates() -> Callable[..., Any]:
 
 
 def learner_updates(facts: Facts, phi: np.ndarray, batch: Batch, max_kl: float, count: int) -> np.ndarray:
-    """Return θ after ``count`` updates of one batch by what :func:`trpo.learner.improve` calls, ``[n, S·A]``."""
+    """Return θ after ``count`` updates of one batch by what the learner calls, ``[n, S·A]``."""
 
     def one(features: jax.Array, base: jax.Array, batch: Batch) -> jax.Array:
         theta = jnp.zeros(features.shape[-1])

@@ -10,7 +10,7 @@ from trpo.problem import Batch
 from trpo.tabular import exact
 from trpo.theory.claims import _sample_reuse as reuse
 from trpo.theory.claims._sample_reuse import BEGINS, ENDS, UPDATES, Facts
-from trpo.theory.ensemble import ensemble
+from trpo.theory.shared.ensemble import ensemble
 
 SHAPE = (6, 3, 3)
 """(states, actions, branching); one program is compiled for all."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from trpo.theory import laws
 from trpo.theory.claims import _sample_reuse as reuse
 from trpo.theory.claims._sample_reuse import ANCHORED, BEGINS, ENDS, MOST, UPDATES
 from trpo.theory.claims._sample_reuse_cells import BATCHES, LAW, LEARNER_UPDATES, PAIRED, Cell, Measured
 from trpo.theory.records import Check, at_least, at_most, within
+from trpo.theory.shared import laws
 
 
 def effect(difference: np.ndarray) -> tuple[float, float, float]:

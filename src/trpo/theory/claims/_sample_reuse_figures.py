@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trpo.theory import style
 from trpo.theory.claims._sample_reuse import ANCHORED, ENDS, UPDATES
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
 
 KINDS = ("table", "shared")
 """Policies; the figure pools them."""

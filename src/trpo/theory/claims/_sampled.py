@@ -12,7 +12,7 @@ import numpy as np
 from trpo.problem import Batch, sampled_problem
 from trpo.tabular import exact
 from trpo.theory.claims._tabular_batch import table_policy
-from trpo.theory.ensemble import Group
+from trpo.theory.shared.ensemble import Group
 
 ROWS = 2048
 """Rows of every batch; those that are not needed have weight 0."""

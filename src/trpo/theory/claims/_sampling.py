@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trpo.tabular.mdp import MDP
-from trpo.theory.laws import rms, slope
 from trpo.theory.records import Check, at_most, within
+from trpo.theory.shared.laws import rms, slope
 
 HEAVIEST = 4.0
 """Largest excess kurtosis of a mean over the fewest samples with which an MDP enters a test of randomness."""

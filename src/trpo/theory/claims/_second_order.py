@@ -8,9 +8,9 @@ import numpy as np
 
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP
-from trpo.theory import laws
 from trpo.theory.claims._adversary import Bound, Cases, join, measure
-from trpo.theory.ensemble import Group
+from trpo.theory.shared import laws
+from trpo.theory.shared.ensemble import Group
 
 STEPS = 0.2 / 2.0 ** np.arange(7)
 """τ: the logits move by τ(1 − γ), because that, and not τ, is what must be small for the expansion in the step."""

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo import linear_solve, rules
+from trpo import rules
+from trpo.conjugate_gradient import conjugate_gradient
 from trpo.tabular import MDP, exact, exact_problem
 from trpo.theory.claims import _minimal_logits as minimal
-from trpo.theory.ensemble import Group, ensemble
+from trpo.theory.shared.ensemble import Group, ensemble
 
 SHAPES = ((2, 3, 2), (4, 3, 3), (8, 3, 3))
 """(states, actions, branching): F has S(A − 1) = 4, 8, 16 rows."""
@@ -214,7 +215,7 @@ def solve(systems: Systems, iterations: tuple[int, ...], damping: np.ndarray) ->
         def product(v: Any) -> Any:
             return matrix @ v + shift * v
 
-        return jnp.stack([linear_solve.conjugate_gradient(product, b, k, 0.0)[0] for k in iterations])
+        return jnp.stack([conjugate_gradient(product, b, k, 0.0)[0] for k in iterations])
 
     mapped = jax.vmap(jax.vmap(one, in_axes=(0, 0, 0), out_axes=1), in_axes=(None, None, 0), out_axes=1)
     run = jax.jit(mapped, compiler_options=COMPILER)

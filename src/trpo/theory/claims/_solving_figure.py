@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from trpo.theory import style
 from trpo.theory.claims import _solving as measure
 from trpo.theory.claims._solving import ITERATIONS, Local, Solves, Updates, chebyshev
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
 
 _SHOWN = (10.0, 1e2, 1e4, 1e6)
 """Condition numbers."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from trpo.tabular import exact
-from trpo.theory import style
-from trpo.theory.ensemble import Group
 from trpo.theory.records import Picture
+from trpo.theory.shared import style
+from trpo.theory.shared.ensemble import Group
 
 REACH = np.linspace(-2.0, 2.0, 81)
 """t, where along the line of logits θ + td the first figure evaluates η and L."""

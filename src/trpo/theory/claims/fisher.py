@@ -10,10 +10,10 @@ import numpy as np
 
 from trpo.distributions import Categorical
 from trpo.tabular import exact
-from trpo.theory import laws, style
 from trpo.theory.claims._fisher import SMALL, STEPS, WAYS, Part, Series, compare, fisher_error, measure
-from trpo.theory.ensemble import SHAPES, ensemble
 from trpo.theory.records import Check, Outcome, Picture, at_least, at_most, within
+from trpo.theory.shared import laws, style
+from trpo.theory.shared.ensemble import SHAPES, ensemble
 
 TITLE = "The Fisher matrix"
 

@@ -25,9 +25,9 @@ from trpo.theory.claims._ratios import FAR, NEAR, RADII, Spread, along, at_radii
 from trpo.theory.claims._sampled import Estimator, Setting, estimator, setting
 from trpo.theory.claims._sampling import bias_check, noise_checks
 from trpo.theory.claims._single_path import PathBias, Shared, asymmetry, path_bias, shared_parameters
-from trpo.theory.ensemble import ensemble
-from trpo.theory.laws import rms, slope
 from trpo.theory.records import Check, Outcome, Picture, at_least, at_most
+from trpo.theory.shared.ensemble import ensemble
+from trpo.theory.shared.laws import rms, slope
 
 TITLE = "Importance sampling"
 EXPLANATION = """

@@ -11,9 +11,9 @@ from trpo.tabular import bounds
 from trpo.theory.claims import _lower_bound_figure
 from trpo.theory.claims._adversary import CONTROL, DISCOUNTS, STEPS, Bound, Cases, join, search
 from trpo.theory.claims._second_order import ByHand, Expansion, by_hand, concatenate, expand, pairs
-from trpo.theory.ensemble import ensemble
-from trpo.theory.laws import rms, slope
 from trpo.theory.records import Check, Outcome, Picture, at_least, at_most, within
+from trpo.theory.shared.ensemble import ensemble
+from trpo.theory.shared.laws import rms, slope
 
 TITLE = "The lower bound"
 

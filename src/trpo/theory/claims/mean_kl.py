@@ -61,7 +61,7 @@ differ: δ sets the trade between progress and falls, mean or maximum does not. 
 """
 CODE = (
     "trpo.rules.trpo:TRPO.update",
-    "trpo.search:line_search",
+    "trpo.line_search:line_search",
     "trpo.objectives:mean_kl",
     "trpo.objectives:max_state_kl",
     "trpo.tabular.bridge:exact_problem",

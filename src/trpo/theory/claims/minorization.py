@@ -13,9 +13,9 @@ from trpo.tabular.mdp import MDP
 from trpo.theory.claims import _minorization as runs
 from trpo.theory.claims import _minorization_checks as checks
 from trpo.theory.claims import _minorization_figures as drawings
-from trpo.theory.ensemble import Group, ensemble
-from trpo.theory.laws import slope
 from trpo.theory.records import Outcome, Picture
+from trpo.theory.shared.ensemble import Group, ensemble
+from trpo.theory.shared.laws import slope
 
 TITLE = "Minorization-maximization"
 EXPLANATION = """

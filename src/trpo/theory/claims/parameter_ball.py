@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.distributions import Categorical, DiagGaussian
-from trpo.theory import laws
 from trpo.theory.claims import _parameter_ball as study
 from trpo.theory.claims import _parameter_ball_figures as figures_of
-from trpo.theory.ensemble import SHAPES, ensemble
 from trpo.theory.records import Check, Outcome, at_least, at_most, within
+from trpo.theory.shared import laws
+from trpo.theory.shared.ensemble import SHAPES, ensemble
 
 TITLE = "Why not the parameter ball"
 
@@ -57,8 +57,8 @@ CODE = (
     "trpo.distributions.diag_gaussian:DiagGaussian.kl_to",
     "trpo.distributions.categorical:Categorical.kl_to",
     "trpo.rules.natural_gradient:NaturalGradient.update",
-    "trpo.rules._step:natural_direction",
-    "trpo.rules._step:step_length",
+    "trpo.rules.step:natural_direction",
+    "trpo.rules.step:step_length",
 )
 
 TESTS = (

@@ -10,7 +10,6 @@ import numpy as np
 
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP, chain, cliff, grid
-from trpo.theory import style
 from trpo.theory.claims._sampling import (
     NORMAL_95,
     Moments,
@@ -20,9 +19,10 @@ from trpo.theory.claims._sampling import (
     interval_check,
     noise_checks,
 )
-from trpo.theory.ensemble import Group, ensemble
-from trpo.theory.laws import rms
 from trpo.theory.records import Check, Outcome, Picture, at_most, within
+from trpo.theory.shared import style
+from trpo.theory.shared.ensemble import Group, ensemble
+from trpo.theory.shared.laws import rms
 
 TITLE = "Performance-difference identity"
 EXPLANATION = """

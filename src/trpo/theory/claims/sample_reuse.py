@@ -69,10 +69,10 @@ lowers η (right), for K updates within δ (solid) and re-anchored (dashed).
 """
 
 CODE = (
-    "trpo.learner:improve",
-    "trpo.learner:_updates",
+    "trpo.training.learner:improve",
+    "trpo.training.learner:_updates",
     "trpo.rules.trpo:TRPO.update",
-    "trpo.rules._step:step_length",
+    "trpo.rules.step:step_length",
     "trpo.problem:LocalModel.kl_gradient",
     "trpo.problem:sampled_problem",
 )

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trpo.theory import laws
 from trpo.theory.claims import _solving as measure
 from trpo.theory.claims._solving import ITERATIONS, Local, Solves, Systems, Updates, chebyshev
 from trpo.theory.claims._solving_figure import draw
 from trpo.theory.records import Check, Outcome, Picture, at_most, within
+from trpo.theory.shared import laws
 
 TITLE = "Solving it"
 
@@ -70,11 +70,11 @@ is there for this, and afterwards the true mean KL is at most δ.
 """
 
 CODE = (
-    "trpo.linear_solve:conjugate_gradient",
-    "trpo.rules._step:natural_direction",
-    "trpo.rules._step:step_length",
+    "trpo.conjugate_gradient:conjugate_gradient",
+    "trpo.rules.step:natural_direction",
+    "trpo.rules.step:step_length",
     "trpo.rules.trpo:TRPO.update",
-    "trpo.search:line_search",
+    "trpo.line_search:line_search",
     "trpo.theory.claims._solving:hardest",
 )
 

@@ -15,9 +15,9 @@ from trpo.tabular.bridge import exact_problem
 from trpo.theory.claims._derivatives import complex_step_gradient, second_order
 from trpo.theory.claims._surrogate_figures import error_law, line
 from trpo.theory.claims._tabular_batch import enumerated_batch, table_policy
-from trpo.theory.ensemble import Group, ensemble
-from trpo.theory.laws import rms, slope
 from trpo.theory.records import Check, Outcome, Picture, at_most, within
+from trpo.theory.shared.ensemble import Group, ensemble
+from trpo.theory.shared.laws import rms, slope
 
 TITLE = "Surrogate"
 EXPLANATION = """

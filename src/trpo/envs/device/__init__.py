@@ -1,0 +1,5 @@
+"""Environments written in JAX, which run inside the compiled iteration."""
+
+from trpo.envs.device.protocol import JaxEnv, Step
+
+__all__ = ["JaxEnv", "Step"]

@@ -1,0 +1,84 @@
+"""N copies of a JAX environment: batching, actions, time and new episodes (pure functions)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PRNGKeyArray, UInt32
+
+from trpo.envs import Transition, to_env_action
+from trpo.envs.device.protocol import JaxEnv
+from trpo.trees import per_state
+
+
+class BatchState(eqx.Module):
+    """N environments between two steps."""
+
+    env: Any
+    """The environments' own states, with a leading axis N."""
+    observation: Float[Array, "n features"]
+    """What the policy sees next."""
+    key: Key[Array, "n"]
+    """Constant; the randomness of step t is a function of it and t alone, however environments are spread."""
+    time: UInt32[Array, "n"]
+    """Steps that each environment has taken since the run began."""
+
+
+def start(env: JaxEnv, key: PRNGKeyArray, count: int) -> BatchState:
+    """Begin an episode in each of ``count`` environments; environment i's key comes from its index i."""
+    return start_each(env, jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count)))
+
+
+def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
+    """Begin an episode in one environment for each key."""
+    state, observation = jax.vmap(lambda k: env.reset(jax.random.fold_in(k, 1)))(keys)
+    return BatchState(jax.tree.map(_strong, state), _strong(observation), keys, jnp.ones(keys.shape, jnp.uint32))
+
+
+def _strong(leaf: Any) -> Array:
+    # A state made from Python numbers has weak types, which would change after the first step.
+    return jnp.asarray(leaf, jnp.result_type(leaf))
+
+
+def fresh(env: JaxEnv, batch: BatchState) -> tuple[Any, Array]:
+    """Draw an initial state and observation for each environment, from its key and time."""
+    state, observation = jax.vmap(env.reset)(_keys(batch, 1))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), (state, observation), (batch.env, batch.observation))
+
+
+def fresh_if_any(env: JaxEnv, batch: BatchState, done: Array) -> tuple[Any, Array]:
+    """Draw initial states only if an episode has ended somewhere; the others are then of no use."""
+    return jax.lax.cond(done.any(), lambda: fresh(env, batch), lambda: (batch.env, batch.observation))
+
+
+def _keys(batch: BatchState, purpose: int) -> Key[Array, "n"]:
+    return jax.vmap(lambda key, time: jax.random.fold_in(key, 2 * time + purpose))(batch.key, batch.time)
+
+
+def step(
+    env: JaxEnv, batch: BatchState, action: Any, rescale: bool, initial: Callable[[Array], tuple[Any, Array]]
+) -> tuple[BatchState, Transition]:
+    """Apply the policy's raw actions ``[N, …]``; where an episode ends, go on from an initial state.
+
+    ``initial`` returns the states and observations to begin from, given where episodes have ended.
+    """
+    converted = to_env_action(env.spec.action, action, rescale)
+    following, seen = jax.vmap(env.step)(batch.env, converted, _keys(batch, 0))
+    done = seen.terminated | seen.truncated
+    state, first = initial(done)
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(per_state(done, new), new, old.astype(new.dtype))
+
+    after = BatchState(
+        jax.tree.map(choose, state, following), choose(first, seen.observation), batch.key, batch.time + 1
+    )
+    # An environment may set both flags; the future of an absorbing state is worth 0 whatever the clock says.
+    truncated = seen.truncated & ~seen.terminated
+    valid = jnp.ones_like(done)
+    arrays: Any = (after.observation, seen.reward, seen.terminated, truncated, seen.observation, valid)
+    return after, Transition(*arrays)

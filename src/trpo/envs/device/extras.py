@@ -1,0 +1,46 @@
+"""Optional packages, imported when first asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from trpo.envs import MissingExtraError, UnknownEnvironmentError
+
+
+def require(module: str, env: str, extra: str) -> Any:
+    """Import ``module`` without its announcements; if it is not there, name the command that installs it."""
+    said = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said):
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise MissingExtraError(
+            f"environment {env!r} needs {missing}, which is not installed: pip install 'trpo[{extra}]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep these packages' announcements about other packages, drivers and kernels from the user's terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        yield
+
+
+def check_known(kind: str, name: str, known: list[str]) -> None:
+    """Raise :class:`UnknownEnvironmentError` with the nearest names unless ``name`` is known."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+        raise UnknownEnvironmentError(
+            f"unknown environment '{kind}:{name}'; nearest: {', '.join(f'{kind}:{n}' for n in near)}"
+        )

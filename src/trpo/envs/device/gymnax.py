@@ -1,0 +1,97 @@
+"""gymnax environments (extra ``gymnax``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo.envs import EnvSpec, UnsupportedSpaceError
+from trpo.envs.device.extras import require
+from trpo.envs.device.protocol import Step
+from trpo.envs.protocol import UnknownEnvironmentError
+from trpo.envs.spec import ActionSpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GymnaxEnv:
+    """One gymnax environment with its default parameters; observations are flattened.
+
+    From gymnax 1.0 on an environment tells termination and truncation apart. An environment in the older form tells
+    ``done`` alone, which its time limit sets as well: there, ``done`` at the time limit (``state.time`` has reached
+    ``params.max_steps_in_episode``) counts as truncation, so an absorbing state that is reached in the very last step
+    is bootstrapped from; every other ``done`` is a termination. An older environment that has no such clock never
+    truncates.
+    """
+
+    env: Any
+    params: Any
+    spec: EnvSpec
+    cheap_reset: bool = True
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        """Begin an episode."""
+        observation, state = self.env.reset_env(key, self.params)
+        return state, _flat(observation)
+
+    def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
+        """Take a step."""
+        observation, after, reward, ended, _ = self.env.step_env(key, state, action, self.params)
+        ended = jnp.asarray(ended, bool).reshape(())
+        if hasattr(self.env, "is_truncated"):
+            terminated, truncated = ended, jnp.asarray(self.env.is_truncated(after, self.params), bool)
+        elif hasattr(after, "time") and hasattr(self.params, "max_steps_in_episode"):
+            truncated = ended & (after.time >= self.params.max_steps_in_episode)
+            terminated = ended & ~truncated
+        else:
+            terminated, truncated = ended, jnp.zeros((), bool)
+        return after, Step(_flat(observation), jnp.asarray(reward, float).reshape(()), terminated, truncated)
+
+
+def _flat(observation: Any) -> Any:
+    leaves = [jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)]
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+
+@functools.cache  # the same object for the same id, so that what was compiled for it serves again
+def make_gymnax(name: str) -> GymnaxEnv:
+    """Make a gymnax environment by its id, such as ``CartPole-v1`` or ``Breakout-MinAtar``."""
+    gymnax = require("gymnax", f"gymnax:{name}", "gymnax")
+    if name not in gymnax.registered_envs:
+        near = difflib.get_close_matches(name, gymnax.registered_envs, n=3, cutoff=0.4)
+        hint = f"nearest: {', '.join(f'gymnax:{n}' for n in near)}" if near else "see gymnax.registered_envs"
+        raise UnknownEnvironmentError(f"unknown environment 'gymnax:{name}'; {hint}")
+    try:
+        env, params = gymnax.make(name)
+    except OSError as error:
+        raise UnknownEnvironmentError(
+            f"environment 'gymnax:{name}' needs data that its package fetches when first used: {error}"
+        ) from error
+    return from_gymnax(env, params, f"gymnax:{name}")
+
+
+def from_gymnax(env: Any, params: Any, name: str) -> GymnaxEnv:
+    """Adapt an environment object of gymnax's form, with parameters of your own."""
+    seen = jax.eval_shape(lambda key: _flat(env.reset_env(key, params)[0]), jax.random.key(0))
+    space = env.observation_space(params)
+    shape = tuple(getattr(space, "shape", None) or seen.shape)
+    spec = EnvSpec(name, seen.shape[0], _action_spec(env.action_space(params), name), shape)
+    return GymnaxEnv(env, params, spec)
+
+
+def _action_spec(space: Any, name: str) -> ActionSpec:
+    kind, shape = type(space).__name__, tuple(getattr(space, "shape", ()))
+    if kind == "Discrete":
+        return ActionSpec("discrete", (), str(np.dtype(space.dtype)), sizes=(int(space.n),), start=(0,))
+    if kind == "Box":
+        low, high = (
+            tuple(float(x) for x in np.broadcast_to(np.asarray(bound, float), shape).ravel())
+            for bound in (space.low, space.high)
+        )
+        return ActionSpec("box", shape, str(np.dtype(space.dtype)), low=low, high=high)
+    raise UnsupportedSpaceError(f"action space {space} of {name} is not supported; supported are Box and Discrete")

@@ -1,0 +1,102 @@
+"""EnvPool environments: compiled simulators stepped by a thread pool (extra ``envpool``)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError
+from trpo.envs.spec import EnvSpec, UnsupportedSpaceError, action_spec, to_env_action
+
+
+def _import_envpool() -> Any:
+    try:
+        import envpool
+    except ImportError as error:
+        raise MissingExtraError(
+            "environments named envpool:… need EnvPool, which is not installed: pip install 'trpo[envpool]'"
+        ) from error
+    return envpool
+
+
+class EnvPoolEnvs:
+    """N EnvPool environments.
+
+    EnvPool resets on the step *after* an episode's end and ignores that step's action; such steps are marked
+    ``valid=False`` and get weight 0.
+    """
+
+    def __init__(self, env_id: str, count: int, rescale_actions: bool = True):
+        self._envpool = _import_envpool()
+        self._id = env_id
+        self.count = count
+        self._rescale = rescale_actions
+        known = self._envpool.list_all_envs()
+        if env_id not in known:
+            near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
+            raise UnknownEnvironmentError(
+                f"unknown EnvPool environment {env_id!r}; "
+                f"nearest: {', '.join(near) or 'none: see envpool.list_all_envs()'}"
+            )
+        self._envs = self._make(0)
+        space = self._envs.observation_space
+        if not hasattr(space, "low"):
+            raise UnsupportedSpaceError(f"observation space of envpool:{env_id} is {space}; only Box is supported")
+        shape = tuple(space.shape)
+        self.spec = EnvSpec(f"envpool:{env_id}", math.prod(shape), action_spec(self._envs.action_space), shape)
+        self.time_limit: int | None = getattr(self._envs.spec.config, "max_episode_steps", None)
+        self._ended = np.zeros(count, bool)
+
+    def _make(self, seed: int) -> Any:
+        envs = self._envpool.make(self._id, env_type="gymnasium", num_envs=self.count, seed=seed)
+        with warnings.catch_warnings():
+            # Made now, and kept by EnvPool. It has classic control's bounds in double precision: no news for a user.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+            _ = envs.observation_space
+        return envs
+
+    def _flat(self, observation: np.ndarray) -> np.ndarray:
+        return np.asarray(observation, np.float32).reshape(self.count, -1)
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        """Start new episodes. EnvPool takes one seed for all and derives each environment's from it."""
+        self._envs = self._make(int(seeds[0]) % 2**31)
+        observation, _ = self._envs.reset()
+        self._ended[:] = False
+        return self._flat(observation)
+
+    def restart(self, which: np.ndarray) -> np.ndarray:
+        """Start new episodes in some environments."""
+        observation, _ = self._envs.reset(np.asarray(which, np.int32))
+        self._ended[which] = False
+        return np.asarray(observation, np.float32).reshape(len(which), -1)
+
+    def step(self, action: np.ndarray) -> Transition:
+        """Step every environment once."""
+        try:
+            observation, reward, terminated, truncated, _ = self._envs.step(
+                to_env_action(self.spec.action, action, self._rescale)
+            )
+        except Exception as error:
+            raise EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}") from error
+        observation = self._flat(observation)
+        valid = ~self._ended
+        terminated, truncated = terminated & valid, truncated & valid
+        self._ended = terminated | truncated
+        return Transition(observation, np.asarray(reward, np.float32), terminated, truncated, observation, valid)
+
+    def snapshot(self) -> None:
+        """EnvPool does not offer its simulators' state."""
+        return
+
+    def restore(self, snapshot: Any) -> None:
+        """Never called: there is no snapshot."""
+        raise TypeError("EnvPool environments have no snapshots")
+
+    def close(self) -> None:
+        """Stop the thread pool."""
+        self._envs.close()

@@ -1,0 +1,58 @@
+"""A module as a pure function of its parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from trpo.types import Params
+
+
+class _Constant:
+    """An integer or boolean array of a module (a mask, a permutation), comparable so that jit can cache on it."""
+
+    def __init__(self, value: np.ndarray):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash((self.value.shape, self.value.dtype.str, self.value.tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and hash(self) == hash(other) and np.array_equal(self.value, other.value)
+
+
+class ModuleFunction(eqx.Module):
+    """A module's call as a pure function ``f(params, x)``; equal for equal structures, so jit caches on it."""
+
+    static: Any = eqx.field(static=True)
+
+    def __call__(self, params: Params, x: Any) -> Any:
+        """Call the module with ``params`` in place of its own."""
+        return self.bind(params)(x)
+
+    def bind(self, params: Params) -> Any:
+        """Return the module with ``params`` in place of its own."""
+        constants = jax.tree.map(lambda x: x.value if isinstance(x, _Constant) else x, self.static)
+        return eqx.combine(params, constants)
+
+
+def as_function(module: Any) -> tuple[ModuleFunction, Params]:
+    """Split any callable pytree into ``(f, params)`` with ``f(params, x) = module(x)``.
+
+    ``params`` holds every floating-point array of the module, each of which an update moves.
+
+    >>> import jax, trpo
+    >>> policy, params = trpo.as_function(trpo.CategoricalPolicy(trpo.mlp(jax.random.key(0), (4, 8, 2))))
+    >>> policy(params, jax.numpy.zeros((3, 4))).logits.shape
+    (3, 2)
+    """
+    params, static = eqx.partition(module, eqx.is_inexact_array)
+    return ModuleFunction(jax.tree.map(lambda x: _Constant(np.asarray(x)) if eqx.is_array(x) else x, static)), params
+
+
+def to_numpy(params: Params) -> Params:
+    """Return the parameters as NumPy arrays, for the host's forward pass."""
+    return jax.tree.map(np.asarray, params)

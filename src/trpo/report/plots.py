@@ -1,0 +1,268 @@
+"""Learning curves and the health of the trust region, from the metrics of finished or unfinished runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trpo.runs.sinks import FILE, read_metrics
+
+ACTUAL, PREDICTED, BOUND = "-", (0, (2.5, 1.5)), (0, (6, 3))
+"""Line styles: one for each meaning, since colours are the runs."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", "#000000")
+"""Okabe and Ito's palette, distinguishable with any colour vision; its yellow is too light for lines."""
+
+
+def plot_runs(runs: Sequence[Path], out: Path) -> Path:
+    """Draw return, KL, surrogate gain, explained variance, σ and entropy of ``runs`` over steps into one PNG.
+
+    Thin lines are single iterations, thick lines running medians. Crosses are iterations whose update was rejected.
+
+    Args:
+        runs: directories of runs; one that is named twice is drawn once.
+        out: the PNG to write; its directory is made if need be.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: no run was given, or one has no metrics; the message names the file and the cure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    out = Path(out)
+    unique = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    if not unique:
+        raise ValueError("no run to plot: give one run directory or more")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"out={str(out)!r}: must end in .png")
+    curves = [
+        _Run(label, colour_of(i, len(unique)), _records(run))
+        for i, (label, run) in enumerate(zip(_labels(unique), unique, strict=True))
+    ]
+    figure = Figure(figsize=(13, 7.2), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = (_return, _kl, _gain, _explained, _std, _entropy)
+    for axes, draw in zip(figure.subplots(2, 3, sharex=True).flat, panels, strict=True):
+        draw(axes, curves)
+    for axes in figure.axes[3:]:
+        axes.set_xlabel("environment steps")
+    _legend(figure, curves)
+    window = max(run.window for run in curves)
+    notes = [f"thin: every iteration · thick: running median of {window} iterations"] if window > 1 else []
+    notes += ["× update rejected"] if any(run.rejected.any() for run in curves) else []
+    figure.supxlabel(" · ".join(notes), fontsize=8.5, color="0.4")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, out)
+    return out
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    records = read_metrics(run)
+    if not records:
+        raise ValueError(f"{run / FILE} has no iteration yet; plot the run after its first one")
+    return records
+
+
+class _Run:
+    """One run's columns, colour and smoothing."""
+
+    def __init__(self, label: str, colour: Any, records: list[dict[str, Any]]):
+        self.label = label
+        self.colour = colour
+        self.records = records
+        self.steps = self["steps"]
+        self.rejected = np.array([r.get("result", "accepted") != "accepted" for r in records])
+        n = len(records)
+        self.window = 1 if n < 20 else min(51, 2 * (n // 40) + 3)
+        """Iterations in the running median, odd."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a column with NaN where the metric is null, absent or not finite."""
+        values = [record.get(name) for record in self.records]
+        return np.array([x if isinstance(x, int | float) and math.isfinite(x) else np.nan for x in values], float)
+
+
+def running_median(x: np.ndarray, window: int) -> np.ndarray:
+    """Return the centred median over up to ``window`` entries that are numbers; NaN where ``x`` is."""
+    half = window // 2
+    padded = np.pad(x, half, constant_values=np.nan)
+    present = np.isfinite(x)
+    result = np.full(len(x), np.nan)
+    if present.any():
+        result[present] = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window)[present], axis=-1)
+    return result
+
+
+def _labels(runs: Sequence[Path]) -> list[str]:
+    """Return each run's directory name, with as many parents as tell equal names apart."""
+    depth = [1] * len(runs)
+    while True:
+        labels = ["/".join(run.parts[-d:]) for run, d in zip(runs, depth, strict=True)]
+        clashing = [i for i, label in enumerate(labels) if labels.count(label) > 1]
+        if not clashing:
+            return labels
+        for i in clashing:
+            depth[i] += 1
+
+
+def colour_of(i: int, count: int) -> Any:
+    """Return the i-th of ``count`` colours."""
+    if count <= len(COLOURS):
+        return COLOURS[i]
+    import matplotlib
+
+    return matplotlib.colormaps["turbo"](0.05 + 0.9 * i / (count - 1))
+
+
+def style(axes: Any, title: str, unit: str = "") -> None:
+    """Give a panel its title and quiet axes."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_ylabel(unit, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, color="0.6")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(x=0.02)
+
+
+def _curve(axes: Any, run: _Run, name: str, style: Any = ACTUAL) -> np.ndarray:
+    """Draw one column: thin as it is, thick its running median."""
+    y = run[name]
+    if run.window > 1:
+        axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=0.6, alpha=0.3)
+    smooth = running_median(y, run.window)
+    # A number between two nulls has no line to be part of.
+    marker = "o" if np.isfinite(y).sum() == 1 else None
+    axes.plot(run.steps, smooth, linestyle=style, color=run.colour, linewidth=1.6, marker=marker, markersize=4)
+    return y
+
+
+def _return(axes: Any, curves: Sequence[_Run]) -> None:
+    style(axes, "Return, mean of the last 100 episodes", "undiscounted")
+    drawn = False
+    for run in curves:
+        y = run["episode_return"]
+        drawn |= bool(np.isfinite(y).any())
+        marker = "o" if np.isfinite(y).sum() == 1 else None
+        axes.plot(run.steps, y, color=run.colour, linewidth=1.8, marker=marker, markersize=4)
+    if not drawn:
+        _message(axes, "no episode has ended yet")
+
+
+def _kl(axes: Any, curves: Sequence[_Run]) -> None:
+    style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
+    for run in curves:
+        y = _curve(axes, run, "mean_kl")
+        if run.rejected.any():
+            axes.plot(
+                run.steps[run.rejected],
+                y[run.rejected],
+                color=run.colour,
+                linestyle="none",
+                marker="x",
+                markersize=5,
+                clip_on=False,
+                zorder=5,
+            )
+    bounds = [run["max_kl"] for run in curves]
+    known = {f"{x:.3g}" for column in bounds for x in column[np.isfinite(column)]}
+    for run, bound in zip(curves, bounds, strict=True):
+        colour = "0.25" if len(known) == 1 else run.colour
+        axes.plot(run.steps, bound, color=colour, linewidth=1.2, linestyle=BOUND)
+    if known:
+        text = f"bound δ = {known.pop()}" if len(known) == 1 else "bound δ"
+        _explain(axes, [(text, BOUND)])
+    axes.set_ylim(bottom=0)
+    _headroom(axes)
+
+
+def _gain(axes: Any, curves: Sequence[_Run]) -> None:
+    style(axes, "Surrogate gain", "units of the advantage")
+    for run in curves:
+        _curve(axes, run, "surrogate_gain")
+        predicted = running_median(run["predicted_gain"], run.window)
+        axes.plot(run.steps, predicted, color=run.colour, linestyle=PREDICTED, linewidth=1.2)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    everything = np.concatenate([run[name] for run in curves for name in ("surrogate_gain", "predicted_gain")])
+    known = everything[np.isfinite(everything)]
+    if len(known) >= 100:  # one outlier, from one unlikely action, would flatten all the rest
+        low, high = np.quantile(known, [0.01, 0.99])
+        axes.set_ylim(min(0.0, low) - 0.1 * (high - low), high + 0.15 * (high - low))
+    _explain(axes, [("actual", ACTUAL), ("predicted (linear model)", PREDICTED)])
+    _headroom(axes)
+
+
+def _explained(axes: Any, curves: Sequence[_Run]) -> None:
+    style(axes, "Explained variance of the value function", "1 is perfect")
+    lowest = min(
+        (np.nanmin(y) for y in (_curve(axes, run, "explained_variance") for run in curves) if _any(y)), default=0
+    )
+    axes.set_ylim(max(-1.0, min(0.0, lowest)) - 0.05, 1.05)  # a new value function may start far below −1
+    axes.axhline(0, color="0.6", linewidth=0.8)
+
+
+def _std(axes: Any, curves: Sequence[_Run]) -> None:
+    style(axes, "Standard deviation σ of the policy", "mean over dimensions")
+    drawn = [_any(_curve(axes, run, "std")) for run in curves]
+    if not any(drawn):
+        _message(axes, "no σ: discrete actions")
+        return
+    axes.set_ylim(bottom=0)
+
+
+def _entropy(axes: Any, curves: Sequence[_Run]) -> None:
+    style(axes, "Entropy of the policy", "nats")
+    for run in curves:
+        _curve(axes, run, "entropy")
+
+
+def _any(y: np.ndarray) -> bool:
+    return bool(np.isfinite(y).any())
+
+
+def _message(axes: Any, text: str) -> None:
+    axes.set_ylabel("")
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.45", fontsize=11)
+
+
+def _headroom(axes: Any) -> None:
+    """Leave room for a legend above the data."""
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.2 * (top - bottom))
+
+
+def _explain(axes: Any, entries: Sequence[tuple[str, Any]]) -> None:
+    """Say what the line styles of a panel mean, in grey: colours are the runs."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color="0.25", linewidth=1.3, linestyle=style, label=text) for text, style in entries]
+    legend = axes.legend(
+        handles=handles, loc="upper right", fontsize=8.5, frameon=False, ncols=len(handles), handlelength=2.6
+    )
+    legend.set_in_layout(False)
+
+
+def _legend(figure: Any, curves: Sequence[_Run]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for run in curves:
+        refused = int(run.rejected.sum())
+        label = f"{run.label} ({refused} of {len(run.records)} updates rejected)" if refused else run.label
+        handles.append(Line2D([], [], color=run.colour, linewidth=2.5, label=label))
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), 150 // (widest + 8)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)

@@ -1,0 +1,299 @@
+"""Videos of an agent at work, rendered without a display."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from trpo.envs import EnvironmentFailure, MissingExtraError
+from trpo.envs.host.gymnasium import quiet_mujoco
+from trpo.envs.names import as_jax_env, make_single
+from trpo.training.agent import Agent
+
+FASTEST = {".gif": 30, ".mp4": 60}
+"""Frames a second that are worth writing: faster simulations keep every k-th frame, and their speed."""
+PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
+
+
+def default_path(run: Path) -> Path:
+    """Return RUN/video.mp4 where the ``video`` extra is installed, else RUN/video.gif, which needs nothing."""
+    return Path(run) / ("video.mp4" if importlib.util.find_spec("imageio_ffmpeg") else "video.gif")
+
+
+def record(
+    agent: Agent,
+    out: Path | None = None,
+    *,
+    run: Path | None = None,
+    episodes: int = 1,
+    deterministic: bool = True,
+    seed: int = 0,
+    fps: float | None = None,
+    max_frames: int = 10_000,
+) -> Path:
+    """Film whole episodes of ``agent`` and return the file.
+
+    No display is needed. Frames go to the encoder one by one, so memory does not grow with length. The file appears
+    under its name when it is complete.
+
+    Args:
+        agent: its environment is made anew by id with ``render_mode="rgb_array"``; if it was made from a function of
+            yours, that function must pass this to the environment itself.
+        out: a ``.mp4`` (needs the ``video`` extra) or a ``.gif``; by default ``default_path(run)``.
+        run: the run's directory, for the default of ``out``.
+        episodes: whole episodes, one after the other, started from ``seed``, ``seed`` + 1, …
+        deterministic: take the distribution's mode, otherwise sample.
+        seed: of environments and samples.
+        fps: simulator steps shown in a second; by default real time, as the environment's metadata has it.
+        max_frames: the recording ends here even if an episode has not.
+
+    Raises:
+        ValueError: the file type is unknown, the environment offers no images, or a package is missing; the message
+            has the cure.
+        EnvironmentFailure: the environment raised.
+    """
+    if out is None and run is None:
+        raise ValueError("out: give a file that ends in .mp4 or .gif, or a run directory")
+    out = Path(out) if out is not None else default_path(Path(str(run)))
+    for name, value in (("episodes", episodes), ("max_frames", max_frames)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be ≥ 1")
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps={fps}: must be > 0; the default is the environment's own")
+    open_writer = _writer_for(out)
+    env = _make_env(agent)
+    try:
+        speed = fps or float(env.metadata.get("render_fps") or 30)
+        every = math.ceil(speed / FASTEST[out.suffix.lower()])
+        frames = _frames(env, agent, episodes, deterministic, seed, every)
+        _write(out, open_writer, speed / every, frames, max_frames)
+    finally:
+        with contextlib.suppress(Exception):  # some renderers fail in closing what they never opened
+            env.close()
+    return out
+
+
+def _make_env(agent: Agent) -> gym.Env:
+    source = agent.env if agent.env is not None else agent.spec.id
+    if as_jax_env(source) is not None:
+        raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
+    backend = headless_backend() if _headless() else "display"
+    try:
+        with quiet_mujoco():
+            env = make_single(source, render_mode="rgb_array")
+    except TypeError as error:
+        if "render_mode" not in str(error):
+            raise
+        raise ValueError(f"environment {agent.spec.id!r} offers no images: it takes no render_mode") from error
+    if env.render_mode != "rgb_array":
+        env.close()
+        modes = ", ".join(map(repr, env.metadata.get("render_modes") or ())) or "none"
+        cure = "pass render_mode='rgb_array' in the function that makes it; " if callable(source) else ""
+        raise ValueError(
+            f"environment {agent.spec.id!r} offers no images to record: {cure}its render modes are {modes}"
+        )
+    if backend is None and _needs_opengl(env):
+        env.close()
+        raise ValueError(
+            "MuJoCo cannot render: there is no display, and neither EGL nor OSMesa works; "
+            "install one, such as Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
+        )
+    return env
+
+
+def _headless() -> bool:
+    return sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def headless_backend() -> str | None:
+    """Choose the OpenGL backend and video driver for a machine without a display; None if MuJoCo has none.
+
+    Sets ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` for the rest of the process, unless they are set. MuJoCo's and
+    Gymnasium's own choice would be GLFW, which without a display imports well and then fails.
+    """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if not os.environ.get("MUJOCO_GL"):
+        backend = _working_backend()
+        if backend is None:
+            return None
+        os.environ["MUJOCO_GL"] = backend
+    return os.environ["MUJOCO_GL"]
+
+
+@functools.cache
+def _working_backend() -> str | None:
+    # In a process of its own: a backend whose import fails leaves PyOpenGL bound to it, and the next cannot be tried.
+    for name in ("egl", "osmesa"):
+        environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"} | {"MUJOCO_GL": name}
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            command = [sys.executable, "-c", PROBE.format(name)]
+            if subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0:
+                return name
+    return None
+
+
+def _needs_opengl(env: gym.Env) -> bool:
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    return isinstance(env.unwrapped, MujocoEnv)
+
+
+def _frames(
+    env: gym.Env, agent: Agent, episodes: int, deterministic: bool, seed: int, every: int
+) -> Iterator[np.ndarray]:
+    """Yield every ``every``-th frame of the episodes."""
+    step = 0
+    try:
+        for episode in range(episodes):
+            observation, _ = env.reset(seed=seed + episode)
+            done = False
+            while not done:
+                if step % every == 0:
+                    yield _frame(env, agent.spec.id)
+                flat = np.asarray(observation, np.float32).ravel()
+                key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+                observation, _, terminated, truncated, _ = env.step(agent.act(flat, deterministic, key))
+                done = bool(terminated or truncated)
+                step += 1
+            yield _frame(env, agent.spec.id)
+    except gym.error.DependencyNotInstalled as error:
+        raise MissingExtraError(_missing(agent.spec.id, str(error))) from error
+    except (ValueError, EnvironmentFailure):
+        raise
+    except Exception as error:
+        raise EnvironmentFailure(f"environment {agent.spec.id} raised {type(error).__name__}: {error}") from error
+
+
+def _missing(env_id: str, message: str) -> str:
+    extra = re.search(r"gymnasium\[([\w,-]+)\]", message)
+    cure = f"pip install 'gymnasium[{extra[1]}]'" if extra else message
+    return f"drawing environment {env_id!r} needs a package that is not installed: {cure}"
+
+
+def _frame(env: gym.Env, env_id: str) -> np.ndarray:
+    frame = np.asarray(env.render())
+    if frame.ndim != 3 or frame.shape[-1] not in (3, 4):
+        raise ValueError(f"environment {env_id!r} rendered an array of shape {frame.shape}, not an RGB image")
+    return np.ascontiguousarray(frame[..., :3], dtype=np.uint8)
+
+
+class Writer(Protocol):
+    """Where frames go."""
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one RGB frame ``[height, width, 3]``."""
+        ...
+
+    def close(self) -> None:
+        """Complete the file."""
+        ...
+
+
+Open = Callable[[Path, tuple[int, int], float], Writer]
+
+
+def _write(out: Path, open_writer: Open, fps: float, frames: Iterator[np.ndarray], max_frames: int) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    writer: Writer | None = None
+    try:
+        for count, frame in enumerate(frames, start=1):
+            if writer is None:
+                height, width = frame.shape[:2]
+                writer = open_writer(partial, (width, height), fps)
+            writer.add(frame)
+            if count == max_frames:
+                break
+        assert writer is not None  # an episode has at least one frame
+        writer.close()
+        os.replace(partial, out)
+    except BaseException:
+        if writer is not None:
+            with contextlib.suppress(Exception):
+                writer.close()
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _writer_for(out: Path) -> Open:
+    suffix = out.suffix.lower()
+    if suffix == ".gif":
+        return GifWriter
+    if suffix != ".mp4":
+        raise ValueError(f"out={str(out)!r}: must end in .mp4 or .gif")
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise MissingExtraError(
+            "recording .mp4 needs pip install 'trpo[video]'; a file that ends in .gif needs nothing"
+        )
+    return Mp4Writer
+
+
+class GifWriter:
+    """A GIF that is written frame by frame; Pillow's own writer holds all of them until the end."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float):
+        self._file: BinaryIO = path.open("wb")
+        self._period = 100 / fps
+        self._count = 0
+        self._file.write(b"GIF89a" + size[0].to_bytes(2, "little") + size[1].to_bytes(2, "little") + b"\x00\x00\x00")
+        self._file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # repeat for ever
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one RGB frame with a palette of its own."""
+        from PIL import GifImagePlugin, Image
+
+        # The format counts hundredths of a second: each end of a frame is rounded, so that no error adds up.
+        length = round((self._count + 1) * self._period) - round(self._count * self._period)
+        image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
+        blocks = GifImagePlugin.getdata(image, duration=10 * length, include_color_table=True)
+        self._file.writelines(blocks)
+        self._count += 1
+
+    def close(self) -> None:
+        """Write the trailer."""
+        self._file.write(b";")
+        self._file.close()
+
+
+class Mp4Writer:
+    """H.264 in an MP4, encoded by an ffmpeg process."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float):
+        # Not imageio_ffmpeg.write_frames: it forks with a Python hook, which may deadlock under JAX's threads.
+        ffmpeg = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+        self._size = size[0] // 2 * 2, size[1] // 2 * 2  # the format's colours are shared by 2 × 2 pixels
+        raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self._size[0]}x{self._size[1]}", "-r", f"{fps:.6g}")
+        codec = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
+        self._process = subprocess.Popen(
+            [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one RGB frame."""
+        width, height = self._size
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
+        except BrokenPipeError:
+            self.close()
+
+    def close(self) -> None:
+        """Complete the file."""
+        _, message = self._process.communicate()
+        if self._process.returncode:
+            raise ValueError(f"ffmpeg failed: {message.decode(errors='replace').strip()}; a .gif needs no ffmpeg")

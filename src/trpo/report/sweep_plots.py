@@ -1,0 +1,98 @@
+"""Learning curves of sweeps: interquartile mean and bootstrap interval over seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trpo.report.plots import colour_of, style
+from trpo.runs.aggregate import curves_on_grid, interval
+from trpo.runs.sinks import read_metrics
+from trpo.runs.sweep import groups, read_sweep
+
+
+def plot_sweeps(places: Sequence[Path], out: Path) -> Path:
+    """Draw, for every setting of one or more sweeps, the return over steps and the last return of each seed.
+
+    Thick lines are interquartile means over seeds, bands their 95 % bootstrap intervals, thin lines single seeds.
+
+    Args:
+        places: directories of sweeps.
+        out: the PNG to write.
+
+    Raises:
+        ValueError: a run has no metrics yet, or no episode has ended.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"out={str(out)!r}: must end in .png")
+    curves = [
+        (" ".join(part for part in (place.name if len(places) > 1 else "", label) if part), _curves(place, members))
+        for place in places
+        for label, members in groups(read_sweep(place)).items()
+    ]
+    figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    over_steps, at_end = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
+    style(over_steps, "Return, mean of about the last 100 episodes", "undiscounted")
+    style(at_end, "At the end, each seed")
+    for i, (label, members) in enumerate(curves):
+        colour = colour_of(i, len(curves))
+        _draw(over_steps, label or f"{len(members)} seeds", members, colour)
+        _dots(at_end, i, [values[np.isfinite(values)][-1] for _, values in members], colour)
+    over_steps.set_xlabel("environment steps of each run")
+    at_end.set_xticks([])
+    at_end.margins(x=0.3)
+    figure.legend(loc="outside upper center", ncols=min(4, len(curves)), frameon=False, fontsize=10)
+    figure.supxlabel(
+        "thick: interquartile mean over seeds · band: 95 % bootstrap interval · thin: single seeds",
+        fontsize=8.5,
+        color="0.4",
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, out)
+    return out
+
+
+def _curves(place: Path, members: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    found = []
+    for variant in members:
+        records = read_metrics(place / variant.name)
+        values = np.array([np.nan if r["episode_return"] is None else r["episode_return"] for r in records], float)
+        if not np.isfinite(values).any():
+            raise ValueError(f"{place / variant.name}: no episode has ended yet; plot it later")
+        found.append((np.array([r["steps"] for r in records], float), values))
+    return found
+
+
+def _draw(axes: Any, label: str, members: list[tuple[np.ndarray, np.ndarray]], colour: Any) -> None:
+    steps, values = curves_on_grid(members)
+    for column in values.T:
+        axes.plot(steps, column, color=colour, linewidth=0.5, alpha=0.25)
+    known = np.isfinite(values).all(axis=-1)  # from where every seed has a return
+    band = interval(values[known])
+    axes.fill_between(steps[known], band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(steps[known], band.iqm, color=colour, linewidth=2, label=label)
+
+
+def _dots(axes: Any, place: int, scores: list[float], colour: Any) -> None:
+    spread = np.linspace(-0.25, 0.25, len(scores)) if len(scores) > 1 else np.zeros(1)
+    axes.plot(place + spread, sorted(scores), linestyle="none", marker="o", markersize=3.5, color=colour, alpha=0.6)
+    band = interval(scores)
+    axes.errorbar(
+        [place + 0.4],
+        [band.iqm],
+        yerr=[[band.iqm - band.low], [band.high - band.iqm]],
+        color=colour,
+        marker="D",
+        markersize=5,
+        capsize=3,
+    )

@@ -1,0 +1,118 @@
+"""What the rules share: the damped natural-gradient direction and the step to the trust region's boundary."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from trpo.conjugate_gradient import CGInfo, conjugate_gradient
+from trpo.line_search import Evaluation
+from trpo.problem import LocalModel
+from trpo.rules.protocol import Result, UpdateInfo
+from trpo.trees import all_finite
+from trpo.types import Params, Scalar
+
+
+class Direction(eqx.Module):
+    """s ≈ (F + λI)⁻¹ g with its exact undamped curvature."""
+
+    vector: Params
+    gradient_norm: Float[Array, ""]
+    slope: Float[Array, ""]
+    """∇D̄(θ)ᵀs: zero at the sampling policy."""
+    curvature: Float[Array, ""]
+    """sᵀF s."""
+    cg: CGInfo
+    problem: Array
+    """A :class:`Result`: ``ACCEPTED`` if the direction can be used."""
+
+
+def natural_direction(
+    model: LocalModel, gradient: Params, damping: Scalar | float, iterations: int, tolerance: Scalar | float
+) -> Direction:
+    """Solve (F + λI) s = g by truncated conjugate gradient and measure the KL along s."""
+    # s may be any positive multiple of the solution, since the trust region sets its length: solving for g / max|g|
+    # keeps sᵀF s in range for advantages of any scale.
+    largest = optax.tree.max(jax.tree.map(jnp.abs, gradient))
+    unit = jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), gradient)
+
+    def damped(vector: Params) -> Params:
+        return optax.tree.add_scale(model.fisher_vp(vector), damping, vector)
+
+    vector, cg = conjugate_gradient(damped, unit, iterations, tolerance)
+    slope, curvature = model.kl_along(vector)
+    sound = (curvature > 0) & jnp.isfinite(curvature) & jnp.isfinite(slope) & all_finite(vector)
+    problem = jnp.where(sound, Result.ACCEPTED, Result.NONPOSITIVE_CURVATURE)
+    problem = jnp.where(largest > 0, problem, Result.NO_SIGNAL)
+    problem = jnp.where(all_finite(gradient), problem, Result.NONFINITE_GRADIENT)
+    return Direction(vector, optax.tree.norm(unit) * largest, slope, curvature, cg, problem)
+
+
+def within(length: Scalar, direction: Direction, max_step_norm: Scalar | float) -> Scalar:
+    """Return ``length``, reduced if need be so that ‖length · s‖ ≤ ``max_step_norm``.
+
+    The Fisher matrix of a saturated policy nearly vanishes, and then the KL admits steps of any length: harmless on
+    this batch, but what they lead to (weights in the thousands) is not, once observations or their normalisation move.
+    Ordinary steps have a norm of about 0.1 and never meet this limit.
+    """
+    norm = optax.tree.norm(direction.vector)
+    return jnp.minimum(length, max_step_norm / jnp.where(norm > 0, norm, 1.0))
+
+
+def step_length(direction: Direction, mean_kl: Scalar, max_kl: Scalar | float) -> Scalar:
+    """Return the largest β with D̄(θ) + β ∇D̄ᵀs + ½ β² sᵀF s ≤ δ; 0 if θ is already outside.
+
+    At the sampling policy D̄ and ∇D̄ vanish and this is the paper's β = √(2δ / sᵀF s) (appendix C). The curvature is
+    that of the *undamped* F: with damping inside it the step would fall short of δ. At later updates of a batch the
+    other two terms account for the KL that was used already.
+    """
+    room = jnp.maximum(max_kl - mean_kl, 0.0)
+    root = jnp.sqrt(direction.slope**2 + 2 * direction.curvature * room)
+    # The positive root, in the form that does not cancel for either sign of the slope.
+    backwards = (root - direction.slope) / direction.curvature
+    forwards = 2 * room / jnp.where(root + direction.slope > 0, root + direction.slope, 1.0)
+    return jnp.where(direction.slope > 0, forwards, backwards)
+
+
+def describe(
+    result: Array,
+    direction: Direction,
+    gradient: Params,
+    start: Evaluation,
+    end: Evaluation,
+    step: Params,
+    **search: Array,
+) -> UpdateInfo:
+    """Assemble the record of an update that moved by ``step`` (zero if it was rejected)."""
+    return UpdateInfo(
+        result=result,
+        surrogate_gain=end.surrogate - start.surrogate,
+        predicted_gain=optax.tree.vdot(gradient, step),
+        mean_kl=end.mean_kl,
+        max_state_kl=end.max_state_kl,
+        gradient_norm=direction.gradient_norm,
+        step_norm=optax.tree.norm(step),
+        cg_iterations=direction.cg.iterations,
+        cg_residual=direction.cg.residual,
+        entropy=end.entropy,
+        **search,
+    )
+
+
+def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:
+    """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, numbers.Real):
+        return
+    number = float(value)
+    inside = low < number < high if strict else low <= number <= high
+    if not inside:
+        brackets = ("(", ")") if strict else ("[", "]")
+        upper = "∞" if math.isinf(high) else f"{high:g}"
+        raise ValueError(f"{name}={value}: must be in {brackets[0]}{low:g}, {upper}{brackets[1]}; {cure}")

@@ -1,0 +1,249 @@
+"""Several runs of one task: seeds, and hyperparameters that vary; on the device all at once.
+
+The directory of a sweep has one directory for each run, complete in itself, ``sweep.json``, which says which run is
+which, and ``summary.json``, written at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trpo.envs.names import as_jax_env, is_jax_name
+from trpo.runs.aggregate import interval
+from trpo.runs.files import claim_directory, read_config, replace_durably, write_config
+from trpo.runs.run import Member, configure, create_run, go_on, load_run, unless_refused
+from trpo.runs.sinks import read_metrics
+from trpo.settings.config import Config, merge
+from trpo.settings.presets import AUTO
+from trpo.training.agent import Agent
+from trpo.training.layout import use_cores
+from trpo.training.loop import check_runs, make_agent
+from trpo.training.state import TrainingState
+
+SWEEP, SUMMARY = "sweep.json", "summary.json"
+FORMAT = 1
+TRACED = frozenset(
+    f"{group}{name}"
+    for group, names in {
+        "": "discount gae_lambda",
+        "rule.": "max_kl damping cg_tolerance max_step_norm backtrack_ratio initial_coefficient",
+        "policy.": "initial_std last_layer_scale hidden_layer_scale",
+        "value.": "learning_rate max_change hidden_layer_scale",
+    }.items()
+    for name in names.split()
+)
+"""Settings that may vary between runs that train as one compiled function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One run of a sweep."""
+
+    name: str
+    """Of its directory."""
+    changes: dict[str, Any]
+    """Settings that vary over the sweep, by dotted name; without the seed."""
+    seed: int
+
+
+def variants(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
+    """Return every combination of the values in ``vary``, with each of the seeds."""
+    found = []
+    for values in itertools.product(*vary.values()):
+        changes = dict(zip(vary, values, strict=True))
+        for seed in seeds:
+            parts = [f"{name}={value}" for name, value in changes.items()]
+            found.append(Variant("-".join([*parts, f"seed-{seed}"]), changes, seed))
+    return found
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"rule.max_kl": 0.02}`` into ``{"rule": {"max_kl": 0.02}}``."""
+    tree: dict[str, Any] = {}
+    for name, value in changes.items():
+        *groups, leaf = name.replace("-", "_").split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[leaf] = value
+    return tree
+
+
+def sweep(
+    env: Any,
+    *,
+    seeds: int | Sequence[int] = 1,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    config: Config | None = None,
+    preset: str = AUTO,
+    policy: Any = None,
+    quiet: bool = False,
+) -> list[Agent]:
+    """Train several independent runs and return their agents, in the order of :func:`variants`.
+
+    With an environment in JAX all of them are one compiled function, compiled once, in which they run side by side; so
+    what varies must be traced: floats of the rule and of the value fit, ``discount``, ``gae_lambda``, and settings that
+    only shape the beginning. With an environment on the host they run one after the other, and anything may vary.
+
+    Args:
+        env: as :func:`trpo.train` takes it.
+        seeds: how many (from the configuration's seed on), or which.
+        vary: values for settings by dotted name, such as ``{"rule.max_kl": [0.01, 0.02]}``; every combination is run.
+        steps: environment steps of each run; overrides the configuration's.
+        out: directory, in which each run has its own. Without it nothing is written.
+        config: settings of all; by default those of the preset.
+        preset: as in :func:`trpo.train`.
+        policy: a policy of your own, the same beginning for all.
+        quiet: show nothing.
+
+    Raises:
+        ValueError: a wrong argument, or a setting that is compiled in and cannot vary.
+        RunFailed: as in :func:`trpo.train`.
+
+    >>> import trpo
+    >>> config = trpo.Config(steps=512, fragment=16, env=trpo.EnvConfig(count=8))
+    >>> agents = trpo.sweep("jax-probe:action", seeds=2, vary={"rule.max_kl": [0.01, 0.02]}, config=config, quiet=True)
+    >>> [(agent.config.rule.max_kl, agent.config.seed) for agent in agents]
+    [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
+    """
+    base = configure(env, config, preset, steps=steps)
+    plan = variants(_seeds(seeds, base.seed), vary or {})
+    if base.env.devices != 1 and is_jax_name(env):
+        use_cores(len(plan))
+    configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
+    _check_varied(env, vary or {})
+    agents = [make_agent(env, c, policy) for c in configs]
+    check_runs(env, agents)
+    place = None if out is None else claim_directory(Path(out))
+    members = []
+    for variant, agent in zip(plan, agents, strict=True):
+        run = None if place is None else place / variant.name
+        members.append(Member(agent, TrainingState(agent.learner), run))
+    if place is not None:
+        for member in members:
+            assert member.run is not None
+            create_run(member.run, member.agent, policy is not None)
+        _write(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
+    with unless_refused(place):
+        return _train(env, members, quiet, place)
+
+
+def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
+    chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen:
+        raise ValueError(f"seeds={seeds}: must be ≥ 1")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"seeds={chosen}: each seed once")
+    return chosen
+
+
+def _check_varied(env: Any, vary: Mapping[str, Sequence[Any]]) -> None:
+    in_jax = is_jax_name(env) or as_jax_env(env) is not None
+    for name, values in vary.items():
+        setting = name.replace("-", "_")
+        if setting in ("seed", "env.id"):
+            cure = "use seeds (--seeds N)" if setting == "seed" else "a sweep has one environment"
+            raise ValueError(f"vary {setting!r}: {cure}")
+        if not values or len({str(value) for value in values}) != len(values):
+            raise ValueError(f"vary {setting!r}: must have one or more values, each once, not {list(values)}")
+        if in_jax and setting not in TRACED:
+            raise ValueError(
+                f"vary {setting!r}: runs in JAX train as one compiled function, which has this setting compiled in; "
+                f"train them one by one, or vary one of {', '.join(sorted(TRACED))}"
+            )
+
+
+def _train(env: Any, members: list[Member], quiet: bool, place: Path | None) -> list[Agent]:
+    groups = [members] if as_jax_env(env) is not None else [[member] for member in members]
+    agents = [agent for group in groups for agent in go_on(env, group, quiet, place)]
+    if place is not None:
+        _write(place / SUMMARY, summarise(place))
+    return agents
+
+
+def _write(path: Path, data: Any) -> None:
+    replace_durably(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def is_sweep(run: Path) -> bool:
+    """Return whether a directory is a sweep's."""
+    return (run / SWEEP).is_file()
+
+
+def read_sweep(place: Path) -> list[Variant]:
+    """Return the runs of a sweep."""
+    try:
+        data = json.loads((place / SWEEP).read_text())
+    except ValueError as error:
+        raise ValueError(f"{place / SWEEP} is not JSON ({error})") from error
+    if data.get("format") != FORMAT:
+        raise ValueError(f"{place / SWEEP} has format {data.get('format')!r}, but this version reads format {FORMAT}")
+    return [Variant(**record) for record in data["runs"]]
+
+
+def groups(plan: Sequence[Variant]) -> dict[str, list[Variant]]:
+    """Return the runs that differ in their seed alone, by what they have in common: ``rule.max_kl=0.01``."""
+    found: dict[str, list[Variant]] = {}
+    for variant in plan:
+        label = " ".join(f"{name}={value}" for name, value in variant.changes.items())
+        found.setdefault(label, []).append(variant)
+    return found
+
+
+def summarise(place: Path) -> dict[str, Any]:
+    """Return the last metrics of each run, and of each group interquartile mean and interval of its last returns."""
+    plan = read_sweep(place)
+    runs = {}
+    for variant in plan:
+        last = (read_metrics(place / variant.name) or [{}])[-1]
+        wanted = ("steps", "seconds", "iteration", "episodes", "episode_return", "episode_length")
+        runs[variant.name] = {name: last.get(name) for name in wanted}
+    summary = []
+    for label, members in groups(plan).items():
+        returns = [runs[v.name]["episode_return"] for v in members if runs[v.name]["episode_return"] is not None]
+        found = interval(returns).to_json() if returns else None
+        summary.append({"settings": label, "seeds": len(members), "with_return": len(returns), "return": found})
+    return {"format": FORMAT, "groups": summary, "runs": runs}
+
+
+def resume_sweep(
+    place: str | Path, *, steps: int | None = None, policy: Any = None, env: Any = None, quiet: bool = False
+) -> list[Agent]:
+    """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
+    place = Path(place)
+    members = []
+    plan = read_sweep(place)
+    if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
+        use_cores(len(plan))
+    for variant in plan:
+        run = place / variant.name
+        agent, state, _ = load_run(run, policy, env)
+        if steps is not None:
+            agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
+        members.append(Member(agent, state, run))
+    first = members[0].agent
+    target = first.env if first.env is not None else first.config.env.id
+    if as_jax_env(target) is not None:
+        members = _at_one_iteration(members, policy, env)
+    for member in members:
+        if steps is not None and member.run is not None:
+            write_config(member.run, member.agent, policy is not None)
+    return _train(target, members, quiet, place)
+
+
+def _at_one_iteration(members: list[Member], policy: Any, env: Any) -> list[Member]:
+    """Runs that train together must go on together; a crash may have come between the checkpoints of two of them."""
+    while len({member.state.iteration for member in members}) > 1:
+        earliest = min(member.state.iteration for member in members)
+        for member in members:
+            assert member.run is not None
+            if member.state.iteration > earliest:
+                member.state = load_run(member.run, policy, env, not_after=earliest)[1]
+    return members

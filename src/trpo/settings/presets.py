@@ -1,0 +1,58 @@
+"""Best-known settings by environment, read from ``presets.toml``."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import tomllib
+from importlib import resources
+from typing import Any
+
+from trpo.settings.config import Config, merge
+
+AUTO, NONE = "auto", "none"
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("presets.toml").read_text())
+
+
+def names() -> list[str]:
+    """Return the names of all presets."""
+    return list(_table())
+
+
+def preset_for(env_id: str) -> str:
+    """Return the name of the preset for an environment id, or ``none``."""
+    bare = env_id.removeprefix("envpool:")
+    for name, preset in _table().items():
+        if any(fnmatch.fnmatchcase(bare, pattern) for pattern in preset["match"]):
+            return name
+    return NONE
+
+
+def apply_preset(config: Config, name: str = AUTO) -> tuple[Config, str, dict[str, Any]]:
+    """Apply a preset to ``config``; return the result, the preset's name and its settings.
+
+    ``auto`` picks by ``config.env.id``; ``none`` changes nothing.
+    """
+    chosen = preset_for(config.env.id) if name == AUTO else name
+    if chosen == NONE:
+        return config, NONE, {}
+    if chosen not in _table():
+        near = difflib.get_close_matches(chosen, names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join([*names(), AUTO, NONE])}"
+        raise ValueError(f"preset={chosen!r}: unknown; {hint}")
+    settings = {key: value for key, value in _table()[chosen].items() if key != "match"}
+    return merge(config, settings), chosen, settings
+
+
+def describe(settings: dict[str, Any], prefix: str = "") -> str:
+    """Return settings as one line, such as ``rule.max_kl=0.02 fragment=128``."""
+    parts = [
+        describe(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
+        for key, value in settings.items()
+    ]
+    return " ".join(parts)

@@ -1,0 +1,1 @@
+"""What the claims found, as a table and as pages."""

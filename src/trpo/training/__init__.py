@@ -1,0 +1,1 @@
+"""Training: what is learned, and the loops that learn it."""

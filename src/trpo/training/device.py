@@ -1,0 +1,387 @@
+"""The training loop over environments in JAX: whole iterations, many at a time, are one compiled function.
+
+An iteration is the host loop's, with the rollout inside: the same ``prepare``, ``improve`` and ``refit`` of the
+learner. The host looks in between chunks of iterations, about once a second, to report, save, and see whether it should
+stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, PRNGKeyArray
+
+from trpo.envs.device import JaxEnv
+from trpo.envs.device.extras import quiet
+from trpo.rollout import device as rollouts
+from trpo.rollout.device import DeviceRollout
+from trpo.rollout.episodes import EpisodeTotals, EpisodeWindow
+from trpo.settings.config import Config
+from trpo.training.agent import Agent
+from trpo.training.layout import Layout, capacity, layout_for
+from trpo.training.learner import Hyper, IterationInfo, Learner, improve, prepare, refit
+from trpo.training.record import Metrics, nonfinite_message, update_metrics
+from trpo.training.state import NonFiniteBatchError, TrainingState
+from trpo.trees import from_named_arrays, named_arrays, tree_where
+from trpo.value_fits.fit import ValueInfo
+
+ROWS = 256
+"""The most iterations in a chunk."""
+INTERVAL = 1.0
+"""Seconds that a chunk should take: how often progress is shown and a request to stop is seen."""
+
+
+class Member(eqx.Module):
+    """One run on the device."""
+
+    learner: Learner
+    rollout: DeviceRollout
+    iteration: Int[Array, "*run"]
+
+
+class Row(eqx.Module):
+    """What one iteration tells."""
+
+    info: IterationInfo
+    value: ValueInfo
+    episodes: EpisodeTotals
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything static about a training function."""
+
+    env: JaxEnv
+    policy: Any
+    value: Any
+    fragment: int
+    count: int
+    clip: float | None
+    rescale: bool
+    stacked: bool
+    """Whether there is a leading axis of members."""
+    stop: bool
+    """Whether to leave the chunk at a batch or fit that is not finite."""
+    layout: Layout
+
+    @classmethod
+    def of(cls, env: JaxEnv, agent: Agent, config: Config, stacked: bool, layout: Layout) -> Setup:
+        """Take it from a configuration."""
+        return cls(
+            env=env,
+            policy=agent.policy,
+            value=agent.value,
+            fragment=config.fragment,
+            count=config.env.count,
+            clip=config.observation_clip if config.normalise_observations else None,
+            rescale=config.env.rescale_actions,
+            stacked=stacked,
+            stop=config.on_nonfinite == "stop",
+            layout=layout,
+        )
+
+
+def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tuple[Member, Row]:
+    """Steps 1 to 8 of one iteration, pure; the run's ``key`` never changes."""
+    learner, env = member.learner, setup.env
+    actor, noise, fit_key = prepare(
+        learner.policy,
+        learner.observations,
+        key,
+        member.iteration,
+        policy=setup.policy,
+        clip=setup.clip,
+        shape=(setup.fragment, setup.count, env.spec.observation_size),
+    )
+    noise = setup.layout.constrain_batch(noise)
+    rollout, trajectory, episodes = rollouts.collect(env, setup.policy, actor, member.rollout, noise, setup.rescale)
+    # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
+    # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
+    trajectory = jax.lax.optimization_barrier(setup.layout.constrain_batch(trajectory))
+    improved, batch, info = improve(setup.policy, setup.value, hyper, learner, trajectory, member.iteration)
+    value, fit = refit(setup.value, hyper, learner.value, batch, fit_key)
+    improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))
+    sound = info.finite & fit.finite
+    rollout = jax.lax.cond(sound, lambda: rollout, lambda: rollouts.restart(env, rollout))
+    return Member(improved, rollout, member.iteration + 1), Row(info, fit, episodes)
+
+
+def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:
+    """Return a run before its first iteration."""
+    rollout = rollouts.begin(setup.env, jax.random.fold_in(key, 0xE27), setup.count)
+    return Member(learner, rollout, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(setup: Setup, learners: Learner, keys: Key[Array, "*run"]) -> Member:
+    start = functools.partial(begin, setup)
+    return (jax.vmap(start) if setup.stacked else start)(learners, keys)
+
+
+def run_chunk(
+    setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Any
+) -> tuple[Member, Row, Int[Array, ""]]:
+    """Run up to ``length`` ≤ ROWS iterations; return also a row for each and how many there were."""
+    run = setup.layout.each_device(functools.partial(_run_chunk, setup), (True, True, True, False), (0, 1, None))
+    return run(hyper, keys, members, length)
+
+
+def _run_chunk(setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Array) -> tuple:
+    one = functools.partial(iterate, setup)
+    step: Callable[..., Any] = one
+    if setup.stacked:
+        # On a CPU nothing is gained by doing the members' operations together: they are as fast one after the other,
+        # and then each member's arithmetic is that of a run alone.
+        on_cpu = jax.default_backend() == "cpu"
+        step = (lambda *stacked: jax.lax.map(lambda member: one(*member), stacked)) if on_cpu else jax.vmap(one)
+    row = jax.eval_shape(step, hyper, keys, members)[1]
+    rows = jax.tree.map(lambda leaf: jnp.zeros((ROWS, *leaf.shape), leaf.dtype), row)
+
+    def going(carry: tuple) -> Array:
+        done, _, _, sound = carry
+        return (done < length) & sound
+
+    def body(carry: tuple) -> tuple:
+        done, members, rows, _ = carry
+        members, row = step(hyper, keys, members)
+        rows = jax.tree.map(lambda buffer, leaf: buffer.at[done].set(leaf), rows, row)
+        sound = jnp.asarray(True)
+        if setup.stop:
+            sound = setup.layout.everywhere(jnp.all(row.info.finite & row.value.finite))
+        return done + 1, members, rows, sound
+
+    start = (jnp.zeros((), jnp.int32), members, rows, jnp.asarray(True))
+    done, members, rows, _ = jax.lax.while_loop(going, body, start)
+    return members, rows, done
+
+
+def check(env: JaxEnv, agent: Agent, config: Config, runs: int = 1) -> Setup:
+    """Return what ``runs`` runs of ``config`` are compiled from; nothing is compiled or allocated yet.
+
+    Raises:
+        ValueError: fewer steps than one iteration takes, processes for the environments, devices that do not divide
+            them, or a batch that is larger than the device.
+    """
+    if config.steps < config.batch:
+        raise ValueError(
+            f"steps={config.steps}: fewer than one iteration, which takes env.count × fragment = "
+            f"{config.env.count} × {config.fragment} = {config.batch} steps"
+        )
+    if config.env.workers:
+        raise ValueError(f"env.workers={config.env.workers}: environments in JAX need no processes; use 0")
+    layout = layout_for(config.env.devices, config.env.count, runs)
+    setup = Setup.of(env, agent, config, runs > 1, layout)
+    with quiet():
+        _check_batch(setup, runs, agent.learner)
+    return setup
+
+
+class DeviceLoop:
+    """One or several runs in the same compiled function.
+
+    Runs may differ in seed and in traced hyperparameters, in nothing else.
+    """
+
+    def __init__(
+        self, env: JaxEnv, agents: Sequence[Agent], configs: Sequence[Config], states: Sequence[TrainingState]
+    ):
+        self.setup = check(env, agents[0], configs[0], len(agents))
+        self.layout = self.setup.layout
+        self.configs, self.states = list(configs), list(states)
+        self.rules = [Hyper.of(c, a.rule).rule for c, a in zip(configs, agents, strict=True)]
+        self.hyper = self._join(
+            [_arrays(Hyper.of(c, a.rule, self.layout.strata)) for c, a in zip(configs, agents, strict=True)]
+        )
+        self.keys = self._join([jax.random.key(c.seed) for c in configs])
+        self.windows = [EpisodeWindow(state.episodes) for state in states]
+        self._losses: list[Any] = [None] * len(agents)
+        with quiet():
+            self.members = self._begin()
+            self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
+            self.program, self.memory = _compile(self.setup, self.hyper, self.keys, self.members)
+
+    def describe(self) -> str:
+        """Return a line on what the compiled function takes."""
+        s, limit = self.setup, capacity()
+        runs = f"{len(self.configs)} runs × " if s.stacked else ""
+        device = jax.devices()[0].platform
+        where = f"{self.layout.devices} devices ({device})" if self.layout.devices > 1 else device
+        of = f" of {gigabytes(limit)}" if limit else ""
+        batch = f"{runs}{s.count} environments × {s.fragment} steps"
+        return f"on {where}: batch of {batch}; memory {gigabytes(self.memory)}{of}"
+
+    def _join(self, trees: list[Any]) -> Any:
+        if not self.setup.stacked:
+            return trees[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    def _begin(self) -> Member:
+        learners = self._join([state.learner for state in self.states])
+        members: Member = _begin(self.setup, learners, self.keys)
+        if self.states[0].rollout is not None:
+            template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
+            restored = [
+                from_named_arrays(template, state.rollout) if isinstance(state.rollout, dict) else state.rollout
+                for state in self.states
+            ]
+            iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
+            members = Member(learners, self._join(restored), self._join(iterations))
+        return Member(
+            self.layout.place_learned(members.learner),
+            self.layout.place_rollout(members.rollout, self.setup.stacked),
+            self.layout.place_learned(members.iteration),
+        )
+
+    def run(self, longest: int = ROWS) -> Iterator[tuple[list[list[Metrics]], Callable[[], list[TrainingState]]]]:
+        """Train to ``steps``, coming back about once a second, or after every ``longest`` iterations.
+
+        Yields the metrics of each run, one record an iteration, and a function that returns their states.
+
+        Raises:
+            NonFiniteBatchError: a batch or fit had a NaN or infinity and ``on_nonfinite`` is ``stop``.
+        """
+        config, length = self.configs[0], 1
+        while (left := -(-(config.steps - self.states[0].steps) // config.batch)) > 0:
+            length = min(length, left, longest, ROWS)
+            started = time.perf_counter()
+            with quiet():
+                self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
+            rows, done = jax.device_get((rows, done))
+            elapsed = time.perf_counter() - started
+            metrics, bad = self._records(rows, int(done), elapsed)
+            if metrics[0]:
+                yield metrics, functools.partial(self._gather, self.members, list(self.states))
+            if bad is not None:
+                raise NonFiniteBatchError(self._gather(self.members, self.states), bad)
+            # At most doubled, since the first iterations are slower and episodes then short.
+            length = max(1, min(2 * length, int(INTERVAL * done / elapsed)))
+
+    def _records(self, rows: Row, done: int, elapsed: float) -> tuple[list[list[Metrics]], str | None]:
+        """Return the metrics, without those of an iteration that stops the run, and why it does."""
+        metrics: list[list[Metrics]] = []
+        bad: list[str] = []
+        for m, (state, config) in enumerate(zip(self.states, self.configs, strict=True)):
+            records = []
+            for i in range(done):
+                index = (i, m) if self.setup.stacked else i
+                row: Row = jax.tree.map(lambda leaf: leaf[index], rows)  # noqa: B023
+                self.windows[m].add(row.episodes)
+                state = dataclasses.replace(
+                    state,
+                    iteration=state.iteration + 1,
+                    steps=state.steps + config.batch,
+                    seconds=state.seconds + elapsed / done,
+                )
+                records.append(self._record(m, state, row, config.batch * done / elapsed))
+                if not (row.info.finite and row.value.finite):
+                    which = f"seed {config.seed}, " if self.setup.stacked else ""
+                    bad.append(which + nonfinite_message(state.iteration, bool(row.info.finite)))
+            self.states[m] = dataclasses.replace(state, episodes=self.windows[m].to_json())
+            metrics.append(records)
+        if bad and self.setup.stop:
+            return [records[:-1] for records in metrics], bad[0]
+        return metrics, None
+
+    def _record(self, m: int, state: TrainingState, row: Row, rate: float) -> Metrics:
+        mean_return, mean_length = self.windows[m].means()
+        record: Metrics = {
+            "iteration": state.iteration,
+            "steps": state.steps,
+            "seconds": state.seconds,
+            "steps_per_second": rate,
+            "collect_seconds": None,
+            "episodes": self.windows[m].episodes,
+            "episode_return": mean_return,
+            "episode_length": mean_length,
+        }
+        record |= update_metrics(row.info, self.rules[m], self._losses[m])
+        self._losses[m] = row.value.loss if row.info.finite else None
+        return record
+
+    def _gather(self, members: Member, states: list[TrainingState]) -> list[TrainingState]:
+        if not self.setup.stacked:
+            return [dataclasses.replace(states[0], learner=members.learner, rollout=members.rollout)]
+        # Taken apart on the host: on the device each of the thousands of slices would be an operation of its own.
+        learner, rollout = jax.device_get(members.learner), named_arrays(members.rollout)
+        return [
+            dataclasses.replace(
+                state,
+                learner=jax.tree.map(lambda leaf: leaf[m], learner),  # noqa: B023
+                rollout={name: leaf[m] for name, leaf in rollout.items()},
+            )
+            for m, state in enumerate(states)
+        ]
+
+
+def _arrays(hyper: Hyper) -> Hyper:
+    """Turn Python numbers into arrays: a sweep's are stacked, and a compiled program takes arrays only."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if isinstance(leaf, float) else None), hyper)
+
+
+_programs: dict[Any, Any] = {}
+
+
+def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
+    """Compile a chunk for arguments of these shapes, once; return the program and the bytes that it works in."""
+    leaves, structure = jax.tree.flatten(arguments)
+    signature = (setup, structure, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves))
+    if signature not in _programs:
+        compiled = jax.jit(run_chunk, static_argnums=0).lower(setup, *arguments, np.int32(1)).compile()
+        usage = compiled.memory_analysis()
+        size = (
+            0 if usage is None else usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
+        )
+        _check(setup, size, "needs")
+        _programs[signature] = compiled, size
+    return _programs[signature]
+
+
+_sizes: dict[Any, int] = {}
+
+
+def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
+    """Refuse a batch that alone is larger than the device."""
+
+    def batch(member: Member) -> Any:
+        key = jax.random.key(0)
+        actor, noise, _ = prepare(
+            member.learner.policy,
+            member.learner.observations,
+            key,
+            member.iteration,
+            policy=setup.policy,
+            clip=setup.clip,
+            shape=(setup.fragment, setup.count, setup.env.spec.observation_size),
+        )
+        return rollouts.collect(setup.env, setup.policy, actor, member.rollout, noise, setup.rescale)[:2]
+
+    leaves, structure = jax.tree.flatten(learner)
+    signature = (setup, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    if signature not in _sizes:
+        member = jax.eval_shape(functools.partial(begin, setup), learner, jax.random.key(0))
+        arrays = jax.tree.leaves(jax.eval_shape(batch, member))
+        _sizes[signature] = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
+    _check(setup, _sizes[signature] * runs // setup.layout.devices, "alone takes")
+
+
+def _check(setup: Setup, size: int, verb: str) -> None:
+    limit = capacity()
+    if limit is not None and size > limit:
+        raise ValueError(
+            f"env.count={setup.count}, fragment={setup.fragment}: the batch {verb} {gigabytes(size)} of memory on each "
+            f"device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or fewer seeds"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Return a number of bytes as text."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,99 @@
+"""Adam on shuffled minibatches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from trpo.types import Params, Scalar
+from trpo.value_fits.fit import ValueApply, ValueBatch, squared_loss
+
+
+class AdamFit(eqx.Module):
+    """Minimise Σ w ½(V − G)² by ``epochs`` passes of Adam over shuffled minibatches, compiled into one call.
+
+    ``minibatch`` 0, or more than half the batch, means the whole batch at once. Rows that don't fill a minibatch are
+    left out of that pass; each pass shuffles anew. The optimiser's moments carry over from one batch to the next.
+    """
+
+    learning_rate: float | Scalar = 1e-3
+    epochs: int = eqx.field(static=True, default=10)
+    minibatch: int = eqx.field(static=True, default=128)
+
+    def __check_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"value.epochs={self.epochs}: must be ≥ 1; 10 is usual")
+        if self.minibatch < 0:
+            raise ValueError(f"value.minibatch={self.minibatch}: must be ≥ 0; 0 uses the whole batch, 128 is usual")
+        if not isinstance(self.learning_rate, jax.core.Tracer) and not float(self.learning_rate) > 0:
+            raise ValueError(f"value.learning_rate={self.learning_rate}: must be > 0; 1e-3 is usual")
+
+    def init(self, params: Params) -> Any:
+        """Return Adam's moments for ``params``."""
+        return _adam().init(params)
+
+    def minimise(
+        self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
+    ) -> tuple[Params, Any]:
+        """Run the fit on targets in the network's own unit."""
+        *strata, n = batch.target.shape
+        size = min(max(1, self.minibatch // math.prod(strata)) if self.minibatch else n, n)
+        steps = n // size
+        transform = _adam()
+
+        def take(part: ValueBatch, rows: Array) -> ValueBatch:
+            return jax.tree.map(lambda leaf: leaf[rows], part)
+
+        # Each stratum's rows come from it alone: strata on other devices stay there.
+        take = jax.vmap(take) if strata else take
+
+        def step(carry: tuple[Params, Any], rows: Array) -> tuple[tuple[Params, Any], None]:
+            params, optimiser = carry
+            part = take(batch, rows) if steps > 1 else batch
+            total = jnp.sum(part.weight)
+            weight = part.weight / jnp.where(total > 0, total, 1.0)
+            part = ValueBatch(part.observation, part.target, weight)
+            gradient = jax.grad(lambda p: squared_loss(apply, p, part))(params)
+            updates, optimiser = transform.update(gradient, optimiser, params)
+            return (optax.tree.add_scale(params, -self.learning_rate, updates), optimiser), None
+
+        def rows_of_epoch(key: PRNGKeyArray) -> Array:
+            if not strata:
+                return shuffled(key, n)[: steps * size].reshape(steps, size)
+            keys = jax.random.split(key, strata[0])
+            rows = jax.vmap(lambda k: shuffled(k, n)[: steps * size].reshape(steps, size))(keys)
+            return jnp.moveaxis(rows, 0, 1)
+
+        if steps > 1:
+            rows = jax.vmap(rows_of_epoch)(jax.random.split(key, self.epochs))
+            rows = rows.reshape(-1, *rows.shape[2:])
+        else:
+            rows = jnp.zeros((self.epochs, 0), jnp.int32)
+        (params, optimiser), _ = jax.lax.scan(step, (params, optimiser), rows)
+        return params, optimiser
+
+
+def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, "n"]:
+    """Return 0, …, n − 1 in random order.
+
+    For n ≤ 2^16 it sorts 32-bit words of random high bits above the index, which on a CPU takes a seventh of the time
+    of ``jax.random.permutation`` (with that, a third of a whole fit). Two indices that drew the same random bits, of
+    which there are about n³ / 2^33 pairs (one for n = 2048), come next to each other in ascending order.
+    """
+    bits = max(1, (n - 1).bit_length())
+    if bits > 16:
+        return jax.random.permutation(key, n)
+    index = jnp.arange(n, dtype=jnp.uint32)
+    words = jnp.sort((jax.random.bits(key, (n,), jnp.uint32) << bits) | index)
+    return (words & jnp.uint32(2**bits - 1)).astype(jnp.int32)
+
+
+def _adam() -> optax.GradientTransformation:
+    # One flat vector for all leaves: Adam's arithmetic is then a few large loops instead of many tiny ones.
+    return optax.flatten(optax.scale_by_adam())

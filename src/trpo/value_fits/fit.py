@@ -1,0 +1,123 @@
+"""Fitting the value function to λ-returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from trpo.running_statistics import RunningStatistics
+from trpo.trees import all_finite, tree_where, weighted_sum
+from trpo.types import Params, Scalar
+
+ValueApply = Callable[[Params, Any], Float[Array, "*batch"]]
+
+
+class ValueBatch(eqx.Module):
+    """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where minibatches draw equally from strata."""
+
+    observation: Float[Array, "*n features"]
+    """As the value function takes it."""
+    target: Float[Array, "*n"]
+    """λ-returns, in units of reward."""
+    weight: Float[Array, "*n"]
+    """≥ 0, summing to 1."""
+
+
+class ValueState(eqx.Module):
+    """Parameters of the value function and everything its fit carries along."""
+
+    params: Params
+    optimiser: Any
+    returns: RunningStatistics
+    """Statistics of the targets seen so far."""
+
+    @property
+    def scale(self) -> Scalar:
+        """The network's unit: the running standard deviation of returns, 1 before any was seen.
+
+        It is at least a tenth of their root mean square, so that (nearly) constant returns don't blow the unit up.
+        """
+        std = jnp.sqrt(self.returns.variance)
+        scale = jnp.maximum(std, 0.1 * jnp.sqrt(std**2 + self.returns.mean**2))
+        return jnp.where((self.returns.count > 0) & (scale > 0), scale, 1.0)
+
+
+@runtime_checkable
+class ValueFit(Protocol):
+    """Minimises the squared error of V: a frozen record of hyperparameters whose floats are traced."""
+
+    def init(self, params: Params) -> Any:
+        """Return what is carried from one batch to the next."""
+        ...
+
+    def minimise(
+        self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
+    ) -> tuple[Params, Any]:
+        """Return fitted parameters, and what the next batch needs; targets are in the network's own unit."""
+        ...
+
+
+class ValueInfo(eqx.Module):
+    """How a fit went."""
+
+    loss: Float[Array, ""]
+    """Weighted mean squared error after the fit, in units of the running return variance."""
+    finite: Array
+    """False if the fit was refused because data or result were not finite."""
+
+
+def predict(apply: ValueApply, state: ValueState, observation: Any, normalise: bool = True) -> Float[Array, "*batch"]:
+    """Return V(s) in units of reward: the network's output times the running deviation of returns."""
+    value = apply(state.params, observation)
+    return value * state.scale if normalise else value
+
+
+def explained_variance(
+    value: Float[Array, "*batch"], target: Float[Array, "*batch"], weight: Float[Array, "*batch"]
+) -> Scalar:
+    """Return 1 − Var[target − V] / Var[target]: 1 is perfect, 0 no better than a constant; 0 for constant targets."""
+
+    def variance(x: Array) -> Scalar:
+        return weighted_sum(weight, (x - weighted_sum(weight, x)) ** 2)
+
+    total = variance(target)
+    return jnp.where(total > 0, 1.0 - variance(target - value) / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def squared_loss(apply: ValueApply, params: Params, batch: ValueBatch) -> Scalar:
+    """Return Σ w ½(V − G)²."""
+    return weighted_sum(batch.weight, 0.5 * (apply(params, batch.observation) - batch.target) ** 2)
+
+
+def fit_value(
+    method: ValueFit,
+    apply: ValueApply,
+    state: ValueState,
+    batch: ValueBatch,
+    key: PRNGKeyArray,
+    normalise: bool = True,
+) -> tuple[ValueState, ValueInfo]:
+    """Fit V to ``batch`` and return the new state; on non-finite data or result, the old state bit for bit.
+
+    Targets are divided by the running standard deviation of returns (``normalise``), so one learning rate serves
+    rewards of any scale; :func:`predict` multiplies it back.
+    """
+    present = (batch.weight > 0).astype(batch.weight.dtype)
+    returns = state.returns.merge(batch.target, present) if normalise else state.returns
+    after = ValueState(state.params, state.optimiser, returns)
+    # The network's outputs mean V / scale, so V moves a little with the scale until this fit, on targets in the new
+    # unit, catches up; the running deviation changes slowly.
+    scaled = ValueBatch(
+        jnp.where((batch.weight > 0)[..., None], batch.observation, 0),
+        jnp.where(batch.weight > 0, batch.target, 0) / (after.scale if normalise else 1.0),
+        batch.weight,
+    )
+    params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)
+    loss = 2 * squared_loss(apply, params, scaled)
+    finite = all_finite((scaled.target, returns, params, loss))
+    new = ValueState(params, optimiser, returns)
+    return tree_where(finite, new, state), ValueInfo(loss, finite)
