@@ -1,46 +1,263 @@
-"""Descriptions of spaces that survive in a file, and the one place where actions are clipped and converted."""
+"""Spaces as trees of plain data that survive in a file, and the one place where actions are clipped and converted."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
-from typing import Any, Literal, TypeAlias
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 
-ActionKind: TypeAlias = Literal["box", "discrete", "multi_binary", "multi_discrete"]
-
-SUPPORTED = (
-    "observations: Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these (flattened); "
-    "actions: Box, Discrete, MultiDiscrete, MultiBinary"
-)
+Bound = float | tuple[float, ...]
+"""One number where it is the same for all elements, else one for each, flattened; ±inf where there is none."""
 
 
 class UnsupportedSpaceError(ValueError):
     """A space that no policy here can handle."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ActionSpec:
-    """An action space as plain data."""
+class Space(abc.ABC):
+    """A leaf (:class:`Box`, :class:`Choice`, :class:`Choices`, :class:`Bits`), or a dict or tuple of spaces.
 
-    kind: ActionKind
+    Its elements are trees of the same form with arrays as leaves, NumPy's on the host and JAX's in compiled code.
+    """
+
+    @abc.abstractmethod
+    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+        """Return the tree of ``f(leaf, *parts)`` over the leaves of this space and the same parts of ``trees``."""
+
+    @abc.abstractmethod
+    def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
+        """Yield every leaf with its path, in the space's own order."""
+
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return strict JSON data; infinite bounds become None."""
+
+    def zeros(self, *leading: int) -> Any:
+        """Return zeros with these leading axes."""
+        return self.map(lambda leaf: np.zeros((*leading, *leaf.shape), leaf.dtype))
+
+    def fits(self, x: Any) -> tuple[int, ...] | None:
+        """Return the leading axes that ``x`` has before this space's own shapes, or None if it does not fit."""
+        try:
+            found = {_leading(leaf, _part(x, path)) for path, leaf in self.leaves()}
+        except (KeyError, IndexError, TypeError):
+            return None
+        return found.pop() if len(found) == 1 else None
+
+    def numbers(self, x: Any) -> Any:
+        """Return ``x`` as floating-point numbers: boxes and bits in their shape, choices one-hot ``[..., n]``."""
+        return self.map(lambda leaf, part: leaf.to_numbers(part), x)
+
+    def to_env(self, action: Any) -> Any:
+        """Convert a policy's actions ``[N, …]`` to the environment's ``[N, *shape]``."""
+        return self.map(lambda leaf, part: leaf.to_env_action(part), action)
+
+
+def _part(x: Any, path: tuple[str | int, ...]) -> Any:
+    return functools.reduce(lambda tree, key: tree[key], path, x)
+
+
+def _leading(leaf: Leaf, x: Any) -> tuple[int, ...] | None:
+    shape, own = np.shape(x), len(leaf.shape)
+    return shape[: len(shape) - own] if len(shape) >= own and shape[len(shape) - own :] == leaf.shape else None
+
+
+class Leaf(Space):
+    """A space without parts."""
+
+    kind: ClassVar[str]
     shape: tuple[int, ...]
-    """Of the environment's own action."""
     dtype: str
-    sizes: tuple[int, ...] = ()
-    """Numbers of choices, for the discrete kinds."""
-    start: tuple[int, ...] = ()
-    """Smallest value of each choice."""
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    """Bounds of a Box, flattened; ±inf where there is none."""
+
+    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+        return f(self, *trees)
+
+    def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
+        yield path, self
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind} | {k: _to_json(v) for k, v in vars(self).items()}
 
     @property
     def size(self) -> int:
-        """Dimensions of the policy's action vector."""
-        return int(np.prod(self.shape))
+        """Elements of one array of this space."""
+        return math.prod(self.shape)
+
+    @property
+    def number_shape(self) -> tuple[int, ...]:
+        """Shape of :meth:`to_numbers` of one array."""
+        return self.to_numbers(self.zeros()).shape
+
+    @abc.abstractmethod
+    def to_numbers(self, x: Any) -> Any:
+        """Return ``x`` as floating-point numbers."""
+
+    @abc.abstractmethod
+    def to_env_action(self, action: Any) -> Any:
+        """Convert a policy's actions ``[N, size]``, or ``[N]`` for a single choice, to ``[N, *shape]``."""
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_to_json(x) for x in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _float(x: Any) -> Any:
+    xp = x.__array_namespace__()
+    return x if xp.issubdtype(x.dtype, xp.floating) else x.astype("float32")
+
+
+def _one_hot(x: Any, n: int, start: int) -> Any:
+    numbers = x.__array_namespace__().arange(start, start + n)
+    return (x[..., None] == numbers.reshape((1,) * x.ndim + (n,))).astype("float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Box(Leaf):
+    """Numbers in an array, with or without bounds."""
+
+    kind: ClassVar[str] = "box"
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    low: Bound = -math.inf
+    high: Bound = math.inf
+    rescale: bool = False
+    """For actions: map [−1, 1] onto the bounds of every element where both are finite, so that the initial σ means the
+    same share of the range everywhere."""
+
+    def to_numbers(self, x: Any) -> Any:
+        return _float(x)
+
+    def to_env_action(self, action: Any) -> Any:
+        # Only what the simulator gets is clipped; in the data the policy's own action stays as it is. A NaN becomes 0:
+        # the batch is refused anyway, and a simulator that is fed NaN may never recover.
+        low, high, middle, half, integral = _affine(self)
+        xp = action.__array_namespace__()
+        value = middle + half * action
+        value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
+        if integral:
+            value = xp.rint(value)
+        return value.astype(self.dtype).reshape(action.shape[:1] + self.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _affine(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Return bounds and the map middle + half·a of a Box as rows ``[1, size]``, computed once for each space."""
+    low, high = (np.broadcast_to(np.asarray(bound, float), (box.size,))[None] for bound in (box.low, box.high))
+    bounded = np.isfinite(low) & np.isfinite(high) & box.rescale
+    top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
+    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.issubdtype(np.dtype(box.dtype), np.integer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Leaf):
+    """One of ``n`` numbers from ``start`` on."""
+
+    kind: ClassVar[str] = "choice"
+    n: int
+    start: int = 0
+    dtype: str = "int32"
+    shape: tuple[int, ...] = ()
+
+    def to_numbers(self, x: Any) -> Any:
+        return _one_hot(x, self.n, self.start)
+
+    def to_env_action(self, action: Any) -> Any:
+        return (action + self.start).astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices(Leaf):
+    """An array of choices, element i one of ``sizes[i]`` numbers from ``start[i]`` on."""
+
+    kind: ClassVar[str] = "choices"
+    sizes: tuple[int, ...]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str = "int32"
+
+    def to_numbers(self, x: Any) -> Any:
+        xp, flat = x.__array_namespace__(), x.reshape((*x.shape[: x.ndim - len(self.shape)], self.size))
+        parts = [
+            _one_hot(flat[..., i], n, start) for i, (n, start) in enumerate(zip(self.sizes, self.start, strict=True))
+        ]
+        return xp.concatenate(parts, axis=-1)
+
+    def to_env_action(self, action: Any) -> Any:
+        return (action + np.asarray(self.start)[None]).astype(self.dtype).reshape(action.shape[:1] + self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits(Leaf):
+    """An array of zeros and ones."""
+
+    kind: ClassVar[str] = "bits"
+    shape: tuple[int, ...]
+    dtype: str = "int8"
+
+    def to_numbers(self, x: Any) -> Any:
+        return _float(x)
+
+    def to_env_action(self, action: Any) -> Any:
+        return action.astype(self.dtype).reshape(action.shape[:1] + self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dict(Space):
+    """Spaces by name, in an order of their own."""
+
+    items: tuple[tuple[str, Space], ...]
+
+    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+        return {name: space.map(f, *(tree[name] for tree in trees)) for name, space in self.items}
+
+    def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
+        for name, space in self.items:
+            yield from space.leaves((*path, name))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "dict", "items": {name: space.to_json() for name, space in self.items}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuple(Space):
+    """Spaces by position."""
+
+    items: tuple[Space, ...]
+
+    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+        return tuple(space.map(f, *(tree[i] for tree in trees)) for i, space in enumerate(self.items))
+
+    def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
+        for i, space in enumerate(self.items):
+            yield from space.leaves((*path, i))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "tuple", "items": [space.to_json() for space in self.items]}
+
+
+_KINDS = {leaf.kind: leaf for leaf in (Box, Choice, Choices, Bits)}
+
+
+def space_from_json(data: dict[str, Any]) -> Space:
+    """Read what a space's ``to_json`` wrote."""
+    if data["kind"] == "dict":
+        return Dict(tuple((name, space_from_json(part)) for name, part in data["items"].items()))
+    if data["kind"] == "tuple":
+        return Tuple(tuple(space_from_json(part) for part in data["items"]))
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "kind"}
+    for name, infinity in (("low", -math.inf), ("high", math.inf)):
+        if name in fields:
+            bound = fields[name]
+            fields[name] = tuple(infinity if x is None else x for x in bound) if isinstance(bound, tuple) else bound
+            fields[name] = infinity if fields[name] is None else fields[name]
+    return _KINDS[data["kind"]](**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,90 +265,14 @@ class EnvSpec:
     """All that a policy must know of an environment; stored with it, so that loading needs no simulator."""
 
     id: str
-    observation_size: int
-    action: ActionSpec
-    observation_shape: tuple[int, ...] | None = None
-    """Of one observation (flattened, for a Dict or Tuple), if known: what tells one from a batch of one."""
+    observation: Space
+    action: Space
 
     def to_json(self) -> dict[str, Any]:
-        """Return strict JSON data: infinite bounds become None."""
-        data = dataclasses.asdict(self)
-        for bound in ("low", "high"):
-            data["action"][bound] = [x if np.isfinite(x) else None for x in data["action"][bound]]
-        return data
+        """Return strict JSON data."""
+        return {"id": self.id, "observation": self.observation.to_json(), "action": self.action.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EnvSpec:
         """Read what :meth:`to_json` wrote."""
-        action: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["action"].items()}
-        action["low"] = tuple(-np.inf if x is None else x for x in action["low"])
-        action["high"] = tuple(np.inf if x is None else x for x in action["high"])
-        shape = data.get("observation_shape")
-        return cls(data["id"], data["observation_size"], ActionSpec(**action), None if shape is None else tuple(shape))
-
-
-def action_spec(space: gym.Space) -> ActionSpec:
-    """Describe an action space; raise :class:`UnsupportedSpaceError` if there is no distribution for it."""
-    shape = tuple(space.shape or ())
-    dtype = str(space.dtype)
-    match space:
-        case gym.spaces.Box():
-            low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
-            return ActionSpec("box", shape, dtype, low=low, high=high)
-        case gym.spaces.Discrete():
-            return ActionSpec("discrete", shape, dtype, sizes=(int(space.n),), start=(int(space.start),))
-        case gym.spaces.MultiDiscrete():
-            sizes, start = (tuple(int(x) for x in np.ravel(a)) for a in (space.nvec, space.start))
-            return ActionSpec("multi_discrete", shape, dtype, sizes=sizes, start=start)
-        case gym.spaces.MultiBinary():
-            return ActionSpec("multi_binary", shape, dtype)
-    raise UnsupportedSpaceError(f"action space {space} is not supported; supported are {SUPPORTED}")
-
-
-def check_observation_space(space: gym.Space, part: str = "") -> None:
-    """Raise :class:`UnsupportedSpaceError` naming the part of ``space`` that cannot be flattened to numbers."""
-    where = f"observation space{f' at {part}' if part else ''}"
-    match space:
-        case gym.spaces.Dict():
-            for key, child in space.spaces.items():
-                check_observation_space(child, f"{part}[{key!r}]")
-        case gym.spaces.Tuple():
-            for i, child in enumerate(space.spaces):
-                check_observation_space(child, f"{part}[{i}]")
-        case gym.spaces.Box() | gym.spaces.Discrete() | gym.spaces.MultiDiscrete() | gym.spaces.MultiBinary():
-            pass
-        case _:
-            raise UnsupportedSpaceError(f"{where}: {space} is not supported; supported are {SUPPORTED}")
-
-
-@functools.lru_cache(maxsize=64)
-def _box(spec: ActionSpec, rescale: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Return bounds and the map middle + half·a of a Box as rows ``[1, size]``, computed once for each space."""
-    low, high = np.asarray(spec.low)[None], np.asarray(spec.high)[None]
-    bounded = np.isfinite(low) & np.isfinite(high) & rescale
-    top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
-    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.issubdtype(np.dtype(spec.dtype), np.integer)
-
-
-def to_env_action(spec: ActionSpec, action: Any, rescale: bool) -> Any:
-    """Convert policy actions ``[N, size]`` (or ``[N]`` for ``discrete``) to the environment's ``[N, *shape]``.
-
-    For a Box the policy's own action stays unclipped in the data; only what the simulator receives is clipped.
-    With ``rescale``, [−1, 1] is mapped onto the bounds of every dimension where both are finite, so that the initial
-    σ means the same share of the range everywhere. A NaN becomes 0: the batch is refused anyway, and a simulator
-    that is fed NaN may never recover.
-    """
-    if spec.kind == "discrete":
-        return (action + spec.start[0]).astype(spec.dtype)
-    shape = action.shape[:1] + spec.shape
-    if spec.kind == "multi_discrete":
-        return (action + np.asarray(spec.start)[None]).astype(spec.dtype).reshape(shape)
-    if spec.kind == "multi_binary":
-        return action.astype(spec.dtype).reshape(shape)
-    low, high, middle, half, integral = _box(spec, rescale)
-    xp = action.__array_namespace__()  # NumPy on the host, jax.numpy in a compiled rollout
-    value = middle + half * action
-    value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
-    if integral:
-        value = xp.rint(value)
-    return value.astype(spec.dtype).reshape(shape)
+        return cls(data["id"], space_from_json(data["observation"]), space_from_json(data["action"]))
