@@ -9,18 +9,24 @@ from trpo.envs.protocol import (
     Transition,
     UnknownEnvironmentError,
 )
-from trpo.envs.spec import ActionSpec, EnvSpec, UnsupportedSpaceError, to_env_action
+from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 
 __all__ = [
-    "ActionSpec",
+    "Bits",
+    "Box",
+    "Choice",
+    "Choices",
+    "Dict",
     "EnvSpec",
     "EnvironmentFailure",
     "HostEnv",
     "MissingExtraError",
     "RestartableEnv",
+    "Space",
     "SplitEnv",
     "Transition",
+    "Tree",
+    "Tuple",
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",
-    "to_env_action",
 ]

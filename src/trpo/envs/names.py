@@ -82,7 +82,7 @@ def _maker(env: str | MakeEnv, **kwargs: Any) -> tuple[str, MakeEnv]:
     return env, env_maker(env, **kwargs)
 
 
-def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = True) -> HostEnv:
+def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = True, flatten: bool = False) -> HostEnv:
     """Make ``count`` environments that are stepped together from the host.
 
     Args:
@@ -92,6 +92,7 @@ def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = Tr
         count: how many.
         workers: 0 steps them in this process; K spreads them over this one and K others.
         rescale_actions: map [−1, 1] onto finite Box bounds.
+        flatten: make every observation one vector of float32.
 
     Raises:
         UnknownEnvironmentError: no such id; the message names the nearest.
@@ -105,7 +106,7 @@ def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = Tr
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
         from trpo.envs.device.hosted import HostedJaxEnvs
 
-        return HostedJaxEnvs(known, count, rescale_actions)
+        return HostedJaxEnvs(known, count, rescale_actions, flatten)
     if workers < 0:
         raise ValueError(f"env.workers={workers}: must be ≥ 0; 0 steps all environments in this process")
     if isinstance(env, str) and env.startswith("envpool:"):
@@ -113,13 +114,13 @@ def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = Tr
 
         if workers:
             raise ValueError(f"env.workers={workers}: EnvPool has threads of its own; use 0")
-        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions)
+        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten)
     name, make = _maker(env)
     if workers:
         from trpo.envs.host.workers import WorkerEnvs
 
-        return WorkerEnvs(name, make, count, workers, rescale_actions)
-    return GymnasiumEnvs(name, make, count, rescale_actions)
+        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten)
+    return GymnasiumEnvs(name, make, count, rescale_actions, flatten)
 
 
 def make_single(env: str | MakeEnv, **kwargs: Any) -> Any:

@@ -7,22 +7,22 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from trpo.envs.spec import EnvSpec
+from trpo.envs.spec import EnvSpec, Tree
 
 
 class Transition(NamedTuple):
-    """One step of N environments."""
+    """One step of N environments; observations are trees of the spec's observation space, with leaves ``[N, …]``."""
 
-    observation: np.ndarray
-    """[N, features] float32: what to act on next; the first of the new episode where one ended."""
+    observation: Tree
+    """What to act on next; the first of the new episode where one ended."""
     reward: np.ndarray
     """[N] float32, raw."""
     terminated: np.ndarray
     """[N] bool: the episode reached an absorbing state; its future is worth 0."""
     truncated: np.ndarray
     """[N] bool: the episode was cut (a time limit); its future is worth V(final_observation)."""
-    final_observation: np.ndarray
-    """[N, features] float32: the true successor, before any reset; equal to ``observation`` where no episode ended."""
+    final_observation: Tree
+    """The true successor, before any reset; equal to ``observation`` where no episode ended."""
     valid: np.ndarray
     """[N] bool: False where the simulator only reset and ignored the action; such a step has weight 0."""
 
@@ -34,11 +34,11 @@ class HostEnv(Protocol):
     spec: EnvSpec
     count: int
 
-    def reset(self, seeds: list[int]) -> np.ndarray:
-        """Start new episodes, environment i from ``seeds[i]``; return observations ``[N, features]`` float32."""
+    def reset(self, seeds: list[int]) -> Tree:
+        """Start new episodes, environment i from ``seeds[i]``; return their observations, a tree with leaves ``[N, …]``."""
         ...
 
-    def step(self, action: np.ndarray) -> Transition:
+    def step(self, action: Tree) -> Transition:
         """Apply the policy's raw actions, which are clipped and converted here and nowhere else."""
         ...
 
@@ -62,7 +62,7 @@ class RestartableEnv(HostEnv, Protocol):
     time_limit: int | None
     """Steps after which an episode is truncated, None where there is no limit or it is not known."""
 
-    def restart(self, which: np.ndarray) -> np.ndarray:
+    def restart(self, which: np.ndarray) -> Tree:
         """Start new episodes in the environments with the indices ``which``; return their observations."""
         ...
 

@@ -7,9 +7,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+
+Tree: TypeAlias = Any
+"""Arrays in the form of a :class:`Space`: nested dicts and tuples of NumPy's on the host, of JAX's in compiled code."""
 
 Bound = float | tuple[float, ...]
 """One number where it is the same for all elements, else one for each, flattened; ±inf where there is none."""
@@ -20,13 +23,10 @@ class UnsupportedSpaceError(ValueError):
 
 
 class Space(abc.ABC):
-    """A leaf (:class:`Box`, :class:`Choice`, :class:`Choices`, :class:`Bits`), or a dict or tuple of spaces.
-
-    Its elements are trees of the same form with arrays as leaves, NumPy's on the host and JAX's in compiled code.
-    """
+    """A leaf (:class:`Box`, :class:`Choice`, :class:`Choices`, :class:`Bits`), or a dict or tuple of spaces."""
 
     @abc.abstractmethod
-    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+    def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
         """Return the tree of ``f(leaf, *parts)`` over the leaves of this space and the same parts of ``trees``."""
 
     @abc.abstractmethod
@@ -37,11 +37,11 @@ class Space(abc.ABC):
     def to_json(self) -> dict[str, Any]:
         """Return strict JSON data; infinite bounds become None."""
 
-    def zeros(self, *leading: int) -> Any:
+    def zeros(self, *leading: int) -> Tree:
         """Return zeros with these leading axes."""
         return self.map(lambda leaf: np.zeros((*leading, *leaf.shape), leaf.dtype))
 
-    def fits(self, x: Any) -> tuple[int, ...] | None:
+    def fits(self, x: Tree) -> tuple[int, ...] | None:
         """Return the leading axes that ``x`` has before this space's own shapes, or None if it does not fit."""
         try:
             found = {_leading(leaf, _part(x, path)) for path, leaf in self.leaves()}
@@ -49,16 +49,31 @@ class Space(abc.ABC):
             return None
         return found.pop() if len(found) == 1 else None
 
-    def numbers(self, x: Any) -> Any:
+    def numbers(self, x: Tree) -> Tree:
         """Return ``x`` as floating-point numbers: boxes and bits in their shape, choices one-hot ``[..., n]``."""
         return self.map(lambda leaf, part: leaf.to_numbers(part), x)
 
-    def to_env(self, action: Any) -> Any:
+    def to_env(self, action: Tree) -> Tree:
         """Convert a policy's actions ``[N, …]`` to the environment's ``[N, *shape]``."""
         return self.map(lambda leaf, part: leaf.to_env_action(part), action)
 
 
-def _part(x: Any, path: tuple[str | int, ...]) -> Any:
+def flat(space: Space, x: Tree) -> Any:
+    """Return the numbers of ``x``, all leaves side by side in the space's order, ``[..., size]``."""
+    rows = []
+    for path, leaf in space.leaves():
+        part = _part(x, path)
+        rows.append(leaf.to_numbers(part).reshape((*part.shape[: part.ndim - len(leaf.shape)], -1)))
+    return rows[0] if len(rows) == 1 else rows[0].__array_namespace__().concatenate(rows, axis=-1)
+
+
+def bound_of(values: Any) -> Bound:
+    """Return the bounds of every element of an array as a :data:`Bound`."""
+    each = tuple(float(x) for x in np.ravel(values))
+    return each[0] if len(set(each)) == 1 else each
+
+
+def _part(x: Tree, path: tuple[str | int, ...]) -> Any:
     return functools.reduce(lambda tree, key: tree[key], path, x)
 
 
@@ -74,7 +89,7 @@ class Leaf(Space):
     shape: tuple[int, ...]
     dtype: str
 
-    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+    def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
         return f(self, *trees)
 
     def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
@@ -214,7 +229,7 @@ class Dict(Space):
 
     items: tuple[tuple[str, Space], ...]
 
-    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+    def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
         return {name: space.map(f, *(tree[name] for tree in trees)) for name, space in self.items}
 
     def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
@@ -231,7 +246,7 @@ class Tuple(Space):
 
     items: tuple[Space, ...]
 
-    def map(self, f: Callable[..., Any], *trees: Any) -> Any:
+    def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
         return tuple(space.map(f, *(tree[i] for tree in trees)) for i, space in enumerate(self.items))
 
     def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
@@ -267,6 +282,17 @@ class EnvSpec:
     id: str
     observation: Space
     action: Space
+
+    def flattened(self) -> EnvSpec:
+        """Return the same with the numbers of an observation as one vector, see :func:`flat`."""
+        return dataclasses.replace(self, observation=Box(flat(self.observation, self.observation.zeros()).shape))
+
+    def with_options(self, rescale: bool, flatten: bool) -> EnvSpec:
+        """Return the spaces behind a door with these options: a Box of actions rescaled, observations flattened."""
+        spec = self.flattened() if flatten else self
+        if isinstance(spec.action, Box):
+            return dataclasses.replace(spec, action=dataclasses.replace(spec.action, rescale=rescale))
+        return spec
 
     def to_json(self) -> dict[str, Any]:
         """Return strict JSON data."""

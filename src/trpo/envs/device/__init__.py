@@ -1,5 +1,5 @@
 """Environments written in JAX, which run inside the compiled iteration."""
 
-from trpo.envs.device.protocol import JaxEnv, Step
+from trpo.envs.device.protocol import Flattened, JaxEnv, Step
 
-__all__ = ["JaxEnv", "Step"]
+__all__ = ["Flattened", "JaxEnv", "Step"]

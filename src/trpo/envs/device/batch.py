@@ -8,9 +8,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray, UInt32
+from jaxtyping import Array, Key, PRNGKeyArray, UInt32
 
-from trpo.envs import Transition, to_env_action
+from trpo.envs import Space, Transition, Tree
 from trpo.envs.device.protocol import JaxEnv
 from trpo.trees import per_state
 
@@ -20,7 +20,7 @@ class BatchState(eqx.Module):
 
     env: Any
     """The environments' own states, with a leading axis N."""
-    observation: Float[Array, "n features"]
+    observation: Tree
     """What the policy sees next."""
     key: Key[Array, "n"]
     """Constant; the randomness of step t is a function of it and t alone, however environments are spread."""
@@ -36,7 +36,7 @@ def start(env: JaxEnv, key: PRNGKeyArray, count: int) -> BatchState:
 def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
     """Begin an episode in one environment for each key."""
     state, observation = jax.vmap(lambda k: env.reset(jax.random.fold_in(k, 1)))(keys)
-    return BatchState(jax.tree.map(_strong, state), _strong(observation), keys, jnp.ones(keys.shape, jnp.uint32))
+    return BatchState(*jax.tree.map(_strong, (state, observation)), keys, jnp.ones(keys.shape, jnp.uint32))
 
 
 def _strong(leaf: Any) -> Array:
@@ -44,13 +44,13 @@ def _strong(leaf: Any) -> Array:
     return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
-def fresh(env: JaxEnv, batch: BatchState) -> tuple[Any, Array]:
+def fresh(env: JaxEnv, batch: BatchState) -> tuple[Any, Tree]:
     """Draw an initial state and observation for each environment, from its key and time."""
     state, observation = jax.vmap(env.reset)(_keys(batch, 1))
     return jax.tree.map(lambda new, old: new.astype(old.dtype), (state, observation), (batch.env, batch.observation))
 
 
-def fresh_if_any(env: JaxEnv, batch: BatchState, done: Array) -> tuple[Any, Array]:
+def fresh_if_any(env: JaxEnv, batch: BatchState, done: Array) -> tuple[Any, Tree]:
     """Draw initial states only if an episode has ended somewhere; the others are then of no use."""
     return jax.lax.cond(done.any(), lambda: fresh(env, batch), lambda: (batch.env, batch.observation))
 
@@ -60,23 +60,21 @@ def _keys(batch: BatchState, purpose: int) -> Key[Array, "n"]:
 
 
 def step(
-    env: JaxEnv, batch: BatchState, action: Any, rescale: bool, initial: Callable[[Array], tuple[Any, Array]]
+    env: JaxEnv, actions: Space, batch: BatchState, action: Tree, initial: Callable[[Array], tuple[Any, Tree]]
 ) -> tuple[BatchState, Transition]:
-    """Apply the policy's raw actions ``[N, …]``; where an episode ends, go on from an initial state.
+    """Apply the policy's raw actions ``[N, …]``, converted by ``actions``; go on from a new state where one ended.
 
     ``initial`` returns the states and observations to begin from, given where episodes have ended.
     """
-    converted = to_env_action(env.spec.action, action, rescale)
-    following, seen = jax.vmap(env.step)(batch.env, converted, _keys(batch, 0))
+    following, seen = jax.vmap(env.step)(batch.env, actions.to_env(action), _keys(batch, 0))
     done = seen.terminated | seen.truncated
     state, first = initial(done)
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(per_state(done, new), new, old.astype(new.dtype))
 
-    after = BatchState(
-        jax.tree.map(choose, state, following), choose(first, seen.observation), batch.key, batch.time + 1
-    )
+    chosen = jax.tree.map(choose, (state, first), (following, seen.observation))
+    after = BatchState(*chosen, batch.key, batch.time + 1)
     # An environment may set both flags; the future of an absorbing state is worth 0 whatever the clock says.
     truncated = seen.truncated & ~seen.terminated
     valid = jnp.ones_like(done)

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from trpo.envs import EnvSpec
+from trpo.envs import Box, EnvSpec
 from trpo.envs.device.extras import check_known, quiet, require
 from trpo.envs.device.protocol import Step
 from trpo.envs.protocol import UnknownEnvironmentError
-from trpo.envs.spec import ActionSpec
 
 EPISODE_LENGTH = 1000
 """brax's own default time limit."""
@@ -67,10 +66,9 @@ def _observation(observation: Any) -> Array:
 def from_brax(env: Any, name: str, episode_length: int = EPISODE_LENGTH) -> BraxEnv:
     """Adapt an environment object of brax's or MuJoCo Playground's form, not wrapped; actions are in [−1, 1]."""
     with quiet():
-        shape = jax.eval_shape(lambda key: _observation(env.reset(jax.random.key_data(key)).obs), jax.random.key(0))
-    size = int(env.action_size)
-    action = ActionSpec("box", (size,), "float32", low=(-1.0,) * size, high=(1.0,) * size)
-    return BraxEnv(env, EnvSpec(name, shape.shape[0], action, shape.shape), episode_length)
+        seen = jax.eval_shape(lambda key: _observation(env.reset(jax.random.key_data(key)).obs), jax.random.key(0))
+    action = Box((int(env.action_size),), low=-1.0, high=1.0)
+    return BraxEnv(env, EnvSpec(name, Box(seen.shape), action), episode_length)
 
 
 @functools.cache

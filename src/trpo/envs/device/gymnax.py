@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo.envs import EnvSpec, UnsupportedSpaceError
+from trpo.envs import Bits, Box, Choice, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.device.extras import require
 from trpo.envs.device.protocol import Step
 from trpo.envs.protocol import UnknownEnvironmentError
-from trpo.envs.spec import ActionSpec
+from trpo.envs.spec import bound_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GymnaxEnv:
-    """One gymnax environment with its default parameters; observations are flattened.
+    """One gymnax environment with its default parameters.
 
     From gymnax 1.0 on an environment tells termination and truncation apart. An environment in the older form tells
     ``done`` alone, which its time limit sets as well: there, ``done`` at the time limit (``state.time`` has reached
@@ -37,7 +37,7 @@ class GymnaxEnv:
     def reset(self, key: Any) -> tuple[Any, Any]:
         """Begin an episode."""
         observation, state = self.env.reset_env(key, self.params)
-        return state, _flat(observation)
+        return state, _tree(observation)
 
     def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
         """Take a step."""
@@ -50,12 +50,32 @@ class GymnaxEnv:
             terminated = ended & ~truncated
         else:
             terminated, truncated = ended, jnp.zeros((), bool)
-        return after, Step(_flat(observation), jnp.asarray(reward, float).reshape(()), terminated, truncated)
+        return after, Step(_tree(observation), jnp.asarray(reward, float).reshape(()), terminated, truncated)
 
 
-def _flat(observation: Any) -> Any:
-    leaves = [jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)]
-    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+def _tree(observation: Any) -> Tree:
+    """Return dicts and tuples of arrays, all floats of JAX's default precision; other nodes become their leaves."""
+    match observation:
+        case dict():
+            return {name: _tree(observation[name]) for name in sorted(observation)}
+        case tuple() | list():
+            return tuple(map(_tree, observation))
+    leaves = jax.tree.leaves(observation)
+    if len(leaves) == 1 and leaves[0] is observation:
+        x = jnp.asarray(observation)
+        return x if np.can_cast(x.dtype, np.int32) else jnp.asarray(x, float)
+    return tuple(map(_tree, leaves))
+
+
+def _space(seen: Tree) -> Space:
+    match seen:
+        case dict():
+            return Dict(tuple((name, _space(part)) for name, part in seen.items()))
+        case tuple():
+            return Tuple(tuple(map(_space, seen)))
+    if seen.dtype == bool:
+        return Bits(seen.shape, "bool")
+    return Box(seen.shape, "float32" if jnp.issubdtype(seen.dtype, jnp.floating) else str(seen.dtype))
 
 
 @functools.cache  # the same object for the same id, so that what was compiled for it serves again
@@ -77,21 +97,15 @@ def make_gymnax(name: str) -> GymnaxEnv:
 
 def from_gymnax(env: Any, params: Any, name: str) -> GymnaxEnv:
     """Adapt an environment object of gymnax's form, with parameters of your own."""
-    seen = jax.eval_shape(lambda key: _flat(env.reset_env(key, params)[0]), jax.random.key(0))
-    space = env.observation_space(params)
-    shape = tuple(getattr(space, "shape", None) or seen.shape)
-    spec = EnvSpec(name, seen.shape[0], _action_spec(env.action_space(params), name), shape)
-    return GymnaxEnv(env, params, spec)
+    seen = jax.eval_shape(lambda key: _tree(env.reset_env(key, params)[0]), jax.random.key(0))
+    return GymnaxEnv(env, params, EnvSpec(name, _space(seen), _actions(env.action_space(params), name)))
 
 
-def _action_spec(space: Any, name: str) -> ActionSpec:
+def _actions(space: Any, name: str) -> Space:
     kind, shape = type(space).__name__, tuple(getattr(space, "shape", ()))
     if kind == "Discrete":
-        return ActionSpec("discrete", (), str(np.dtype(space.dtype)), sizes=(int(space.n),), start=(0,))
+        return Choice(int(space.n), dtype=str(np.dtype(space.dtype)))
     if kind == "Box":
-        low, high = (
-            tuple(float(x) for x in np.broadcast_to(np.asarray(bound, float), shape).ravel())
-            for bound in (space.low, space.high)
-        )
-        return ActionSpec("box", shape, str(np.dtype(space.dtype)), low=low, high=high)
+        low, high = (bound_of(np.broadcast_to(np.asarray(bound, float), shape)) for bound in (space.low, space.high))
+        return Box(shape, str(np.dtype(space.dtype)), low, high)
     raise UnsupportedSpaceError(f"action space {space} of {name} is not supported; supported are Box and Discrete")

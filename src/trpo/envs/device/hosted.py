@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo.envs import Transition
+from trpo.envs import Space, Transition, Tree
 from trpo.envs.device import batch
 from trpo.envs.device.extras import quiet
-from trpo.envs.device.protocol import JaxEnv
+from trpo.envs.device.protocol import Flattened, JaxEnv
 
 
 @partial(jax.jit, static_argnums=0)
@@ -19,31 +19,31 @@ def _start(env: JaxEnv, keys: Any) -> batch.BatchState:
     return batch.start_each(env, keys)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _step(env: JaxEnv, state: batch.BatchState, action: Any, rescale: bool) -> tuple[batch.BatchState, Transition]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(env: JaxEnv, actions: Space, state: batch.BatchState, action: Tree) -> tuple[batch.BatchState, Transition]:
     # New initial states only where they are needed: for some simulators they cost more than a step.
-    return batch.step(env, state, action, rescale, partial(batch.fresh_if_any, env, state))
+    return batch.step(env, actions, state, action, partial(batch.fresh_if_any, env, state))
 
 
 class HostedJaxEnvs:
     """N environments in JAX behind the host's protocol."""
 
-    def __init__(self, env: JaxEnv, count: int, rescale_actions: bool = True):
-        self.spec, self.count = env.spec, count
-        self._env, self._rescale = env, rescale_actions
+    def __init__(self, env: JaxEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
+        self.spec, self.count = env.spec.with_options(rescale_actions, flatten), count
+        self._env = Flattened(env) if flatten else env
         self._state: Any = None
 
-    def reset(self, seeds: list[int]) -> np.ndarray:
+    def reset(self, seeds: list[int]) -> Tree:
         """Start new episodes, environment i from ``seeds[i]``."""
         with quiet():
             self._state = _start(self._env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
-        return np.asarray(self._state.observation)
+        return jax.tree.map(np.asarray, self._state.observation)
 
-    def step(self, action: np.ndarray) -> Transition:
+    def step(self, action: Tree) -> Transition:
         """Step every environment once."""
         with quiet():
-            self._state, transition = _step(self._env, self._state, action, self._rescale)
-        return Transition(*(np.array(leaf) for leaf in transition))
+            self._state, transition = _step(self._env, self.spec.action, self._state, action)
+        return jax.tree.map(np.array, transition)
 
     def snapshot(self) -> None:
         """None: from the host, a resumed run starts new episodes."""

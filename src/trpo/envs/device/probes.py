@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from trpo.envs import EnvSpec
+from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device.protocol import Step
 from trpo.envs.host.probes import TIME_LIMIT, Probe
 from trpo.envs.protocol import UnknownEnvironmentError
-from trpo.envs.spec import action_spec
 
 
 class _State(NamedTuple):
@@ -62,8 +61,7 @@ class JaxProbe:
 def make_probe(name: str) -> JaxProbe:
     """Make a probe by name; an unknown one raises, naming the nearest."""
     try:
-        action = action_spec(Probe(name).action_space)
+        Probe(name)
     except ValueError as error:
         raise UnknownEnvironmentError(str(error).replace("probe:", "jax-probe:")) from error
-    action = dataclasses.replace(action, dtype="float32" if action.kind == "box" else "int32")
-    return JaxProbe(name, EnvSpec(f"jax-probe:{name}", 1, action, (1,)))
+    return JaxProbe(name, EnvSpec(f"jax-probe:{name}", Box((1,)), Box((1,)) if name == "continuous" else Choice(2)))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from trpo.envs import EnvSpec
+from trpo.envs.spec import EnvSpec, Tree, flat
 
 
 class Step(NamedTuple):
     """What one environment tells after one step, before any reset."""
 
-    observation: Float[Array, "features"]
+    observation: Tree
     """The true successor: the final observation where the episode ended."""
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
@@ -43,10 +46,40 @@ class JaxEnv(Protocol):
         """
         ...
 
-    def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, "features"]]:
-        """Return the state (any pytree of arrays) and the first observation of a new episode."""
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Tree]:
+        """Return the state (any pytree of arrays) and a new episode's first observation, of the spec's form."""
         ...
 
-    def step(self, state: Any, action: Any, key: PRNGKeyArray) -> tuple[Any, Step]:
+    def step(self, state: Any, action: Tree, key: PRNGKeyArray) -> tuple[Any, Step]:
         """Take an action of the environment's own kind (already rescaled, clipped and of its type)."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Flattened:
+    """An environment whose observations are made one vector, see :func:`~trpo.envs.spec.flat`."""
+
+    env: JaxEnv
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The environment's, with such an observation."""
+        return self.env.spec.flattened()
+
+    @property
+    def cheap_reset(self) -> bool:
+        """As the environment says."""
+        return self.env.cheap_reset
+
+    def _flat(self, observation: Tree) -> Array:
+        return flat(self.env.spec.observation, jax.tree.map(jnp.asarray, observation))
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Array]:
+        """Begin an episode."""
+        state, observation = self.env.reset(key)
+        return state, self._flat(observation)
+
+    def step(self, state: Any, action: Tree, key: PRNGKeyArray) -> tuple[Any, Step]:
+        """Take a step."""
+        state, seen = self.env.step(state, action, key)
+        return state, seen._replace(observation=self._flat(seen.observation))

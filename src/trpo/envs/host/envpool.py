@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
 import warnings
 from typing import Any
 
 import numpy as np
 
+from trpo.envs.host.gymnasium import space_of
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError
-from trpo.envs.spec import EnvSpec, UnsupportedSpaceError, action_spec, to_env_action
+from trpo.envs.spec import EnvSpec, Tree, flat
 
 
 def _import_envpool() -> Any:
@@ -30,11 +30,11 @@ class EnvPoolEnvs:
     ``valid=False`` and get weight 0.
     """
 
-    def __init__(self, env_id: str, count: int, rescale_actions: bool = True):
+    def __init__(self, env_id: str, count: int, rescale_actions: bool = True, flatten: bool = False):
         self._envpool = _import_envpool()
         self._id = env_id
         self.count = count
-        self._rescale = rescale_actions
+        self._flatten = flatten
         known = self._envpool.list_all_envs()
         if env_id not in known:
             near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
@@ -43,11 +43,9 @@ class EnvPoolEnvs:
                 f"nearest: {', '.join(near) or 'none: see envpool.list_all_envs()'}"
             )
         self._envs = self._make(0)
-        space = self._envs.observation_space
-        if not hasattr(space, "low"):
-            raise UnsupportedSpaceError(f"observation space of envpool:{env_id} is {space}; only Box is supported")
-        shape = tuple(space.shape)
-        self.spec = EnvSpec(f"envpool:{env_id}", math.prod(shape), action_spec(self._envs.action_space), shape)
+        self._space = space_of(self._envs.observation_space)
+        spec = EnvSpec(f"envpool:{env_id}", self._space, space_of(self._envs.action_space, of_actions=True))
+        self.spec = spec.with_options(rescale_actions, flatten)
         self.time_limit: int | None = getattr(self._envs.spec.config, "max_episode_steps", None)
         self._ended = np.zeros(count, bool)
 
@@ -59,31 +57,30 @@ class EnvPoolEnvs:
             _ = envs.observation_space
         return envs
 
-    def _flat(self, observation: np.ndarray) -> np.ndarray:
-        return np.asarray(observation, np.float32).reshape(self.count, -1)
+    def _seen(self, observation: Tree) -> Tree:
+        seen = self._space.map(lambda leaf, x: np.asarray(x, leaf.dtype).reshape(len(x), *leaf.shape), observation)
+        return flat(self._space, seen) if self._flatten else seen
 
-    def reset(self, seeds: list[int]) -> np.ndarray:
+    def reset(self, seeds: list[int]) -> Tree:
         """Start new episodes. EnvPool takes one seed for all and derives each environment's from it."""
         self._envs = self._make(int(seeds[0]) % 2**31)
         observation, _ = self._envs.reset()
         self._ended[:] = False
-        return self._flat(observation)
+        return self._seen(observation)
 
-    def restart(self, which: np.ndarray) -> np.ndarray:
+    def restart(self, which: np.ndarray) -> Tree:
         """Start new episodes in some environments."""
         observation, _ = self._envs.reset(np.asarray(which, np.int32))
         self._ended[which] = False
-        return np.asarray(observation, np.float32).reshape(len(which), -1)
+        return self._seen(observation)
 
-    def step(self, action: np.ndarray) -> Transition:
+    def step(self, action: Tree) -> Transition:
         """Step every environment once."""
         try:
-            observation, reward, terminated, truncated, _ = self._envs.step(
-                to_env_action(self.spec.action, action, self._rescale)
-            )
+            observation, reward, terminated, truncated, _ = self._envs.step(self.spec.action.to_env(action))
         except Exception as error:
             raise EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}") from error
-        observation = self._flat(observation)
+        observation = self._seen(observation)
         valid = ~self._ended
         terminated, truncated = terminated & valid, truncated & valid
         self._ended = terminated | truncated

@@ -4,17 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import EnvSpec, action_spec, check_observation_space, to_env_action
+from trpo.envs.spec import (
+    Bits,
+    Box,
+    Choice,
+    Choices,
+    Dict,
+    EnvSpec,
+    Leaf,
+    Space,
+    Tree,
+    Tuple,
+    UnsupportedSpaceError,
+    bound_of,
+    flat,
+)
 
 MakeEnv = Callable[[], gym.Env]
+
+SUPPORTED = (
+    "observations: Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these (flattened); "
+    "actions: Box, Discrete, MultiDiscrete, MultiBinary"
+)
+
+
+def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Space:
+    """Describe a space; where a part of it (of actions, all of it) is not supported, raise, naming that part.
+
+    Actions keep the environment's own type. Observations are kept in one that JAX has: see :func:`_seen`.
+    """
+    shape = tuple(space.shape or ())
+    dtype = str(space.dtype if of_actions else _seen(space))
+    match space:
+        case gym.spaces.Dict() if not of_actions:
+            return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
+        case gym.spaces.Tuple() if not of_actions:
+            return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
+        case gym.spaces.Box():
+            return Box(shape, dtype, bound_of(space.low), bound_of(space.high))
+        case gym.spaces.Discrete():
+            return Choice(int(space.n), int(space.start), dtype, shape)
+        case gym.spaces.MultiDiscrete():
+            sizes, start = (tuple(int(x) for x in np.ravel(a)) for a in (space.nvec, space.start))
+            return Choices(sizes, start, shape, dtype)
+        case gym.spaces.MultiBinary():
+            return Bits(shape, dtype)
+    where = f"action space {space}" if of_actions else f"observation space{f' at {part}' if part else ''}: {space}"
+    raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
+
+
+def _seen(space: gym.Space) -> np.dtype | None:
+    """Return the type of observations: float32, or integers of up to 32 bits; wider ones only where int32 holds them."""
+    if space.dtype is None or np.can_cast(space.dtype, np.int32):
+        return space.dtype
+    low, high, limits = getattr(space, "low", 0), getattr(space, "high", 0), np.iinfo(np.int32)
+    inside = np.all(low >= limits.min) and np.all(high <= limits.max)
+    return np.dtype(np.int32 if inside and space.dtype.kind != "f" else np.float32)
 
 
 @contextlib.contextmanager
@@ -78,100 +130,102 @@ def _unknown(env_id: str) -> str:
 
 
 def make_one(make: MakeEnv) -> gym.Env:
-    """Make one environment whose observation is a Box, quietly; name the part of a space that is not supported."""
+    """Make one environment, quietly."""
     with quiet_mujoco():
         env = make()
     if not isinstance(env, gym.Env):
         raise ValueError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
-    check_observation_space(env.observation_space)
-    if not isinstance(env.observation_space, gym.spaces.Box):
-        env = gym.wrappers.FlattenObservation(env)
     return env
+
+
+def _write(space: Space, columns: Tree, i: int, x: Tree) -> None:
+    """Write one environment's observation into row ``i``."""
+    if not isinstance(space, Leaf):
+        space.map(lambda leaf, column, part: _write(leaf, column, i, part), columns, x)
+        return
+    if isinstance(space, Choice) and not space.start <= x < space.start + space.n:
+        raise ValueError(f"observation {x} is none of the {space.n} numbers from {space.start} on")
+    # Without the test, what has one element would silently fill the row.
+    columns[i] = x if getattr(x, "shape", None) == space.shape else np.reshape(x, space.shape)
 
 
 class GymnasiumEnvs:
     """N environments stepped one after the other in this process, with same-step auto-reset.
 
-    This differs from ``gymnasium.vector.SyncVectorEnv`` in: 1. an observation is copied before the environment is
-    touched again, so that one which hands out the same array every time still has a true final observation; 2. ``info``
-    is ignored, so its shapes and types may vary.
+    This differs from ``gymnasium.vector.SyncVectorEnv`` in: 1. an observation is copied before any environment is
+    touched again, so that those which hand out the same array every time, even all of them one, still have true
+    observations; 2. ``info`` is ignored, so its shapes and types may vary.
     """
 
-    def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True):
+    def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
         self.count = count
-        self._rescale = rescale_actions
         self._envs: list[gym.Env] = []
         try:
             self._envs.extend(make_one(make) for _ in range(count))
-            space = self._envs[0].observation_space
-            shape = tuple(space.shape or ())
-            self._ravel = len(shape) != 1
-            self.spec = EnvSpec(name, math.prod(shape), action_spec(self._envs[0].action_space), shape)
-            registered = self._envs[0].spec
-            self.time_limit = None if registered is None else registered.max_episode_steps
+            first = self._envs[0]
+            self._space = space_of(first.observation_space)
+            self._flatten = flatten
+            spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
+            self.spec = spec.with_options(rescale_actions, flatten)
+            self.time_limit = None if first.spec is None else first.spec.max_episode_steps
         except BaseException:
             self.close()
             raise
 
-    def _flat(self, observation: Any) -> np.ndarray:
-        return np.asarray(observation, np.float32).reshape(self.spec.observation_size)
-
     def _failure(self, error: Exception) -> EnvironmentFailure:
         return EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}")
 
-    def reset(self, seeds: list[int]) -> np.ndarray:
+    def _seen(self, columns: Tree) -> Tree:
+        return flat(self._space, columns) if self._flatten else columns
+
+    def _begin(self, which: Sequence[int], keywords: Sequence[dict[str, int]]) -> Tree:
+        columns = self._space.zeros(len(which))
+        try:
+            for row, (i, keyword) in enumerate(zip(which, keywords, strict=True)):
+                _write(self._space, columns, row, self._envs[i].reset(**keyword)[0])
+        except Exception as error:
+            raise self._failure(error) from error
+        return self._seen(columns)
+
+    def reset(self, seeds: list[int]) -> Tree:
         """Start new episodes."""
-        observation = np.empty((self.count, self.spec.observation_size), np.float32)
-        try:
-            for i, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
-                observation[i] = self._flat(env.reset(seed=seed)[0])
-        except Exception as error:
-            raise self._failure(error) from error
-        return observation
+        return self._begin(range(self.count), [{"seed": seed} for seed in seeds])
 
-    def restart(self, which: np.ndarray) -> np.ndarray:
+    def restart(self, which: np.ndarray) -> Tree:
         """Start new episodes in some environments."""
-        try:
-            return np.stack([self._flat(self._envs[i].reset()[0]).copy() for i in which])
-        except Exception as error:
-            raise self._failure(error) from error
+        return self._begin(which.tolist(), [{}] * len(which))
 
-    def step(self, action: np.ndarray) -> Transition:
+    def step(self, action: Tree) -> Transition:
         """Step every environment once."""
-        converted = to_env_action(self.spec.action, action, self._rescale)
+        space, converted = self._space, self.spec.action.to_env(action)
         # Lists, turned into arrays at once: writing single numbers into arrays costs more than a cheap simulator.
-        seen: list[Any] = []
         reward: list[Any] = []
         terminated: list[bool] = []
         truncated: list[bool] = []
-        first: dict[int, np.ndarray] = {}
+        final, first = space.zeros(self.count), None
         try:
             for i, env in enumerate(self._envs):
                 after, gained, ended, cut, _ = env.step(converted[i])
+                _write(space, final, i, after)
                 if ended or cut:
-                    after = self._flat(after).copy()
-                    first[i] = self._flat(env.reset()[0]).copy()
-                seen.append(after)
+                    first = space.zeros(self.count) if first is None else first
+                    _write(space, first, i, env.reset()[0])
                 reward.append(gained)
                 terminated.append(ended)
                 truncated.append(cut)
-            final = np.array([np.ravel(x) for x in seen] if self._ravel else seen, np.float32)
-            final = final.reshape(self.count, self.spec.observation_size)
+            final = self._seen(final)
         except Exception as error:
             raise self._failure(error) from error
+        ends = np.array(terminated, bool), np.array(truncated, bool)
         observation = final
-        if first:
-            observation = final.copy()
-            for i, row in first.items():
-                observation[i] = row
-        return Transition(
-            observation,
-            np.array(reward, np.float32),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
-            final,
-            np.ones(self.count, bool),
-        )
+        if first is not None:
+            done = ends[0] | ends[1]
+            observation = self.spec.observation.map(
+                lambda leaf, new, old: np.where(done.reshape(-1, *(1,) * len(leaf.shape)), new, old),
+                self._seen(first),
+                final,
+            )
+        return Transition(observation, np.array(reward, np.float32), *ends, final, np.ones(self.count, bool))
 
     def snapshot(self) -> Any | None:
         """Return every environment's ``snapshot()`` (see the docs on environments), or None if one has none."""
