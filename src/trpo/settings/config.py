@@ -56,6 +56,8 @@ class EnvConfig:
     """On the host: cut first episodes at different times, so that environments do not stay in step."""
     rescale_actions: bool = True
     """Map [-1, 1] onto finite Box bounds."""
+    flatten: bool = False
+    """Make every observation one vector of numbers, whatever its space."""
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, "env.count", self.count, "≥ 1; 16 is usual")
@@ -120,6 +122,8 @@ class PolicyConfig:
     hidden_layer_scale: Gain = 2**0.5
     """Gain of the hidden layers' initial weights; a small one starts nearly linear. auto: √2; 0.2 with more
     inputs than the first layer has units."""
+    sees: str = ""
+    """Parts of an observation that it sees, such as "joints[:7] goal", or ":27"; all if empty."""
     averaging: float = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
@@ -151,6 +155,8 @@ class ValueConfig:
     activation: Literal["tanh", "relu"] = "tanh"
     hidden_layer_scale: Gain = 2**0.5
     """Gain of the hidden layers' initial weights; auto as for the policy's."""
+    sees: str = ""
+    """Parts of an observation that it sees, as for the policy; it may see more."""
     method: Literal["adam", "gauss-newton"] = "adam"
     learning_rate: float = 1e-3
     """Adam's."""
@@ -211,8 +217,6 @@ class Config:
     normalise_observations: bool = True
     observation_clip: float = 10.0
     """Bound on normalised observations, in standard deviations."""
-    observed_elements: int = 0
-    """Policy and value function see so many first elements of an observation; 0: all. Not for a policy of your own."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
     checkpoint_every: int = 50
@@ -239,7 +243,6 @@ class Config:
             self.observation_clip,
             "> 0; 10 is usual",
         )
-        _require(self.observed_elements >= 0, "observed_elements", self.observed_elements, "≥ 0; 0 is all")
         _require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "≥ 1; 50 is usual")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "≥ 1; 3 is usual")
         self.rule.build()
@@ -256,7 +259,11 @@ class Config:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Config:
-        """Read what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` wrote, here or in a run of the first format."""
+        data = dict(data)
+        first = data.pop("observed_elements", 0)
+        if first:
+            data |= {group: {**data.get(group, {}), "sees": f":{first}"} for group in ("policy", "value")}
         return merge(cls(), data)
 
 
