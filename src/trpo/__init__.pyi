@@ -39,6 +39,7 @@ from trpo.rules import MM as MM
 from trpo.rules import TRPO as TRPO
 from trpo.rules import NaturalGradient as NaturalGradient
 from trpo.rules import Penalty as Penalty
+from trpo.rules import Repeated as Repeated
 from trpo.rules.protocol import Result as Result
 from trpo.rules.protocol import Rule as Rule
 from trpo.rules.protocol import UpdateInfo as UpdateInfo

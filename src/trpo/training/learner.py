@@ -6,21 +6,20 @@ second is not needed before the next improvement: on the host it runs while the 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from trpo.advantages import gae, lambda_returns, standardise
 from trpo.policies.function import ModuleFunction
-from trpo.problem import Batch, LocalProblem, PolicyFunction, sampled_problem
+from trpo.problem import Batch, PolicyFunction, sampled_problem
 from trpo.rollout import Actor, Trajectory
 from trpo.rollout.acting import noise_of
-from trpo.rules.protocol import Result, Rule, UpdateInfo
+from trpo.rules import Repeated
+from trpo.rules.protocol import UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.trees import all_finite, tree_where
@@ -157,13 +156,15 @@ def improve(
     scaled = standardise(advantage, weight) if hyper.standardise_advantages else advantage
     batch = Batch(seen, clean.action, scaled, weight)
     problem = sampled_problem(policy, learner.policy, batch, hyper.fisher_subsample)
-    params, rule_state, update, accepted = _updates(hyper, problem, learner)
+    rule = Repeated(hyper.rule, hyper.updates_per_batch)
+    params, rule_state, update = rule.update(problem, learner.policy, learner.rule)
+    update = tree_where(finite, update, update.refused())
 
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)
     new = Learner(params, rule_state, learner.value, observations, average)
     info = IterationInfo(
-        update=tree_where(finite, update, _refused(update)),
-        accepted_updates=jnp.where(finite, accepted, 0),
+        update=update,
+        accepted_updates=update.accepted_updates,
         explained_variance=explained_variance(v, target, weight),
         std=_mean_std(problem.old),
         finite=finite,
@@ -203,44 +204,6 @@ def _rows(leaf: Array, strata: int) -> Array:
 def _where_valid(valid: Array, leaf: Array) -> Array:
     mask = valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim))
     return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
-
-
-def _updates(hyper: Hyper, problem: LocalProblem, learner: Learner) -> tuple[Params, Any, UpdateInfo, Array]:
-    """Apply the rule ``updates_per_batch`` times, the k-th within k/K of δ from the *sampling* policy."""
-    count = hyper.updates_per_batch
-
-    def one(carry: tuple[Params, Any], k: Array) -> tuple[tuple[Params, Any], UpdateInfo]:
-        params, state = carry
-        rule: Rule = dataclasses.replace(hyper.rule, max_kl=hyper.rule.max_kl * ((k + 1) / count))
-        params, state, info = rule.update(problem, params, state)
-        return (params, state), info
-
-    if count == 1:
-        params, state, info = hyper.rule.update(problem, learner.policy, learner.rule)
-        return params, state, info, (info.result == Result.ACCEPTED).astype(jnp.int32)
-    (params, state), infos = jax.lax.scan(one, (learner.policy, learner.rule), jnp.arange(count))
-    accepted = infos.result == Result.ACCEPTED
-    info = UpdateInfo(
-        result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
-        surrogate_gain=jnp.sum(infos.surrogate_gain),
-        predicted_gain=jnp.sum(infos.predicted_gain),
-        mean_kl=infos.mean_kl[-1],
-        max_state_kl=infos.max_state_kl[-1],
-        gradient_norm=infos.gradient_norm[0],
-        step_norm=optax.tree.norm(optax.tree.sub(params, learner.policy)),
-        cg_iterations=jnp.sum(infos.cg_iterations),
-        cg_residual=jnp.max(infos.cg_residual),
-        backtracks=jnp.sum(infos.backtracks),
-        step_fraction=jnp.mean(infos.step_fraction),
-        entropy=infos.entropy[-1],
-    )
-    return params, state, info, jnp.sum(accepted)
-
-
-def _refused(info: UpdateInfo) -> UpdateInfo:
-    nothing = jax.tree.map(jnp.zeros_like, info)
-    unknown = jnp.full_like(info.entropy, jnp.nan)
-    return dataclasses.replace(nothing, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=unknown)
 
 
 def _mean_std(distribution: Any) -> Scalar:
