@@ -96,9 +96,7 @@ class Agent:
         carry = self._host_policy.start(count or 1)
         return carry if count is not None else jax.tree.map(lambda x: x[0], carry)
 
-    def act(
-        self, observation: Any, carry: Any = None, deterministic: bool = True, seed: int | None = None
-    ) -> Any:
+    def act(self, observation: Any, carry: Any = None, deterministic: bool = True, seed: int | None = None) -> Any:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
 
         The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the

@@ -6,14 +6,13 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
 from trpo.rollout import EpisodeStatistics, HostPolicy, Source
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, IterationInfo, Learner, improve, prepare, refit
+from trpo.training.learner import Hyper, improve, prepare, refit
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits import ValueInfo

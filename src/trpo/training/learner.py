@@ -67,7 +67,9 @@ class Program:
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
 
     @classmethod
-    def of(cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1) -> Program:
+    def of(
+        cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1
+    ) -> Program:
         """Take it from a configuration."""
         return cls(
             policy=policy,
@@ -163,9 +165,7 @@ class Estimates(eqx.Module):
     """1/N where a step is valid, else 0."""
 
 
-def prepare(
-    program: Program, params: Params, statistics: Any, key: Any, iteration: Any
-) -> tuple[Actor, Any, Any]:
+def prepare(program: Program, params: Params, statistics: Any, key: Any, iteration: Any) -> tuple[Actor, Any, Any]:
     """Steps 1 and 2 of an iteration, up to the first step: actor, noise of its fragment, key of its value fit.
 
     All randomness is a function of the run's key and the iteration's number, so it does not depend on what came
@@ -232,7 +232,13 @@ def local_problem(program: Program, learner: Learner, estimates: Estimates) -> L
 
 
 def settle(
-    program: Program, hyper: Hyper, learner: Learner, estimates: Estimates, params: Params, rule_state: Any, iteration: Any
+    program: Program,
+    hyper: Hyper,
+    learner: Learner,
+    estimates: Estimates,
+    params: Params,
+    rule_state: Any,
+    iteration: Any,
 ) -> tuple[Learner, Bool[Array, ""]]:
     """Update statistics and average; return the new learner, or the old one and False if a number is not finite."""
     steps, statistics = estimates.trajectory, learner.observations

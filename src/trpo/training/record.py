@@ -43,13 +43,12 @@ def record_of(
         "episode_length": mean_length,
         "result": Result(int(update.result)).name.lower(),
         "max_kl": bound,
-        "accepted_updates": int(update.accepted),
         "explained_variance": number(info.explained_variance),
         "std": number(info.std),
         "value_loss": None if value_loss is None else number(value_loss),
     }
     for field in dataclasses.fields(update):
-        if field.name not in ("result", "accepted"):
+        if field.name != "result":
             metrics[field.name] = number(getattr(update, field.name))
     return metrics
 
