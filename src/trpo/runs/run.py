@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo.envs import EnvironmentFailure, EnvSpec
-from trpo.runs.checkpoint import CheckpointError, load_latest, save
+from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
 from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_config
 from trpo.runs.progress import reporter, summarise
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
@@ -81,7 +81,7 @@ def load_run(
     agent = Agent.create(EnvSpec.from_json(data["spec"]), Config.from_json(data["config"]), policy, env, rule)
     if data["custom_env"] and env is None:
         agent = dataclasses.replace(agent, env=_missing_env)
-    state, problems = load_latest(run / CHECKPOINTS, agent.learner, not_after)
+    state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after)
     return agent.at(state), state, problems
 
 
@@ -183,7 +183,7 @@ def create_run(run: Path, agent: Agent, custom_policy: bool) -> None:
     """Write what a run starts from."""
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, agent, custom_policy)
-    save(run / CHECKPOINTS, TrainingState(agent.learner), agent.config.keep_checkpoints)
+    write_checkpoint(run / CHECKPOINTS, TrainingState(agent.learner), agent.config.keep_checkpoints)
 
 
 def resume(
@@ -236,7 +236,7 @@ class Member:
     def save(self) -> None:
         """Write a checkpoint, if there is anything new."""
         if self.run is not None and self.saved != self.state.iteration:
-            save(self.run / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
+            write_checkpoint(self.run / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
             self.saved = self.state.iteration
 
 
@@ -318,6 +318,3 @@ def go_on(env: Any, members: list[Member], quiet: bool, place: Path | None = Non
     checkpoints.take()
     checkpoints.now()
     return [member.agent.at(member.state) for member in members]
-
-
-__all__ = ["CheckpointError", "RunFailed", "RunInterrupted", "load", "load_run", "resume", "train"]

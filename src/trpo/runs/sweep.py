@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trpo.envs.names import as_jax_env, is_jax_name
 from trpo.runs.aggregate import interval
-from trpo.runs.files import claim_directory, read_config, replace_durably, write_config
+from trpo.runs.files import claim_directory, read_config, read_json, write_config, write_json
 from trpo.runs.run import Member, configure, create_run, go_on, load_run, unless_refused
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge
@@ -130,7 +129,7 @@ def sweep(
         for member in members:
             assert member.run is not None
             create_run(member.run, member.agent, policy is not None)
-        _write(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
+        write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
     with unless_refused(place):
         return _train(env, members, quiet, place)
 
@@ -164,12 +163,8 @@ def _train(env: Any, members: list[Member], quiet: bool, place: Path | None) -> 
     groups = [members] if as_jax_env(env) is not None else [[member] for member in members]
     agents = [agent for group in groups for agent in go_on(env, group, quiet, place)]
     if place is not None:
-        _write(place / SUMMARY, summarise(place))
+        write_json(place / SUMMARY, summarise(place))
     return agents
-
-
-def _write(path: Path, data: Any) -> None:
-    replace_durably(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def is_sweep(run: Path) -> bool:
@@ -179,13 +174,7 @@ def is_sweep(run: Path) -> bool:
 
 def read_sweep(place: Path) -> list[Variant]:
     """Return the runs of a sweep."""
-    try:
-        data = json.loads((place / SWEEP).read_text())
-    except ValueError as error:
-        raise ValueError(f"{place / SWEEP} is not JSON ({error})") from error
-    if data.get("format") != FORMAT:
-        raise ValueError(f"{place / SWEEP} has format {data.get('format')!r}, but this version reads format {FORMAT}")
-    return [Variant(**record) for record in data["runs"]]
+    return [Variant(**record) for record in read_json(place / SWEEP, FORMAT)["runs"]]
 
 
 def groups(plan: Sequence[Variant]) -> dict[str, list[Variant]]:
