@@ -16,7 +16,7 @@ from typing import Any
 from trpo.envs import EnvironmentFailure, EnvSpec
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
 from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_config
-from trpo.runs.progress import reporter, summarise
+from trpo.runs.progress import joint_metrics, reporter
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
 from trpo.settings.config import Config
 from trpo.settings.presets import AUTO, apply_preset
@@ -62,7 +62,7 @@ def _graceful() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def load_run(
+def read_run(
     run: str | Path, policy: Any = None, env: Any = None, rule: Any = None, not_after: int | None = None
 ) -> tuple[Agent, TrainingState, list[str]]:
     """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
@@ -101,7 +101,7 @@ def load(run: str | Path, policy: Any = None, env: Any = None, rule: Any = None)
     Raises:
         ValueError: not a run, or no intact checkpoint.
     """
-    return load_run(run, policy, env, rule)[0]
+    return read_run(run, policy, env, rule)[0]
 
 
 def train(
@@ -146,17 +146,17 @@ def train(
     """
     config = configure(env, config, preset, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule)
-    run = None
+    directory = None
     if out is not None:
         check_runs(env, [agent])
-        run = claim_directory(Path(out))
-        create_run(run, agent, policy is not None)
-    with unless_refused(run):
-        return go_on(env, [Member(agent, TrainingState(agent.learner), run)], quiet)[0]
+        directory = claim_directory(Path(out))
+        create_directory(directory, agent, policy is not None)
+    with removed_if_refused(directory):
+        return train_runs(env, [Run(agent, TrainingState(agent.learner), directory)], quiet)[0]
 
 
 @contextlib.contextmanager
-def unless_refused(place: Path | None) -> Iterator[None]:
+def removed_if_refused(place: Path | None) -> Iterator[None]:
     """Remove the directory of a new run if its settings turn out to be impossible before its first iteration."""
     try:
         yield
@@ -169,17 +169,15 @@ def unless_refused(place: Path | None) -> Iterator[None]:
 def configure(env: Any, config: Config | None, preset: str, **changes: Any) -> Config:
     """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None."""
     named = isinstance(env, str)
-    if config is None:
-        config = Config()
-        if named:
-            config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
-            config = apply_preset(config, preset)[0]
+    settings = config or Config()
     if named:
-        config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
-    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+        settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, id=env))
+    if named and config is None:
+        settings = apply_preset(settings, preset)[0]
+    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def create_run(run: Path, agent: Agent, custom_policy: bool) -> None:
+def create_directory(run: Path, agent: Agent, custom_policy: bool) -> None:
     """Write what a run starts from."""
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, agent, custom_policy)
@@ -197,7 +195,7 @@ def resume(
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
     run = Path(run)
-    agent, state, problems = load_run(run, policy, env, rule)
+    agent, state, problems = read_run(run, policy, env, rule)
     if not quiet:
         for problem in problems:
             _say(f"{problem}; using the one before")
@@ -205,10 +203,19 @@ def resume(
         if state.environments is None and state.rollout is None and state.iteration > 0:
             _say("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
     if steps is not None:
-        agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
+        agent = with_steps(agent, steps)
         write_config(run, agent, policy is not None)
-    target = agent.env if agent.env is not None else agent.config.env.id
-    return go_on(target, [Member(agent, state, run)], quiet)[0]
+    return train_runs(env_of(agent), [Run(agent, state, run)], quiet)[0]
+
+
+def with_steps(agent: Agent, steps: int) -> Agent:
+    """Return ``agent`` with another number of steps to train for."""
+    return dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
+
+
+def env_of(agent: Agent) -> Any:
+    """Return what ``agent`` was made for: an environment's name, or the object that was given."""
+    return agent.env if agent.env is not None else agent.config.env.id
 
 
 def _say(text: str) -> None:
@@ -216,27 +223,27 @@ def _say(text: str) -> None:
 
 
 @dataclasses.dataclass
-class Member:
+class Run:
     """One run, alone or trained together with others."""
 
     agent: Agent
     state: TrainingState
-    run: Path | None
-    """Its directory; None if nothing is written."""
-    sinks: list[Sink] = dataclasses.field(default_factory=list)
+    directory: Path | None
+    """None if nothing is written."""
+    sinks: tuple[Sink, ...] = ()
     saved: int = 0
     """Iteration of the newest checkpoint."""
 
-    def open(self) -> None:
+    def open_sinks(self) -> None:
         """Open what its metrics go to."""
         self.saved = self.state.iteration
-        if self.run is not None:
-            self.sinks = [JsonLines(self.run, self.state.iteration), TensorBoard(self.run, self.state.steps)]
+        if self.directory is not None:
+            self.sinks = JsonLines(self.directory, self.state.iteration), TensorBoard(self.directory, self.state.steps)
 
     def save(self) -> None:
         """Write a checkpoint, if there is anything new."""
-        if self.run is not None and self.saved != self.state.iteration:
-            write_checkpoint(self.run / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
+        if self.directory is not None and self.saved != self.state.iteration:
+            write_checkpoint(self.directory / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
             self.saved = self.state.iteration
 
 
@@ -244,77 +251,68 @@ CHECKPOINT_SHARE = 0.1
 """The most of a run's time that checkpoints may take where iterations are faster than the disk."""
 
 
-class _Checkpoints:
+class _Saver:
     """When to save: every so many iterations, but where many pass in a second not so often that it holds up the run."""
 
-    def __init__(self, members: list[Member], place: Path | None):
-        self.members, self.place = members, place
-        self.every = members[0].agent.config.checkpoint_every
+    def __init__(self, runs: list[Run], place: Path | None):
+        self.runs, self.place = runs, place
+        self.every = runs[0].agent.config.checkpoint_every
         self.latest: Callable[[], list[TrainingState]] | None = None
+        """Fetches the runs' states, which may have to come from a device, where they are newer than what is known."""
         self._ended, self._took = time.perf_counter(), 0.0
 
-    def now(self) -> str:
-        """Save all members; return what to tell the user."""
-        self.take()
+    def save(self) -> str:
+        """Save all runs as they are now; return what to tell the user."""
+        if self.latest is not None:
+            for run, state in zip(self.runs, self.latest(), strict=True):
+                run.state = state
+            self.latest = None
         if self.place is None:
             return "no run directory, so nothing was saved"
         began = time.perf_counter()
-        for member in self.members:
-            member.save()
+        for run in self.runs:
+            run.save()
         self._ended = time.perf_counter()
         self._took = self._ended - began
-        iteration = self.members[0].state.iteration
+        iteration = self.runs[0].state.iteration
         return f"checkpoint of iteration {iteration} is in {self.place}; go on with: trpo resume {self.place}"
-
-    def take(self) -> None:
-        """Fetch the members' states, which may have to come from a device."""
-        if self.latest is not None:
-            for member, state in zip(self.members, self.latest(), strict=True):
-                member.state = state
-            self.latest = None
 
     def due(self, iteration: int, many: bool) -> bool:
         """Return whether it is time; ``many``: several iterations passed since this was asked last."""
-        if iteration // self.every == self.members[0].saved // self.every:
+        if self.place is None or iteration // self.every == self.runs[0].saved // self.every:
             return False
         return not many or time.perf_counter() - self._ended >= self._took / CHECKPOINT_SHARE
 
 
-def go_on(env: Any, members: list[Member], quiet: bool, place: Path | None = None) -> list[Agent]:
-    """Train ``members`` to their configured steps, with sinks, checkpoints, a progress line and a graceful end.
+def train_runs(env: Any, runs: list[Run], quiet: bool, place: Path | None = None) -> list[Agent]:
+    """Train ``runs`` to their configured steps, with sinks, checkpoints, a progress line and a graceful end.
 
-    ``place`` is what a user resumes: the members' common directory, by default the only one's.
+    ``place`` is what a user resumes: the runs' common directory, by default the only one's.
     """
-    place = place or members[0].run
-    config = members[0].agent.config
-    show = reporter(config.steps * len(members), quiet)
-    checkpoints = _Checkpoints(members, place)
-    for member in members:
-        member.open()
-
-    with _graceful() as stop:
+    show = reporter(runs[0].agent.config.steps * len(runs), quiet)
+    saver = _Saver(runs, place or runs[0].directory)
+    with _graceful() as stop, contextlib.ExitStack() as ending:
+        for run in runs:
+            run.open_sinks()
+            for sink in run.sinks:
+                ending.callback(sink.close)
+        ending.callback(show.close)
         try:
-            for progress in advance(env, [m.agent for m in members], [m.state for m in members], tell=show.say):
-                for member, records in zip(members, progress.metrics, strict=True):
-                    for sink in member.sinks:
+            for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
+                for run, records in zip(runs, progress.metrics, strict=True):
+                    for sink in run.sinks:
                         sink.write(records)
-                show.update(summarise([records[-1] for records in progress.metrics]))
-                checkpoints.latest = progress.states
+                show.update(joint_metrics([records[-1] for records in progress.metrics]))
+                saver.latest = progress.states
                 if stop.requested:
-                    raise RunInterrupted(f"interrupted; {checkpoints.now()}")
-                if place is not None and checkpoints.due(progress.iteration, many=len(progress.metrics[0]) > 1):
-                    checkpoints.now()
+                    raise RunInterrupted(f"interrupted; {saver.save()}")
+                if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
+                    saver.save()
         except EnvironmentFailure as error:
-            raise RunFailed(f"{error}; {checkpoints.now()}") from error
+            raise RunFailed(f"{error}; {saver.save()}") from error
         except NonFiniteBatchError as error:
             states = error.states
-            checkpoints.latest = lambda: states
-            raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {checkpoints.now()}") from error
-        finally:
-            show.close()
-            for member in members:
-                for sink in member.sinks:
-                    sink.close()
-    checkpoints.take()
-    checkpoints.now()
-    return [member.agent.at(member.state) for member in members]
+            saver.latest = lambda: states
+            raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {saver.save()}") from error
+    saver.save()
+    return [run.agent.at(run.state) for run in runs]

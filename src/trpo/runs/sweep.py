@@ -15,7 +15,16 @@ from typing import Any
 from trpo.envs.names import as_jax_env, is_jax_name
 from trpo.runs.aggregate import interval
 from trpo.runs.files import claim_directory, read_config, read_json, write_config, write_json
-from trpo.runs.run import Member, configure, create_run, go_on, load_run, unless_refused
+from trpo.runs.run import (
+    Run,
+    configure,
+    create_directory,
+    env_of,
+    read_run,
+    removed_if_refused,
+    train_runs,
+    with_steps,
+)
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO
@@ -121,17 +130,20 @@ def sweep(
     agents = [make_agent(env, c, policy) for c in configs]
     check_runs(env, agents)
     place = None if out is None else claim_directory(Path(out))
-    members = []
+    runs = []
     for variant, agent in zip(plan, agents, strict=True):
-        run = None if place is None else place / variant.name
-        members.append(Member(agent, TrainingState(agent.learner), run))
+        runs.append(Run(agent, TrainingState(agent.learner), None if place is None else place / variant.name))
     if place is not None:
-        for member in members:
-            assert member.run is not None
-            create_run(member.run, member.agent, policy is not None)
+        for run in runs:
+            create_directory(_directory(run), run.agent, policy is not None)
         write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
-    with unless_refused(place):
-        return _train(env, members, quiet, place)
+    with removed_if_refused(place):
+        return _train(env, runs, quiet, place)
+
+
+def _directory(run: Run) -> Path:
+    assert run.directory is not None
+    return run.directory
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
@@ -159,9 +171,9 @@ def _check_varied(env: Any, vary: Mapping[str, Sequence[Any]]) -> None:
             )
 
 
-def _train(env: Any, members: list[Member], quiet: bool, place: Path | None) -> list[Agent]:
-    groups = [members] if as_jax_env(env) is not None else [[member] for member in members]
-    agents = [agent for group in groups for agent in go_on(env, group, quiet, place)]
+def _train(env: Any, runs: list[Run], quiet: bool, place: Path | None) -> list[Agent]:
+    together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
+    agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
         write_json(place / SUMMARY, summarise(place))
     return agents
@@ -207,32 +219,26 @@ def resume_sweep(
 ) -> list[Agent]:
     """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
     place = Path(place)
-    members = []
     plan = read_sweep(place)
     if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
         use_cores(len(plan))
+    runs = []
     for variant in plan:
-        run = place / variant.name
-        agent, state, _ = load_run(run, policy, env)
-        if steps is not None:
-            agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
-        members.append(Member(agent, state, run))
-    first = members[0].agent
-    target = first.env if first.env is not None else first.config.env.id
+        agent, state, _ = read_run(place / variant.name, policy, env)
+        runs.append(Run(agent if steps is None else with_steps(agent, steps), state, place / variant.name))
+    target = env_of(runs[0].agent)
     if as_jax_env(target) is not None:
-        members = _at_one_iteration(members, policy, env)
-    for member in members:
-        if steps is not None and member.run is not None:
-            write_config(member.run, member.agent, policy is not None)
-    return _train(target, members, quiet, place)
+        _align(runs, policy, env)
+    if steps is not None:
+        for run in runs:
+            write_config(_directory(run), run.agent, policy is not None)
+    return _train(target, runs, quiet, place)
 
 
-def _at_one_iteration(members: list[Member], policy: Any, env: Any) -> list[Member]:
+def _align(runs: list[Run], policy: Any, env: Any) -> None:
     """Runs that train together must go on together; a crash may have come between the checkpoints of two of them."""
-    while len({member.state.iteration for member in members}) > 1:
-        earliest = min(member.state.iteration for member in members)
-        for member in members:
-            assert member.run is not None
-            if member.state.iteration > earliest:
-                member.state = load_run(member.run, policy, env, not_after=earliest)[1]
-    return members
+    while len({run.state.iteration for run in runs}) > 1:
+        earliest = min(run.state.iteration for run in runs)
+        for run in runs:
+            if run.state.iteration > earliest:
+                run.state = read_run(_directory(run), policy, env, not_after=earliest)[1]
