@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
+import gymnasium as gym
+
 from trpo.envs.device.brax import make_brax
 from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.playground import make_playground
@@ -77,10 +79,17 @@ EnvLike: TypeAlias = str | MakeEnv | JaxEnv | HostEnv
 
 
 class DoorOptions(Protocol):
-    """What is done at an environment's door."""
+    """What is done at an environment's door: see :class:`~trpo.EnvConfig`."""
 
-    rescale_actions: bool
-    flatten: bool
+    @property
+    def rescale_actions(self) -> bool:
+        """Whether [−1, 1] is mapped onto finite bounds."""
+        ...
+
+    @property
+    def flatten(self) -> bool:
+        """Whether every observation is made one vector."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +140,7 @@ def resolve(env: EnvLike, options: DoorOptions) -> Origin:
     return Origin(env, options.rescale_actions, options.flatten)
 
 
-def _maker(env: str | MakeEnv, **kwargs: Any) -> tuple[str, MakeEnv]:
+def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
     if not isinstance(env, str):
         if not callable(env):
             raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
@@ -185,7 +194,7 @@ def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = Tr
     return GymnasiumEnvs(name, make, count, rescale_actions, flatten)
 
 
-def make_single(env: str | MakeEnv, **kwargs: Any) -> Any:
+def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
         env = env.removeprefix("envpool:")

@@ -14,6 +14,11 @@ Observed = tuple[Any, Any]
 """(what is observed, where an episode begins with it): arrays with the leading axes ``[env]``, or ``[time, env]``."""
 
 
+PolicyLike = Callable[..., Any]
+"""A policy of one's own: a callable pytree from observations to a distribution, or a module with memory whose call is
+that of a :class:`PolicyFunction` without the parameters. A value function of one's own gives numbers instead."""
+
+
 @runtime_checkable
 class PolicyFunction(Protocol):
     """(parameters, carry, (observation, reset)) ↦ (distributions, carry), one for each observation.

@@ -13,7 +13,7 @@ from trpo.envs.names import EnvLike, resolve
 from trpo.envs.spec import Box, EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
-from trpo.policies.protocol import PolicyFunction
+from trpo.policies.protocol import PolicyFunction, PolicyLike
 from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import EvaluationResult, drawn_noise, whole_episodes
 from trpo.rules.protocol import Rule
@@ -37,7 +37,7 @@ class Agent:
     """An update rule of your own; None means that of the configuration."""
     env: EnvLike | None = None
     """The environment id or function it was made for; None means ``spec.id``."""
-    custom: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
     """Which of ``policy`` and ``value`` are of your own."""
 
     @classmethod
@@ -45,10 +45,10 @@ class Agent:
         cls,
         spec: EnvSpec,
         config: Config,
-        policy: Any = None,
+        policy: PolicyLike | None = None,
         env: EnvLike | None = None,
         rule: Rule | None = None,
-        value: Any = None,
+        value: PolicyLike | None = None,
     ) -> Agent:
         """Make an untrained agent.
 
@@ -59,7 +59,7 @@ class Agent:
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
         value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
-        if jax.tree.leaves(jax.eval_shape(value_function.start, 1)):
+        if jax.tree.leaves(value_function.start(1)):
             raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)
         learner = Learner(
@@ -69,9 +69,14 @@ class Agent:
             observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
             average=params if config.policy.averaging else None,
         )
-        own = {"policy": policy, "value": value}
-        custom = frozenset(name for name, module in own.items() if module is not None)
-        return cls(spec, config, function, value_function, learner, rule, env, custom)
+        own = {name for name, module in (("policy", policy), ("value", value)) if module is not None}
+        return cls(spec, config, function, value_function, learner, rule, env, frozenset(own))
+
+    @property
+    def custom(self) -> dict[str, bool]:
+        """What code of one's own it needs to be loaded again."""
+        env = self.env is not None and not isinstance(self.env, str)
+        return {"policy": "policy" in self.own, "value": "value" in self.own, "rule": self.rule is not None, "env": env}
 
     def program(self, strata: int = 1) -> Program:
         """Return what an iteration of this agent is compiled from."""
@@ -96,13 +101,15 @@ class Agent:
         carry = self._host_policy.start(count or 1)
         return carry if count is not None else jax.tree.map(lambda x: x[0], carry)
 
-    def act(self, observation: Any, carry: Any = None, deterministic: bool = True, seed: int | None = None) -> Any:
+    def act(self, observation: Any, carry: Any = None, *, deterministic: bool = True, seed: int | None = None) -> Any:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
 
         The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the
         distribution's mode, otherwise a sample (from ``seed``, or fresh randomness). With the ``carry`` of a policy
         with memory, from :meth:`start` or the call before, ``(action, carry)`` is returned.
         """
+        if isinstance(carry, bool):
+            raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
         x, single = self._batched(observation)
         host, leading = self._host_policy, self.spec.observation.fits(x)
         assert leading is not None

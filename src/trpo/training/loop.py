@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from trpo.envs.names import EnvLike, Origin, resolve
+from trpo.policies.protocol import PolicyLike
 from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
@@ -22,9 +22,9 @@ from trpo.training.state import TrainingState
 def make_agent(
     env: EnvLike | Source,
     config: Config | None = None,
-    policy: Any = None,
+    policy: PolicyLike | None = None,
     rule: Rule | None = None,
-    value: Any = None,
+    value: PolicyLike | None = None,
 ) -> Agent:
     """Return an untrained agent for ``env``.
 

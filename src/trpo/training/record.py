@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def record_of(
     rule: Rule,
     episodes: RecentEpisodes,
     value_loss: Any | None,
-    timing: dict[str, float | None],
+    timing: Mapping[str, float | None],
 ) -> Metrics:
     """Return the metrics of the iteration that led to ``state``.
 
