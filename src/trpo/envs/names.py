@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trpo.envs.device.brax import make_brax
@@ -12,8 +13,8 @@ from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.playground import make_playground
 from trpo.envs.device.probes import make_probe
 from trpo.envs.device.protocol import JaxEnv
-from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, env_maker, make_one
-from trpo.envs.host.probes import NAMES, MakeProbe
+from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
+from trpo.envs.host.probes import Probe
 from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
 
 _MAKERS: dict[str, Callable[[str], JaxEnv]] = {
@@ -75,11 +76,8 @@ def _maker(env: str | MakeEnv, **kwargs: Any) -> tuple[str, MakeEnv]:
             raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
         return getattr(env, "__name__", type(env).__name__), env
     if env.startswith("probe:"):
-        name = env.removeprefix("probe:")
-        if name not in NAMES:
-            MakeProbe(name)()  # raises, naming the nearest
-        return env, MakeProbe(name)
-    return env, env_maker(env, **kwargs)
+        return env, partial(Probe, env.removeprefix("probe:"))
+    return env, partial(make_registered, env, **kwargs)
 
 
 def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = True, flatten: bool = False) -> HostEnv:
