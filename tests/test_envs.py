@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from trpo.envs import EnvironmentFailure, HostEnv
+from trpo.envs import Box, Choice, EnvironmentFailure, HostEnv, Space
 from trpo.envs.host.probes import TIME_LIMIT, Probe
 from trpo.envs.names import make_envs, make_single
 from trpo.envs.protocol import UnknownEnvironmentError
@@ -74,10 +74,25 @@ def shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def actions_for(envs: HostEnv, steps: int) -> np.ndarray:
     """Arbitrary actions as a policy gives them, often out of bounds."""
     random = np.random.default_rng(3)
-    spec, count = envs.spec.action, envs.count
-    if spec.kind == "discrete":
-        return random.integers(0, spec.sizes[0], (steps, count))
-    return random.normal(scale=2.0, size=(steps, count, spec.size)).astype(np.float32)
+    space, count = envs.spec.action, envs.count
+    if isinstance(space, Choice):
+        return random.integers(0, space.n, (steps, count))
+    assert isinstance(space, Box)
+    return random.normal(scale=2.0, size=(steps, count, space.size)).astype(np.float32)
+
+
+def equal(ours: Any, theirs: Any) -> None:
+    """Two trees of arrays are the same, types included."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        ours, theirs = tuple(ours.values()), tuple(theirs[name] for name in ours)
+    if isinstance(ours, tuple):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            equal(a, b)
+        return
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
 
 
 # ---------------------------------------------------------------- a plain environment, stepped by hand
@@ -196,27 +211,38 @@ def env_seeing(space: gym.Space, **attributes: Any) -> Callable[[], gym.Env]:
     return Env
 
 
-@pytest.mark.parametrize(
-    ("space", "size"),
-    [
-        (spaces.Discrete(5, start=2), 5),
-        (spaces.MultiDiscrete([3, 4]), 7),
-        (spaces.MultiBinary(4), 4),
-        (spaces.Box(0, 255, (3, 4, 2), np.uint8), 24),
-        (spaces.Box(-1.0, 1.0, ()), 1),
-        (spaces.Dict(b=spaces.Box(0, 1, (2, 2)), a=spaces.Discrete(3)), 7),
-        (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (3,), np.float64)]), 5),
-    ],
-    ids=str,
-)
+SPACES: list[tuple[gym.Space, int]] = [
+    (spaces.Discrete(5, start=2), 5),
+    (spaces.MultiDiscrete([3, 4]), 7),
+    (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]]), start=np.array([[0, 10], [-3, 1]])), 14),
+    (spaces.MultiBinary(4), 4),
+    (spaces.Box(0, 255, (3, 4, 2), np.uint8), 24),
+    (spaces.Box(-5, 2**30, (3,), np.int64), 3),
+    (spaces.Box(-1.0, 1.0, ()), 1),
+    (spaces.Dict(b=spaces.Box(0, 1, (2, 2)), a=spaces.Discrete(3)), 7),
+    (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (3,), np.float64)]), 5),
+    (
+        spaces.Dict(
+            z=spaces.Tuple([spaces.Box(-9, 9, (2,), np.int16), spaces.Dict(m=spaces.MultiBinary(2))]),
+            pixels=spaces.Box(0, 255, (2, 3), np.uint8),
+            at=spaces.Box(-(2.0**60), 2.0**60, (2,), np.float64),
+        ),
+        12,
+    ),
+]
+"""Spaces of observations, and the numbers in one."""
+
+
+@pytest.mark.parametrize(("space", "size"), SPACES, ids=str)
 def test_observations_are_flattened_as_gymnasium_flattens_them(space: gym.Space, size: int) -> None:
-    envs = make_envs(env_seeing(space), 1)
-    assert envs.spec.observation_size == size
+    envs = make_envs(env_seeing(space), 1, flatten=True)
+    assert envs.spec.observation == Box((size,))
     twin = copy.deepcopy(space)
     twin.seed(5)
     observation = envs.reset([5])
     for _ in range(10):
         assert observation.shape == (1, size)
+        assert observation.dtype == np.float32
         np.testing.assert_array_equal(observation[0], np.float32(spaces.flatten(space, twin.sample())).ravel())
         after = envs.step(np.zeros(1, int))
         if after.terminated[0]:
@@ -224,6 +250,88 @@ def test_observations_are_flattened_as_gymnasium_flattens_them(space: gym.Space,
             np.testing.assert_array_equal(after.final_observation[0], expected)
         observation = after.observation
     envs.close()
+
+
+def rows_equal(space: Space, columns: Any, row: int, sample: Any) -> None:
+    """Row ``row`` of a tree of columns is what the environment showed, in the space's types."""
+
+    def compare(leaf: Any, column: np.ndarray, part: Any) -> None:
+        assert column.dtype == leaf.dtype
+        np.testing.assert_array_equal(column[row], np.asarray(part).astype(leaf.dtype))
+
+    space.map(compare, columns, sample)
+
+
+@pytest.mark.parametrize("space", [space for space, _ in SPACES], ids=str)
+def test_observations_are_what_environments_show(space: gym.Space) -> None:
+    """Samples of any space, in three environments, stepped, restarted and ended: the same values in the same form."""
+    envs = make_envs(env_seeing(space), 3)
+    seen = envs.spec.observation
+    twins = [env_seeing(copy.deepcopy(space))() for _ in range(3)]
+    for i, env in enumerate(envs._envs):
+        env.observation_space = copy.deepcopy(space)
+        env.reset(seed=i)
+    observation = envs.reset([5, 6, 7])
+    shown = [twin.reset(seed=seed)[0] for twin, seed in zip(twins, (5, 6, 7), strict=True)]
+    ends = 0
+    for _ in range(12):
+        assert seen.fits(observation) == (3,)
+        for i in range(3):
+            rows_equal(seen, observation, i, shown[i])
+        after = envs.step(np.zeros(3, int))
+        observation = after.observation
+        for i, twin in enumerate(twins):
+            shown[i], _, ended, *_ = twin.step(0)
+            rows_equal(seen, after.final_observation, i, shown[i])
+            if ended:
+                shown[i], ends = twin.reset()[0], ends + 1
+    assert ends > 3
+    begun = envs.restart(np.array([2, 0]))
+    assert seen.fits(begun) == (2,)
+    for row, i in enumerate((2, 0)):
+        rows_equal(seen, begun, row, twins[i].reset()[0])
+    envs.close()
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["one array", "new views of one array"])
+def test_environments_may_share_a_buffer(copies: bool) -> None:
+    """Row i is what environment i returned at its step, although the next one writes into the same array."""
+    buffer = np.zeros(2, np.float32)
+
+    class Sharing(Reusing):
+        def reset(self, **keywords: Any) -> tuple[np.ndarray, dict]:
+            return self._show(super().reset(**keywords)[0])
+
+        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+            seen, *rest, info = super().step(action)
+            return self._show(seen)[0], *rest, info
+
+        def _show(self, seen: np.ndarray) -> tuple[np.ndarray, dict]:
+            buffer[:] = seen
+            return (buffer[:] if copies else buffer), {}
+
+    shared, own = make_envs(Sharing, 4), make_envs(Reusing, 4)
+    equal(shared.reset([0, 1, 2, 3]), own.reset([0, 1, 2, 3]))
+    ends = 0
+    for _ in range(20):
+        ours, theirs = shared.step(np.zeros(4, int)), own.step(np.zeros(4, int))
+        equal(tuple(ours), tuple(theirs))
+        ends += ours.truncated.sum()
+    assert ends > 5
+    equal(shared.restart(np.array([3, 1])), own.restart(np.array([3, 1])))
+
+
+def test_a_choice_outside_its_space_is_refused() -> None:
+    class Wild(env_seeing(spaces.Discrete(3, start=1))):  # type: ignore[misc]
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            return 4, 0.0, False, False, {}
+
+    envs = make_envs(Wild, 2)
+    envs.reset([0, 1])
+    with pytest.raises(
+        EnvironmentFailure, match="Wild raised ValueError: observation 4 is none of the 3 numbers from 1"
+    ):
+        envs.step(np.zeros(2, int))
 
 
 def test_an_observation_that_does_not_fit_its_space_is_refused() -> None:
@@ -319,19 +427,31 @@ def test_arguments_out_of_range() -> None:
 # ---------------------------------------------------------------- processes
 
 
-@pytest.mark.parametrize("env", ["probe:both", "CartPole-v1", "Pendulum-v1"])
-def test_worker_processes_equal_one_process_bit_for_bit(env: str, closing: Callable) -> None:
-    """Five environments over two processes: the shares differ in size."""
+def env_of_everything() -> gym.Env:
+    """Make an environment that shows the last and largest of :data:`SPACES`."""
+    return env_seeing(copy.deepcopy(SPACES[-1][0]))()
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("env", ["probe:both", "CartPole-v1", "Pendulum-v1", env_of_everything])
+def test_worker_processes_equal_one_process_bit_for_bit(env: Any, flatten: bool, closing: Callable) -> None:
+    """Five environments over two and three processes: the shares differ in size."""
     seeds, steps = [5, 4, 3, 2, 1], 60
-    alone, spread = closing(make_envs(env, 5)), closing(make_envs(env, 5, 2))
-    assert spread.spec == alone.spec
+    alone = closing(make_envs(env, 5, flatten=flatten))
+    several = [closing(make_envs(env, 5, workers, flatten=flatten)) for workers in (1, 2)]
+    assert all(spread.spec == alone.spec for spread in several)
     actions = actions_for(alone, steps)
     for _ in range(2):  # a second reset, too
-        np.testing.assert_array_equal(spread.reset(seeds), alone.reset(seeds))
+        first = alone.reset(seeds)
+        for spread in several:
+            equal(spread.reset(seeds), first)
         for action in actions:
-            for ours, theirs in zip(spread.step(action), alone.step(action), strict=True):
-                assert ours.dtype == theirs.dtype
-                np.testing.assert_array_equal(ours, theirs)
+            after = alone.step(action)
+            for spread in several:
+                equal(tuple(spread.step(action)), tuple(after))
+        begun = alone.restart(np.array([0, 2, 3]))
+        for spread in several:
+            equal(spread.restart(np.array([0, 2, 3])), begun)
         seeds = seeds[::-1]
 
 

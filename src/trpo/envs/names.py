@@ -7,7 +7,8 @@ import difflib
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium as gym
 
@@ -16,8 +17,8 @@ from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.playground import make_playground
 from trpo.envs.device.probes import make_probe
 from trpo.envs.device.protocol import Flattened, JaxEnv
-from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, env_maker, make_one
-from trpo.envs.host.probes import NAMES, MakeProbe
+from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
+from trpo.envs.host.probes import Probe
 from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
 from trpo.envs.spec import EnvSpec
 
@@ -78,6 +79,7 @@ EnvLike: TypeAlias = str | MakeEnv | JaxEnv | HostEnv
 """A name, a function without arguments that makes a ``gymnasium.Env``, an environment in JAX, or environments made."""
 
 
+@runtime_checkable
 class DoorOptions(Protocol):
     """What is done at an environment's door: see :class:`~trpo.EnvConfig`."""
 
@@ -146,11 +148,8 @@ def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
             raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
         return getattr(env, "__name__", type(env).__name__), env
     if env.startswith("probe:"):
-        name = env.removeprefix("probe:")
-        if name not in NAMES:
-            MakeProbe(name)()  # raises, naming the nearest
-        return env, MakeProbe(name)
-    return env, env_maker(env, **kwargs)
+        return env, partial(Probe, env.removeprefix("probe:"))
+    return env, partial(make_registered, env, **kwargs)
 
 
 def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = True, flatten: bool = False) -> HostEnv:

@@ -35,7 +35,7 @@ class HostEnv(Protocol):
     count: int
 
     def reset(self, seeds: list[int]) -> Tree:
-        """Start new episodes, environment i from ``seeds[i]``; return their observations, a tree with leaves ``[N, …]``."""
+        """Start new episodes, environment i from ``seeds[i]``; return their observations, leaves ``[N, …]``."""
         ...
 
     def step(self, action: Tree) -> Transition:

@@ -266,13 +266,14 @@ def space_from_json(data: dict[str, Any]) -> Space:
         return Dict(tuple((name, space_from_json(part)) for name, part in data["items"].items()))
     if data["kind"] == "tuple":
         return Tuple(tuple(space_from_json(part) for part in data["items"]))
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "kind"}
-    for name, infinity in (("low", -math.inf), ("high", math.inf)):
-        if name in fields:
-            bound = fields[name]
-            fields[name] = tuple(infinity if x is None else x for x in bound) if isinstance(bound, tuple) else bound
-            fields[name] = infinity if fields[name] is None else fields[name]
-    return _KINDS[data["kind"]](**fields)
+    infinite = {"low": -math.inf, "high": math.inf}
+
+    def read(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(read(name, x) for x in value)
+        return infinite[name] if value is None else value
+
+    return _KINDS[data["kind"]](**{name: read(name, value) for name, value in data.items() if name != "kind"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,8 @@ def start(env: JaxEnv, key: PRNGKeyArray, count: int) -> BatchState:
 def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
     """Begin an episode in one environment for each key."""
     state, observation = jax.vmap(lambda k: env.reset(jax.random.fold_in(k, 1)))(keys)
-    return BatchState(*jax.tree.map(_strong, (state, observation)), keys, jnp.ones(keys.shape, jnp.uint32))
+    state, observation = jax.tree.map(_strong, (state, observation))
+    return BatchState(state, observation, keys, jnp.ones(keys.shape, jnp.uint32))
 
 
 def _strong(leaf: Any) -> Array:
@@ -73,8 +74,8 @@ def step(
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(per_state(done, new), new, old.astype(new.dtype))
 
-    chosen = jax.tree.map(choose, (state, first), (following, seen.observation))
-    after = BatchState(*chosen, batch.key, batch.time + 1)
+    state, observation = jax.tree.map(choose, (state, first), (following, seen.observation))
+    after = BatchState(state, observation, batch.key, batch.time + 1)
     # An environment may set both flags; the future of an absorbing state is worth 0 whatever the clock says.
     truncated = seen.truncated & ~seen.terminated
     valid = jnp.ones_like(done)

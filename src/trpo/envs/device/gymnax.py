@@ -54,23 +54,22 @@ class GymnaxEnv:
 
 
 def _tree(observation: Any) -> Tree:
-    """Return dicts and tuples of arrays, all floats of JAX's default precision; other nodes become their leaves."""
+    """Return dicts and tuples of arrays, as spaces have them; floats are of JAX's default precision."""
     match observation:
         case dict():
-            return {name: _tree(observation[name]) for name in sorted(observation)}
+            return {name: _tree(part) for name, part in observation.items()}
         case tuple() | list():
             return tuple(map(_tree, observation))
-    leaves = jax.tree.leaves(observation)
-    if len(leaves) == 1 and leaves[0] is observation:
-        x = jnp.asarray(observation)
-        return x if np.can_cast(x.dtype, np.int32) else jnp.asarray(x, float)
-    return tuple(map(_tree, leaves))
+    if not jax.tree_util.all_leaves([observation]):  # a node of another kind: a tuple of its leaves
+        return tuple(map(_tree, jax.tree.leaves(observation)))
+    x = jnp.asarray(observation)
+    return x if np.can_cast(x.dtype, np.int32) else x.astype(float)
 
 
 def _space(seen: Tree) -> Space:
     match seen:
         case dict():
-            return Dict(tuple((name, _space(part)) for name, part in seen.items()))
+            return Dict(tuple((name, _space(seen[name])) for name in sorted(seen)))
         case tuple():
             return Tuple(tuple(map(_space, seen)))
     if seen.dtype == bool:

@@ -10,22 +10,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import (
-    Bits,
-    Box,
-    Choice,
-    Choices,
-    Dict,
-    EnvSpec,
-    Leaf,
-    Space,
-    Tree,
-    Tuple,
-    UnsupportedSpaceError,
-    bound_of,
-    flat,
-)
+from trpo.envs.spec import Leaf, bound_of, flat
 
 MakeEnv = Callable[[], gym.Env]
 
@@ -61,7 +48,7 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
 
 
 def _seen(space: gym.Space) -> np.dtype | None:
-    """Return the type of observations: float32, or integers of up to 32 bits; wider ones only where int32 holds them."""
+    """Return the type of observations: float32, or integers of up to 32 bits, where these hold wider ones too."""
     if space.dtype is None or np.can_cast(space.dtype, np.int32):
         return space.dtype
     low, high, limits = getattr(space, "low", 0), getattr(space, "high", 0), np.iinfo(np.int32)
@@ -94,32 +81,18 @@ def quiet_mujoco() -> Iterator[None]:
         mujoco.set_mju_user_warning(previous)
 
 
-def env_maker(env: str | MakeEnv, **kwargs: Any) -> MakeEnv:
-    """Return a function that makes one environment from a Gymnasium id or from a user's own such function."""
-    if callable(env):
-        return env
-    return RegisteredEnv(env, kwargs)
-
-
-class RegisteredEnv:
-    """Makes a Gymnasium environment by id; a class, so that it can be sent to another process."""
-
-    def __init__(self, env_id: str, kwargs: dict[str, Any]):
-        self.env_id = env_id
-        self.kwargs = kwargs
-
-    def __call__(self) -> gym.Env:
-        """Make it."""
-        try:
-            return gym.make(self.env_id, disable_env_checker=True, **self.kwargs)
-        except ImportError as error:
-            raise UnknownEnvironmentError(f"environment {self.env_id!r} cannot be imported: {error}") from error
-        except gym.error.DependencyNotInstalled as error:
-            raise UnknownEnvironmentError(f"environment {self.env_id!r} needs another package: {error}") from error
-        except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
-            if self.env_id.split(":")[-1] in gym.registry:
-                raise
-            raise UnknownEnvironmentError(_unknown(self.env_id)) from error
+def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
+    """Make a Gymnasium environment by id."""
+    try:
+        return gym.make(env_id, disable_env_checker=True, **kwargs)
+    except ImportError as error:
+        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be imported: {error}") from error
+    except gym.error.DependencyNotInstalled as error:
+        raise UnknownEnvironmentError(f"environment {env_id!r} needs another package: {error}") from error
+    except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
+        if env_id.split(":")[-1] in gym.registry:
+            raise
+        raise UnknownEnvironmentError(_unknown(env_id)) from error
 
 
 def _unknown(env_id: str) -> str:
@@ -178,7 +151,7 @@ class GymnasiumEnvs:
     def _seen(self, columns: Tree) -> Tree:
         return flat(self._space, columns) if self._flatten else columns
 
-    def _begin(self, which: Sequence[int], keywords: Sequence[dict[str, int]]) -> Tree:
+    def _begin(self, which: Sequence[int], keywords: Sequence[dict[str, Any]]) -> Tree:
         columns = self._space.zeros(len(which))
         try:
             for row, (i, keyword) in enumerate(zip(which, keywords, strict=True)):

@@ -83,14 +83,3 @@ class Probe(gym.Env):
         """Put a snapshot back."""
         self._state, self._time = float(snapshot["state"]), int(snapshot["time"])
         self.np_random.bit_generator.state = snapshot["random"]
-
-
-class MakeProbe:
-    """Makes a probe environment; a class, so that it can be sent to another process."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self) -> Probe:
-        """Make it."""
-        return Probe(self.name)
