@@ -342,6 +342,7 @@ def test_curvature_that_is_not_positive_is_reported(rule: Any, factor: float) ->
     new, _, info = compiled(wrong_policy)(rule, params, params, broken, rule.init(params))
     assert_same_bits(new, params)
     assert info.result == Result.NONPOSITIVE_CURVATURE
+    assert info.backtracks == info.step_fraction == info.accepted_updates == 0  # not even a trial
 
 
 @normalised_rule

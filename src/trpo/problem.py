@@ -73,7 +73,8 @@ class LocalProblem(eqx.Module):
     objective: Callable[[Any], Scalar]
     """π ↦ L."""
     old: Any
-    """π_old: distributions of the policy that sampled the data. It stays put when a batch serves several updates."""
+    """π_old: distributions of the policy that the trust region is around, as a rule the one that sampled the data. It
+    stays put when a batch serves several updates."""
     weight: Float[Array, "*batch"]
     product_distributions: Callable[[Params], Distribution] | None = None
     """θ ↦ π_θ on the states that enter Fisher products; all of them if None."""
