@@ -52,8 +52,8 @@ def _seen(space: gym.Space) -> np.dtype | None:
     if space.dtype is None or np.can_cast(space.dtype, np.int32):
         return space.dtype
     low, high, limits = getattr(space, "low", 0), getattr(space, "high", 0), np.iinfo(np.int32)
-    inside = np.all(low >= limits.min) and np.all(high <= limits.max)
-    return np.dtype(np.int32 if inside and space.dtype.kind != "f" else np.float32)
+    fits = space.dtype.kind != "f" and np.all(low >= limits.min) and np.all(high <= limits.max)
+    return np.dtype(np.int32 if fits else np.float32)
 
 
 @contextlib.contextmanager
