@@ -161,7 +161,7 @@ def _train(job: Job) -> None:
 
     import trpo
     from benchmarks.timing import machine, versions
-    from trpo.runs import checkpoint
+    from trpo.runs.checkpoint import write_checkpoint
 
     config = configure(job)
     agent = trpo.make_agent(config.env.id, config)
@@ -172,7 +172,7 @@ def _train(job: Job) -> None:
 
     def keep() -> None:
         record["iteration"], record["steps"] = state.iteration, state.steps
-        checkpoint.save(job.partial / "checkpoints", state)
+        write_checkpoint(job.partial / "checkpoints", state)
         _write(job.partial / "record.json", record)
 
     if not record["evaluations"]:
@@ -212,13 +212,13 @@ def _train(job: Job) -> None:
 def _begin(job: Job, agent: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """Return the state to go on from, and what is known so far."""
     import trpo
-    from trpo.runs import checkpoint
+    from trpo.runs.checkpoint import read_checkpoint
 
     path = job.partial / "record.json"
     if path.exists():
         record = json.loads(path.read_text())
         if record["config"] == json.loads(json.dumps(config.to_json())):
-            state = checkpoint.load(job.partial / "checkpoints" / f"{record['iteration']:08d}", agent.learner)
+            state = read_checkpoint(job.partial / "checkpoints" / f"{record['iteration']:08d}", agent.learner)
             record["resumed"] += 1
             return state, record
         raise ValueError(f"{job.partial} was begun with other settings: remove it, or name the variant otherwise")

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -33,8 +34,8 @@ def same(a, b):
 
 def test_round_trip_is_bit_exact(trained, tmp_path):
     agent, state = trained
-    path = checkpoint.save(tmp_path, state)
-    read = checkpoint.load(path, agent.learner)
+    path = checkpoint.write_checkpoint(tmp_path, state)
+    read = checkpoint.read_checkpoint(path, agent.learner)
     assert same(read.learner, state.learner)
     assert (read.iteration, read.steps) == (state.iteration, state.steps)
     assert read.environments == state.environments
@@ -48,20 +49,21 @@ def test_the_average_of_policies_may_be_begun_or_dropped(trained, tmp_path, aver
     agent, state = trained
     without = dataclasses.replace(state.learner, average=None)
     saved, like = (without, agent.learner) if averaged else (state.learner, without)
-    path = checkpoint.save(tmp_path, dataclasses.replace(state, learner=saved))
-    read = checkpoint.load(path, like).learner
+    path = checkpoint.write_checkpoint(tmp_path, dataclasses.replace(state, learner=saved))
+    read = checkpoint.read_checkpoint(path, like).learner
     assert same(read, dataclasses.replace(state.learner, average=state.learner.policy if averaged else None))
 
 
 def test_statistics_are_inside(trained, tmp_path):  # PITFALLS row 23
     agent, state = trained
-    names = set(checkpoint.named_arrays(checkpoint.load(checkpoint.save(tmp_path, state), agent.learner).learner))
+    path = checkpoint.write_checkpoint(tmp_path, state)
+    names = set(checkpoint.named_arrays(checkpoint.read_checkpoint(path, agent.learner).learner))
     assert {"observations.mean", "observations.count", "value.returns.mean", "policy.network.weights[0]"} <= names
     assert any("value.optimiser" in name for name in names)
 
 
 def test_checksums_are_those_of_sha256sum(trained, tmp_path):
-    path = checkpoint.save(tmp_path, trained[1])
+    path = checkpoint.write_checkpoint(tmp_path, trained[1])
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum here")
     subprocess.run(["sha256sum", "--quiet", "-c", checkpoint.SUMS], cwd=path, check=True)
@@ -71,8 +73,8 @@ def test_checksums_are_those_of_sha256sum(trained, tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete"])
 def test_damage_is_named_and_the_previous_one_used(trained, tmp_path, file, damage):
     agent, state = trained
-    checkpoint.save(tmp_path, dataclasses.replace(state, iteration=1))
-    newest = checkpoint.save(tmp_path, dataclasses.replace(state, iteration=2)) / file
+    checkpoint.write_checkpoint(tmp_path, dataclasses.replace(state, iteration=1))
+    newest = checkpoint.write_checkpoint(tmp_path, dataclasses.replace(state, iteration=2)) / file
     content = newest.read_bytes()
     match damage:
         case "flip":
@@ -84,7 +86,7 @@ def test_damage_is_named_and_the_previous_one_used(trained, tmp_path, file, dama
             newest.write_bytes(b"")
         case "delete":
             newest.unlink()
-    read, problems = checkpoint.load_latest(tmp_path, agent.learner)
+    read, problems = checkpoint.newest_checkpoint(tmp_path, agent.learner)
     assert read.iteration == 1
     assert len(problems) == 1
     assert "00000002" in problems[0]
@@ -92,12 +94,12 @@ def test_damage_is_named_and_the_previous_one_used(trained, tmp_path, file, dama
 
 
 def test_all_damaged(trained, tmp_path):
-    path = checkpoint.save(tmp_path, trained[1])
+    path = checkpoint.write_checkpoint(tmp_path, trained[1])
     (path / checkpoint.TENSORS).write_bytes(b"rubbish")
     with pytest.raises(CheckpointError, match="corrupt"):
-        checkpoint.load_latest(tmp_path, trained[0].learner)
+        checkpoint.newest_checkpoint(tmp_path, trained[0].learner)
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        checkpoint.load_latest(tmp_path / "empty", trained[0].learner)
+        checkpoint.newest_checkpoint(tmp_path / "empty", trained[0].learner)
 
 
 class Bomb:
@@ -108,13 +110,13 @@ class Bomb:
 def test_loading_executes_no_code(trained, tmp_path, monkeypatch):  # PITFALLS row 24
     monkeypatch.chdir(tmp_path)
     agent, state = trained
-    path = checkpoint.save(tmp_path / "c", state)
+    path = checkpoint.write_checkpoint(tmp_path / "c", state)
     pickled = pickle.dumps(Bomb())
     with pytest.raises(CheckpointError):
-        checkpoint.load(_forge(path, checkpoint.TENSORS, pickled), agent.learner)
-    path = checkpoint.save(tmp_path / "c", state)
+        checkpoint.read_checkpoint(_forge(path, checkpoint.TENSORS, pickled), agent.learner)
+    path = checkpoint.write_checkpoint(tmp_path / "c", state)
     with pytest.raises(CheckpointError):
-        checkpoint.load(_forge(path, checkpoint.DATA, pickled), agent.learner)
+        checkpoint.read_checkpoint(_forge(path, checkpoint.DATA, pickled), agent.learner)
     assert not (tmp_path / "bomb-went-off").exists()
     pickle.loads(pickled)  # the bomb does work
     assert (tmp_path / "bomb-went-off").exists()
@@ -134,43 +136,43 @@ def _forge(path, file, content):
 
 
 def test_another_format_version_is_refused(trained, tmp_path):
-    path = checkpoint.save(tmp_path, trained[1])
+    path = checkpoint.write_checkpoint(tmp_path, trained[1])
     data = json.loads((path / checkpoint.DATA).read_text())
     data["format"] = 99
     with pytest.raises(CheckpointError, match="format 99"):
-        checkpoint.load(_forge(path, checkpoint.DATA, json.dumps(data).encode()), trained[0].learner)
+        checkpoint.read_checkpoint(_forge(path, checkpoint.DATA, json.dumps(data).encode()), trained[0].learner)
 
 
 def test_another_agent_is_refused(trained, tmp_path):
-    path = checkpoint.save(tmp_path, trained[1])
+    path = checkpoint.write_checkpoint(tmp_path, trained[1])
     config = trpo.Config(policy=trpo.PolicyConfig(hidden=(32,)), env=trpo.EnvConfig("probe:both"))
     with pytest.raises(CheckpointError, match="does not fit"):
-        checkpoint.load(path, trpo.make_agent("probe:both", config).learner)
+        checkpoint.read_checkpoint(path, trpo.make_agent("probe:both", config).learner)
 
 
 def test_only_the_last_k_are_kept_and_leftovers_are_ignored(trained, tmp_path):
     (tmp_path / ".tmp-00000009").mkdir(parents=True)  # what a crash while writing leaves behind
     for i in range(1, 6):
-        checkpoint.save(tmp_path, dataclasses.replace(trained[1], iteration=i), keep=2)
+        checkpoint.write_checkpoint(tmp_path, dataclasses.replace(trained[1], iteration=i), keep=2)
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["00000005", "00000004"]
 
 
 def test_a_crash_at_any_write_leaves_the_previous_checkpoint(trained, tmp_path, monkeypatch):
     agent, state = trained
-    checkpoint.save(tmp_path, dataclasses.replace(state, iteration=1))
-    real = checkpoint.write_durably
+    checkpoint.write_checkpoint(tmp_path, dataclasses.replace(state, iteration=1))
+    real = Path.write_bytes
     for crash_at in range(3):
         calls = iter(range(10))
 
         def write(path, data, calls=calls, crash_at=crash_at):
             if next(calls) == crash_at:
-                path.write_bytes(data[: len(data) // 2])
+                real(path, data[: len(data) // 2])
                 raise OSError("power cut")
-            real(path, data)
+            return real(path, data)
 
-        monkeypatch.setattr(checkpoint, "write_durably", write)
+        monkeypatch.setattr(Path, "write_bytes", write)
         with pytest.raises(OSError, match="power cut"):
-            checkpoint.save(tmp_path, dataclasses.replace(state, iteration=2))
-        read, problems = checkpoint.load_latest(tmp_path, agent.learner)
+            checkpoint.write_checkpoint(tmp_path, dataclasses.replace(state, iteration=2))
+        read, problems = checkpoint.newest_checkpoint(tmp_path, agent.learner)
         assert read.iteration == 1
         assert problems == []

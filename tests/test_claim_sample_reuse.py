@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from trpo import problem
-from trpo.rules import TRPO
+from trpo.rules import TRPO, Repeated
 from trpo.theory.claims import sample_reuse
 from trpo.theory.records import Outcome
-from trpo.training import learner
 
 SIZE = 24
 
@@ -68,11 +67,11 @@ def test_a_swapped_kl_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_budget_of_k_deltas_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = learner._updates
+    right = Repeated.update
 
-    def generous(hyper: Any, local: Any, begin: Any) -> Any:
-        rule = dataclasses.replace(hyper.rule, max_kl=hyper.rule.max_kl * hyper.updates_per_batch)
-        return right(dataclasses.replace(hyper, rule=rule), local, begin)
+    def generous(self: Repeated, *arguments: Any) -> Any:
+        rule = dataclasses.replace(self.rule, max_kl=self.rule.max_kl * self.times)
+        return right(Repeated(rule, self.times), *arguments)
 
-    monkeypatch.setattr(learner, "_updates", generous)
+    monkeypatch.setattr(Repeated, "update", generous)
     assert failed(sample_reuse.run(SIZE)) == {"as the learner does it"}

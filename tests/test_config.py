@@ -8,13 +8,14 @@ import math
 import subprocess
 import sys
 import textwrap
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import trpo
-from trpo.settings.config import merge
+from trpo.settings.config import FITS, RULES, merge
 
 NAN, INF = math.nan, math.inf
 
@@ -137,12 +138,18 @@ def test_settings_that_the_value_fit_does_not_have_are_refused(method: str, fiel
         trpo.Config(value=trpo.ValueConfig(method=method, **field))
 
 
-@pytest.mark.parametrize("rule", ["trpo", "natural-gradient", "penalty"])
+@pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_built_with_its_settings(rule: str) -> None:
     built = trpo.RuleConfig(rule, max_kl=0.02, damping=0.2, cg_iterations=7, cg_tolerance=1e-3).build()
     assert (built.max_kl, built.damping, built.cg_iterations, built.cg_tolerance) == (0.02, 0.2, 7, 1e-3)
-    kinds = {"trpo": trpo.TRPO, "natural-gradient": trpo.NaturalGradient, "penalty": trpo.Penalty}
-    assert type(built) is kinds[rule]
+    assert type(built) is RULES[rule]
+
+
+def test_rules_and_fits_are_those_of_the_tables_with_their_own_defaults() -> None:
+    for group, field, table in ((trpo.RuleConfig, "name", RULES), (trpo.ValueConfig, "method", FITS)):
+        assert typing.get_args(typing.get_type_hints(group)[field]) == tuple(table)
+        for name, kind in table.items():
+            assert group(**{field: name}).build() == kind()
 
 
 def test_defaults_are_the_paper_s() -> None:

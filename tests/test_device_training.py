@@ -380,9 +380,9 @@ def test_resuming_is_exact_whatever_the_chunks(tmp_path: Path) -> None:
     for longest in (1, 3, 256):
         half, early = in_chunks(configure(iterations=4), longest)
         assert half.iteration == 4
-        place = checkpoint.save(tmp_path / str(longest), half)
+        place = checkpoint.write_checkpoint(tmp_path / str(longest), half)
         for after in (longest, 2):
-            loaded = checkpoint.load(place, trpo.make_agent(WALK, configure()).learner)
+            loaded = checkpoint.read_checkpoint(place, trpo.make_agent(WALK, configure()).learner)
             end, late = in_chunks(configure(iterations=11), after, loaded)
             assert (end.iteration, end.steps, end.episodes) == (whole.iteration, whole.steps, whole.episodes)
             assert bits(end.learner) == bits(whole.learner)

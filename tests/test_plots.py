@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trpo.report import plots
+from trpo.report import figure
 from trpo.report.plots import plot_runs, running_median
 
 GAUSSIAN: dict[str, Any] = {"std": 0.6, "max_kl": 0.01, "episode_return": 3.0, "explained_variance": 0.5}
@@ -116,7 +116,7 @@ def test_runs_are_told_apart(tmp_path: Path, figures: list[Any]) -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 30])
 def test_every_run_has_a_colour_of_its_own(count: int) -> None:
-    assert len({plots.colour_of(i, count) for i in range(count)}) == count
+    assert len({figure.colour_of(i, count) for i in range(count)}) == count
 
 
 def test_a_last_line_cut_short_is_ignored(tmp_path: Path, figures: list[Any]) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 
 import trpo
 from trpo.report import recording
-from trpo.report.recording import GifWriter, default_path, headless_backend, record
+from trpo.report.recording import default_path, headless_backend, record
+from trpo.report.video import GifWriter
 
 
 class Clock(gym.Env):

@@ -11,18 +11,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.distributions import Distribution
 from trpo.fisher import Linearisation, linearise
 from trpo.line_search import Evaluation
 from trpo.objectives import importance_sampled_surrogate, max_state_kl, mean_kl
+from trpo.policies.function import memoryless
+from trpo.policies.protocol import PolicyFunction, unroll
 from trpo.trees import per_element, per_state, weighted_sum
 from trpo.types import Params, Scalar
 
 
 class Batch(eqx.Module):
-    """What the policy's update needs of a batch; leading axes are free and the same in every field."""
+    """What the policy's update needs of a batch; leading axes are free and the same in every field.
+
+    For a policy with memory they are ``[time, env]``.
+    """
 
     observation: PyTree[Shaped[Array, "..."]]
     """As the policy takes it (normalised, if the policy was run on normalised observations)."""
@@ -31,6 +36,10 @@ class Batch(eqx.Module):
     advantage: Float[Array, "*batch"]
     weight: Float[Array, "*batch"]
     """≥ 0, summing to 1; 0 for padding and auto-reset steps, whose content then does not matter."""
+    carry: Any = ()
+    """A policy's memory before the first step, as it was when it acted."""
+    reset: Bool[Array, "*batch"] | None = None
+    """Whether an episode begins with a step: memory starts anew."""
 
 
 class LocalModel(eqx.Module):
@@ -115,28 +124,34 @@ class LocalProblem(eqx.Module):
         )
 
 
-PolicyFunction = Callable[[Params, Any], Distribution]
-"""(parameters, observations with any leading axes) ↦ one distribution for each observation."""
-
-
-def sampled_problem(policy: PolicyFunction, params: Params, batch: Batch, fisher_subsample: int = 1) -> LocalProblem:
+def sampled_problem(
+    policy: PolicyFunction | Callable[[Params, Any], Distribution],
+    params: Params,
+    batch: Batch,
+    fisher_subsample: int = 1,
+) -> LocalProblem:
     """Build the local problem of a single-path batch around the policy that sampled it.
 
     Args:
-        policy: ``policy(params, observation)`` returns a :class:`Distribution` with the batch's leading axes.
+        policy: a :class:`~trpo.policies.protocol.PolicyFunction`, or without memory ``policy(params, observation)``,
+            which returns a :class:`Distribution` with the batch's leading axes.
         params: parameters of the *sampling* policy; ratios are 1 and the KL is 0 there.
         batch: see :class:`Batch`.
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
             gradient, and the KL that the line search enforces, always use all. Of every environment it takes other
-            times (or, where fragments are shorter than k, it flattens the two), so it is not for policies that are
-            unrolled over time.
+            times (or, where fragments are shorter than k, it flattens the two), so it is not for policies with memory.
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
+    if fisher_subsample > 1 and jax.tree.leaves(batch.carry):
+        raise ValueError(
+            f"fisher_subsample={fisher_subsample}: a policy with memory needs every step of a batch; use 1"
+        )
+    policy = memoryless(policy)
     observation, action, advantage = _without_absent_rows(
         (batch.observation, batch.action, batch.advantage), batch.weight
     )
-    distributions = _PolicyAt(policy, observation)
+    distributions = _PolicyAt(policy, observation, batch.carry, batch.reset)
     old = jax.lax.stop_gradient(distributions(params))
     objective = jax.tree_util.Partial(
         importance_sampled_surrogate,
@@ -181,9 +196,11 @@ class _PolicyAt(eqx.Module):
 
     policy: PolicyFunction = eqx.field(static=True)
     observation: PyTree[Shaped[Array, "..."]]
+    carry: Any = ()
+    reset: Bool[Array, "..."] | None = None
 
     def __call__(self, params: Params) -> Distribution:
-        return self.policy(params, self.observation)
+        return unroll(self.policy, params, self.carry, (self.observation, self.reset))[0]
 
 
 def _fixed_subsample(shape: tuple[int, ...], every: int) -> Callable[[Array], Array]:

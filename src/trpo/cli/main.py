@@ -173,9 +173,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 
 def _evaluate_run(run: Path, options: Any) -> Any:
-    from trpo.runs.run import load_run
+    from trpo.runs.run import read_run
 
-    agent, state, problems = load_run(run)
+    agent, state, problems = read_run(run)
     for problem in problems:
         print(f"trpo: {problem}; using the one before", file=sys.stderr)
     result = agent.evaluate(options.episodes, deterministic=not options.stochastic, seed=options.seed)

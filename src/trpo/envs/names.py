@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import gymnasium as gym
 
 from trpo.envs.device.brax import make_brax
 from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.playground import make_playground
 from trpo.envs.device.probes import make_probe
-from trpo.envs.device.protocol import JaxEnv
+from trpo.envs.device.protocol import Flattened, JaxEnv
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
 from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
+from trpo.envs.spec import EnvSpec
 
 _MAKERS: dict[str, Callable[[str], JaxEnv]] = {
     "gymnax": make_gymnax,
@@ -70,7 +75,74 @@ def _imported(name: str) -> JaxEnv:
     return env
 
 
-def _maker(env: str | MakeEnv, **kwargs: Any) -> tuple[str, MakeEnv]:
+EnvLike: TypeAlias = str | MakeEnv | JaxEnv | HostEnv
+"""A name, a function without arguments that makes a ``gymnasium.Env``, an environment in JAX, or environments made."""
+
+
+@runtime_checkable
+class DoorOptions(Protocol):
+    """What is done at an environment's door: see :class:`~trpo.EnvConfig`."""
+
+    @property
+    def rescale_actions(self) -> bool:
+        """Whether [−1, 1] is mapped onto finite bounds."""
+        ...
+
+    @property
+    def flatten(self) -> bool:
+        """Whether every observation is made one vector."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run's environments come from: what ENV is, decided once (:func:`resolve`)."""
+
+    env: EnvLike
+    rescale_actions: bool = True
+    flatten: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether environments are made here; those that were handed in are the caller's to close."""
+        return not isinstance(self.env, HostEnv)
+
+    @functools.cached_property
+    def device(self) -> JaxEnv | None:
+        """The environment in JAX, None if it is one for the host."""
+        env = as_jax_env(self.env)
+        return Flattened(env) if env is not None and self.flatten else env
+
+    @functools.cached_property
+    def spec(self) -> EnvSpec:
+        """Its spaces, with the options of the run."""
+        if isinstance(self.env, HostEnv):
+            return self.env.spec
+        if self.device is not None:
+            return self.device.spec.with_options(self.rescale_actions, False)
+        envs = self.open(1)
+        envs.close()
+        return envs.spec
+
+    def open(self, count: int, workers: int = 0) -> HostEnv:
+        """Return environments that are stepped together from the host: new ones, or those that were handed in."""
+        if isinstance(self.env, HostEnv):
+            return self.env
+        return make_envs(self.env, count, workers, self.rescale_actions, self.flatten)
+
+
+def resolve(env: EnvLike, options: DoorOptions) -> Origin:
+    """Return what ENV is; nothing is made or imported yet.
+
+    Raises:
+        ValueError: it is nothing that environments can be made from.
+    """
+    if not (isinstance(env, str | HostEnv | JaxEnv) or callable(env)):
+        raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
+    return Origin(env, options.rescale_actions, options.flatten)
+
+
+def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
     if not isinstance(env, str):
         if not callable(env):
             raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
@@ -121,7 +193,7 @@ def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = Tr
     return GymnasiumEnvs(name, make, count, rescale_actions, flatten)
 
 
-def make_single(env: str | MakeEnv, **kwargs: Any) -> Any:
+def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
         env = env.removeprefix("envpool:")

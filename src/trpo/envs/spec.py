@@ -257,7 +257,7 @@ class Tuple(Space):
         return {"kind": "tuple", "items": [space.to_json() for space in self.items]}
 
 
-_KINDS = {leaf.kind: leaf for leaf in (Box, Choice, Choices, Bits)}
+_KINDS: dict[str, Any] = {leaf.kind: leaf for leaf in (Box, Choice, Choices, Bits)}
 
 
 def space_from_json(data: dict[str, Any]) -> Space:

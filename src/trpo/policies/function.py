@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
+from trpo.policies.protocol import Memoryless, PolicyFunction
 from trpo.types import Params
 
 
@@ -25,32 +27,48 @@ class _Constant:
 
 
 class ModuleFunction(eqx.Module):
-    """A module's call as a pure function ``f(params, x)``; equal for equal structures, so jit caches on it."""
+    """A module's call as a pure function ``f(params, *x)``; equal for equal structures, so jit caches on it."""
 
     static: Any = eqx.field(static=True)
 
-    def __call__(self, params: Params, x: Any) -> Any:
+    def __call__(self, params: Params, *x: Any) -> Any:
         """Call the module with ``params`` in place of its own."""
-        return self.bind(params)(x)
+        return self.bind(params)(*x)
 
     def bind(self, params: Params) -> Any:
         """Return the module with ``params`` in place of its own."""
         constants = jax.tree.map(lambda x: x.value if isinstance(x, _Constant) else x, self.static)
         return eqx.combine(params, constants)
 
+    def start(self, count: int) -> Any:
+        """Return the module's memory at the start of ``count`` episodes, if it is one with memory."""
+        return self.static.start(count)
+
 
 def as_function(module: Any) -> tuple[ModuleFunction, Params]:
-    """Split any callable pytree into ``(f, params)`` with ``f(params, x) = module(x)``.
+    """Split any callable pytree into ``(f, params)`` with ``f(params, *x) = module(*x)``.
 
     ``params`` holds every floating-point array of the module, each of which an update moves.
 
     >>> import jax, trpo
-    >>> policy, params = trpo.as_function(trpo.CategoricalPolicy(trpo.mlp(jax.random.key(0), (4, 8, 2))))
-    >>> policy(params, jax.numpy.zeros((3, 4))).logits.shape
+    >>> network, params = trpo.as_function(trpo.mlp(jax.random.key(0), (4, 8, 2)))
+    >>> network(params, jax.numpy.zeros((3, 4))).shape
     (3, 2)
     """
     params, static = eqx.partition(module, eqx.is_inexact_array)
     return ModuleFunction(jax.tree.map(lambda x: _Constant(np.asarray(x)) if eqx.is_array(x) else x, static)), params
+
+
+def memoryless(function: Callable[..., Any]) -> PolicyFunction:
+    """Adapt ``function(params, observation)``; what is a :class:`PolicyFunction` already is returned as it is."""
+    known: Any = function
+    return known if hasattr(getattr(function, "static", function), "start") else Memoryless(function)
+
+
+def as_policy(module: Any) -> tuple[PolicyFunction, Params]:
+    """Split a policy or value function: a module with memory, or any callable pytree of observations."""
+    function, params = as_function(module)
+    return memoryless(function), params
 
 
 def to_numpy(params: Params) -> Params:

@@ -1,98 +1,130 @@
-"""Policies and value functions: a network, and the distribution that its outputs mean."""
+"""Heads: from a trunk's outputs to a distribution over actions. A head is the one place that knows a kind of action."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Float
 
-from trpo.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
-from trpo.policies.networks import MLP
+from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
+from trpo.envs.spec import Bits, Box, Choice, Choices, Leaf, Space, UnsupportedSpaceError
 from trpo.trees import namespace, per_element
 from trpo.types import AnyArray
 
 
-def _above(min_std: float, log_std: Any) -> Any:
+class Head(Protocol):
+    """A callable pytree from outputs ``[..., size]`` to distributions; its arrays are parameters of the policy."""
+
+    @property
+    def size(self) -> int:
+        """Outputs that it takes."""
+        ...
+
+    def __call__(self, outputs: Any) -> Distribution:
+        """Return the distribution for each row of outputs."""
+        ...
+
+
+def above(min_std: float, log_std: Any) -> Any:
     """Return log(min_std + exp(log_std)): the logarithm of a σ that cannot fall below ``min_std``."""
     xp = namespace(log_std)
     return xp.log(min_std + xp.exp(log_std)) if min_std > 0 else log_std
 
 
-class GaussianPolicy(eqx.Module):
-    """s ↦ N(network(s), diag(σ)²), σ = min_std + exp(log_std), the same in every state.
+class GaussianHead(eqx.Module):
+    """N(outputs, diag(σ)²), σ = min_std + exp(log_std), the same in every state.
 
     With ``min_std`` 0 it is that of the TRPO paper's appendix D.
     """
 
-    network: MLP
     log_std: Float[AnyArray, "d"]
     min_std: float = eqx.field(static=True, default=0.0)
 
-    def __call__(self, observation: Any) -> DiagGaussian:
-        """Return the distribution for each observation."""
-        return self.around(self.network(observation))
+    @property
+    def size(self) -> int:
+        """One mean for each element of an action."""
+        return self.log_std.shape[0]
 
-    def around(self, mean: Any) -> DiagGaussian:
-        """Return the distribution for each mean."""
+    def __call__(self, outputs: Any) -> DiagGaussian:
+        """Return the distribution around each row."""
         log_std = self.log_std
-        return DiagGaussian(mean, namespace(log_std).broadcast_to(_above(self.min_std, log_std), mean.shape))
+        return DiagGaussian(outputs, namespace(log_std).broadcast_to(above(self.min_std, log_std), outputs.shape))
 
 
-class StateDependentGaussianPolicy(eqx.Module):
-    """s ↦ N(μ(s), diag(σ(s))²): the network's outputs are the d means, then the d offsets to ``log_std``.
+class StateDependentGaussianHead(eqx.Module):
+    """N(μ, diag(σ)²): outputs are the d means, then the d offsets to ``log_std``; σ = min_std + exp(log_std + offset)."""
 
-    σ(s) = min_std + exp(log_std + offset(s)).
-    """
-
-    network: MLP
     log_std: Float[AnyArray, "d"]
     min_std: float = eqx.field(static=True, default=0.0)
 
-    def __call__(self, observation: Any) -> DiagGaussian:
-        """Return the distribution for each observation."""
-        outputs = self.network(observation)
+    @property
+    def size(self) -> int:
+        """A mean and an offset for each element of an action."""
+        return 2 * self.log_std.shape[0]
+
+    def __call__(self, outputs: Any) -> DiagGaussian:
+        """Return the distribution for each row."""
         d = self.log_std.shape[0]
         log_std = outputs[..., d:] + per_element(self.log_std, outputs.ndim)
-        return DiagGaussian(outputs[..., :d], _above(self.min_std, log_std))
+        return DiagGaussian(outputs[..., :d], above(self.min_std, log_std))
 
 
-class CategoricalPolicy(eqx.Module):
-    """s ↦ Categorical(network(s))."""
+class CategoricalHead(eqx.Module):
+    """Categorical(outputs)."""
 
-    network: MLP
+    size: int = eqx.field(static=True)
 
-    def __call__(self, observation: Any) -> Categorical:
-        """Return the distribution for each observation."""
-        return Categorical(self.network(observation))
+    def __call__(self, outputs: Any) -> Categorical:
+        """Return the distribution for each row of logits."""
+        return Categorical(outputs)
 
 
-class MultiCategoricalPolicy(eqx.Module):
-    """s ↦ independent categoricals, their logits concatenated in ``network(s)``."""
+class MultiCategoricalHead(eqx.Module):
+    """Independent categoricals, their logits concatenated."""
 
-    network: MLP
     sizes: tuple[int, ...] = eqx.field(static=True)
 
-    def __call__(self, observation: Any) -> MultiCategorical:
-        """Return the distribution for each observation."""
-        return MultiCategorical(self.network(observation), self.sizes)
+    @property
+    def size(self) -> int:
+        """One logit for each choice."""
+        return sum(self.sizes)
+
+    def __call__(self, outputs: Any) -> MultiCategorical:
+        """Return the distribution for each row of logits."""
+        return MultiCategorical(outputs, self.sizes)
 
 
-class BernoulliPolicy(eqx.Module):
-    """s ↦ independent bits with logits ``network(s)``."""
+class BernoulliHead(eqx.Module):
+    """Independent bits, outputs their logits."""
 
-    network: MLP
+    size: int = eqx.field(static=True)
 
-    def __call__(self, observation: Any) -> Bernoulli:
-        """Return the distribution for each observation."""
-        return Bernoulli(self.network(observation))
+    def __call__(self, outputs: Any) -> Bernoulli:
+        """Return the distribution for each row of logits."""
+        return Bernoulli(outputs)
 
 
-class ValueFunction(eqx.Module):
-    """s ↦ V(s) in units of the running deviation of returns: a scalar for each leading index."""
+def _gaussian(leaf: Box, initial_std: float, min_std: float, state_dependent_std: bool) -> Head:
+    log_std = jnp.full((leaf.size,), math.log(initial_std - min_std), jnp.result_type(float))
+    return (StateDependentGaussianHead if state_dependent_std else GaussianHead)(log_std, min_std)
 
-    network: MLP
 
-    def __call__(self, observation: Any) -> Any:
-        """Return V for each observation."""
-        return self.network(observation)[..., 0]
+HEADS: dict[type[Leaf], Callable[..., Head]] = {
+    Box: _gaussian,
+    Choice: lambda leaf, **_: CategoricalHead(leaf.n),
+    Choices: lambda leaf, **_: MultiCategoricalHead(leaf.sizes),
+    Bits: lambda leaf, **_: BernoulliHead(leaf.size),
+}
+"""What makes a head for a kind of action: called with the leaf and a Gaussian's settings by name."""
+
+
+def make_head(space: Space, **gaussian: Any) -> Head:
+    """Make the head that an action space calls for; raise :class:`UnsupportedSpaceError` if there is none."""
+    if type(space) not in HEADS:
+        known = ", ".join(kind.__name__ for kind in HEADS)
+        raise UnsupportedSpaceError(f"no head for actions of a {type(space).__name__}; there are heads for {known}")
+    return HEADS[type(space)](space, **gaussian)  # type: ignore[index]

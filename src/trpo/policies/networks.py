@@ -1,109 +1,108 @@
-"""Multilayer perceptrons, policies and value functions.
-
-Layers are written for batches against the array namespace, so one definition serves the compiled update, the
-NumPy pass that steps host environments, and any leading axes without ``vmap``.
-"""
+"""Policies and value functions: an encoder, a trunk, and for a policy a head."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
 
-from trpo.trees import namespace, per_element
-from trpo.types import AnyArray
+from trpo.distributions import Distribution
+from trpo.policies.encoders import Encoder
+from trpo.policies.heads import GaussianHead, Head
+from trpo.policies.protocol import Observed
+from trpo.policies.trunks import MLP, Recurrent
+from trpo.running_statistics import Normaliser
 
-Activation = Literal["tanh", "relu"]
-Gain = float | Literal["auto"]
-"""Of hidden layers' initial weights; auto: by the number of inputs."""
+
+def _start(trunk: Any, count: int) -> Any:
+    return trunk.start(count) if isinstance(trunk, Recurrent) else ()
 
 
-@jax.custom_jvp
-def _tanh(x: Array) -> Array:
-    """Tanh whose tangent is t (1 − y²): one factor to keep and to multiply by, where JAX's own rule has two.
+def _apply(trunk: Any, carry: Any, features: Any, reset: Any) -> tuple[Any, Any]:
+    return trunk(carry, features, reset) if isinstance(trunk, Recurrent) else (trunk(features), carry)
 
-    The factor is read in every Fisher product, so this shortens a whole update by several per cent.
+
+class Policy(eqx.Module):
+    """s ↦ head(trunk(encoder(s))): a :class:`~trpo.policies.protocol.PolicyFunction` with its parameters inside."""
+
+    encoder: Encoder
+    trunk: Any
+    """A callable from features to outputs, or a :class:`~trpo.policies.trunks.Recurrent`."""
+    head: Head
+
+    def start(self, count: int) -> Any:
+        """Return the memory at the start of ``count`` episodes."""
+        return _start(self.trunk, count)
+
+    def __call__(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
+        """Return the distribution for each observation, and the memory after them."""
+        observation, reset = observed
+        outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
+        return self.head(outputs), carry
+
+
+class ValueFunction(eqx.Module):
+    """s ↦ V(s) in units of the running deviation of returns: a scalar for each leading index."""
+
+    encoder: Encoder
+    trunk: Any
+
+    def start(self, count: int) -> Any:
+        """Return the memory at the start of ``count`` episodes."""
+        return _start(self.trunk, count)
+
+    def __call__(self, carry: Any, observed: Observed) -> tuple[Any, Any]:
+        """Return V for each observation, and the memory after them."""
+        observation, reset = observed
+        outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
+        return outputs[..., 0], carry
+
+
+HostPass = Callable[[Any, Any], Any]
+"""(observation, standard noise, or None for the mode) ↦ action, in NumPy."""
+
+
+def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPass | None:
+    """Return a NumPy pass of a policy with an MLP, equal to its definition bit for bit; None for any other.
+
+    Reading a module's attributes and making a distribution for every step takes four times as long as the arithmetic
+    of a small network, so here both are done once. ``see`` turns an observation into what the policy is shown;
+    ``normaliser`` is the part of it that is a plain array's, None where it is not.
     """
-    return jnp.tanh(x)
+    # Exactly these classes: what another one, or a subclass, does is its own business.
+    if type(policy) is not Policy or type(policy.trunk) is not MLP:
+        return None
+    encoder, head, tanh = policy.encoder, policy.head, policy.trunk.activation == "tanh"
+    layers = [(w, b[None]) for w, b in zip(policy.trunk.weights, policy.trunk.biases, strict=True)]
+    hidden, (last_weight, last_bias) = layers[:-1], layers[-1]
+    std = np.exp(head(last_bias).log_std) if type(head) is GaussianHead else None
+    frozen = None
+    if type(normaliser) is Normaliser:
+        frozen = normaliser.mean[None], normaliser.scale[None], -normaliser.clip, normaliser.clip
 
+    def act(observation: Any, noise: Any) -> Any:
+        if frozen is None:
+            x = see(observation)
+        else:
+            mean, scale, low, high = frozen
+            x = (observation - mean) * scale
+            np.maximum(x, low, out=x)
+            np.minimum(x, high, out=x)
+        x = encoder(x)
+        for weight, bias in hidden:
+            x = x @ weight
+            x += bias
+            if tanh:
+                np.tanh(x, out=x)
+            else:
+                np.maximum(x, 0, out=x)
+        x = x @ last_weight
+        x += last_bias
+        if std is not None:
+            return x if noise is None else x + std * noise
+        distribution = head(x)
+        return distribution.mode() if noise is None else distribution.transform(noise)
 
-@_tanh.defjvp
-def _tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (t,) = primals, tangents
-    y = _tanh(x)
-    return y, t * (1 - y * y)
-
-
-def _activate(kind: Activation, x: Any) -> Any:
-    xp = namespace(x)
-    if kind == "relu":
-        return xp.maximum(x, 0)
-    return np.tanh(x) if xp is np else _tanh(x)
-
-
-class MLP(eqx.Module):
-    """x ↦ W_L φ(… φ(x W_1 + b_1) …) + b_L, with tanh or ReLU between layers.
-
-    Weights are stored ``[in, out]`` and applied as ``x @ W``, so a batch is one matrix product.
-    """
-
-    weights: tuple[Float[AnyArray, "_inputs _outputs"], ...]
-    biases: tuple[Float[AnyArray, "_outputs"], ...]
-    activation: Activation = eqx.field(static=True)
-    first: int | None = eqx.field(static=True, default=None)
-    """Apply the layers to so many first elements of the last axis; None: to all of them."""
-
-    def __call__(self, x: Any) -> Any:
-        """Apply the layers to the last axis of ``x``."""
-        # Read once: in NumPy, reading an attribute of a module costs as much as adding a bias.
-        weights, biases, activation = self.weights, self.biases, self.activation
-        last = len(weights) - 1
-        if self.first is not None:
-            x = x[..., : self.first]
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            x = x @ weight + per_element(bias, x.ndim)
-            if i < last:
-                x = _activate(activation, x)
-        return x
-
-
-def _orthogonal(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Return a uniformly random matrix with orthonormal rows or columns, whichever are fewer."""
-    q, r = np.linalg.qr(random.normal(size=(max(shape), min(shape))))
-    q = q * np.sign(np.diag(r))  # without it QR's own sign convention would bias the draw
-    return q if shape[0] >= shape[1] else q.T
-
-
-def mlp(
-    key: PRNGKeyArray,
-    sizes: tuple[int, ...],
-    activation: Activation = "tanh",
-    last_scale: float = 1.0,
-    hidden_scale: Gain = 2**0.5,
-    dtype: Any = jnp.float32,
-    first: int | None = None,
-) -> MLP:
-    """Make an MLP with orthogonal weights and zero biases; with ``first``, on so many first elements of its input.
-
-    Hidden layers have gain ``hidden_scale``, the last layer ``last_scale`` (Andrychowicz et al. 2021, arXiv:2006.05990:
-    a policy's last layer scaled by 0.01 matters more than most choices). With gain g, inputs of unit variance enter
-    the first layer's units with variance g², if there are at least as many inputs as units: √2 reaches into tanh's
-    bends, 0.3 stays where tanh is nearly straight. With n < units inputs that variance is g² n / units. ``"auto"`` is
-    √2 for n ≤ units and 0.2 for more, since trials on two tasks say that near linear is better there (docs/results.md).
-    """
-    sizes = sizes if first is None else (first, *sizes[1:])
-    if hidden_scale == "auto":
-        hidden_scale = 2**0.5 if sizes[0] <= sizes[1] else 0.2
-    gains = [hidden_scale] * (len(sizes) - 2) + [last_scale]
-    # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
-    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    weights = tuple(
-        jnp.asarray(gain * _orthogonal(random, shape), dtype)
-        for gain, shape in zip(gains, itertools.pairwise(sizes), strict=True)
-    )
-    return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation, first)
+    return act

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trpo.report.figure import check_png, colour_of, draw_legend, new_figure, note, save_png, style
 from trpo.runs.sinks import FILE, read_metrics
 
 ACTUAL, PREDICTED, BOUND = "-", (0, (2.5, 1.5)), (0, (6, 3))
 """Line styles: one for each meaning, since colours are the runs."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", "#000000")
-"""Okabe and Ito's palette, distinguishable with any colour vision; its yellow is too light for lines."""
 
 
 def plot_runs(runs: Sequence[Path], out: Path) -> Path:
@@ -33,21 +31,16 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         ValueError: no run was given, or one has no metrics; the message names the file and the cure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     out = Path(out)
     unique = list(dict.fromkeys(Path(run).resolve() for run in runs))
     if not unique:
         raise ValueError("no run to plot: give one run directory or more")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"out={str(out)!r}: must end in .png")
+    check_png(out)
     curves = [
         _Run(label, colour_of(i, len(unique)), _records(run))
         for i, (label, run) in enumerate(zip(_labels(unique), unique, strict=True))
     ]
-    figure = Figure(figsize=(13, 7.2), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 7.2)
     panels = (_return, _kl, _gain, _explained, _std, _entropy)
     for axes, draw in zip(figure.subplots(2, 3, sharex=True).flat, panels, strict=True):
         draw(axes, curves)
@@ -57,12 +50,8 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     window = max(run.window for run in curves)
     notes = [f"thin: every iteration · thick: running median of {window} iterations"] if window > 1 else []
     notes += ["× update rejected"] if any(run.rejected.any() for run in curves) else []
-    figure.supxlabel(" · ".join(notes), fontsize=8.5, color="0.4")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, out)
-    return out
+    note(figure, " · ".join(notes))
+    return save_png(figure, out)
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
@@ -114,29 +103,6 @@ def _labels(runs: Sequence[Path]) -> list[str]:
             depth[i] += 1
 
 
-def colour_of(i: int, count: int) -> Any:
-    """Return the i-th of ``count`` colours."""
-    if count <= len(COLOURS):
-        return COLOURS[i]
-    import matplotlib
-
-    return matplotlib.colormaps["turbo"](0.05 + 0.9 * i / (count - 1))
-
-
-def style(axes: Any, title: str, unit: str = "") -> None:
-    """Give a panel its title and quiet axes."""
-    from matplotlib.ticker import EngFormatter
-
-    axes.set_title(title, fontsize=10.5, loc="left")
-    axes.set_ylabel(unit, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, color="0.6")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.02)
-
-
 def _curve(axes: Any, run: _Run, name: str, style: Any = ACTUAL) -> np.ndarray:
     """Draw one column: thin as it is, thick its running median."""
     y = run[name]
@@ -166,16 +132,8 @@ def _kl(axes: Any, curves: Sequence[_Run]) -> None:
     for run in curves:
         y = _curve(axes, run, "mean_kl")
         if run.rejected.any():
-            axes.plot(
-                run.steps[run.rejected],
-                y[run.rejected],
-                color=run.colour,
-                linestyle="none",
-                marker="x",
-                markersize=5,
-                clip_on=False,
-                zorder=5,
-            )
+            crosses = {"linestyle": "none", "marker": "x", "markersize": 5, "clip_on": False, "zorder": 5}
+            axes.plot(run.steps[run.rejected], y[run.rejected], color=run.colour, **crosses)
     bounds = [run["max_kl"] for run in curves]
     known = {f"{x:.3g}" for column in bounds for x in column[np.isfinite(column)]}
     for run, bound in zip(curves, bounds, strict=True):
@@ -265,4 +223,4 @@ def _legend(figure: Any, curves: Sequence[_Run]) -> None:
         handles.append(Line2D([], [], color=run.colour, linewidth=2.5, label=label))
     widest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), 150 // (widest + 8)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)
+    draw_legend(figure, columns, handles=handles)

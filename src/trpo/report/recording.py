@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import gymnasium as gym
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, MissingExtraError
-from trpo.envs.host.gymnasium import quiet_mujoco
+from trpo.envs.host.gymnasium import quiet_mujoco, space_of
 from trpo.envs.names import as_jax_env, make_single
+from trpo.envs.spec import flat
+from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.training.agent import Agent
 
-FASTEST = {".gif": 30, ".mp4": 60}
-"""Frames a second that are worth writing: faster simulations keep every k-th frame, and their speed."""
 PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
 
 
 def default_path(run: Path) -> Path:
     """Return RUN/video.mp4 where the ``video`` extra is installed, else RUN/video.gif, which needs nothing."""
-    return Path(run) / ("video.mp4" if importlib.util.find_spec("imageio_ffmpeg") else "video.gif")
+    return Path(run) / ("video.mp4" if can_write_mp4() else "video.gif")
 
 
 def record(
@@ -72,13 +70,13 @@ def record(
             raise ValueError(f"{name}={value}: must be ≥ 1")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps={fps}: must be > 0; the default is the environment's own")
-    open_writer = _writer_for(out)
+    check_video(out)
     env = _make_env(agent)
     try:
         speed = fps or float(env.metadata.get("render_fps") or 30)
         every = math.ceil(speed / FASTEST[out.suffix.lower()])
         frames = _frames(env, agent, episodes, deterministic, seed, every)
-        _write(out, open_writer, speed / every, frames, max_frames)
+        write_video(out, speed / every, frames, max_frames)
     finally:
         with contextlib.suppress(Exception):  # some renderers fail in closing what they never opened
             env.close()
@@ -154,17 +152,19 @@ def _frames(
     env: gym.Env, agent: Agent, episodes: int, deterministic: bool, seed: int, every: int
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
-    step = 0
+    step, space = 0, space_of(env.observation_space)
     try:
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
-            done = False
+            carry, done = agent.start(), False
             while not done:
                 if step % every == 0:
                     yield _frame(env, agent.spec.id)
-                flat = np.asarray(observation, np.float32).ravel()
+                seen = space.map(lambda leaf, part: np.asarray(part, leaf.dtype), observation)
+                seen = flat(space, seen) if agent.config.env.flatten else seen
                 key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-                observation, _, terminated, truncated, _ = env.step(agent.act(flat, deterministic, key))
+                action, carry = agent.act(seen, carry, deterministic=deterministic, seed=key)
+                observation, _, terminated, truncated, _ = env.step(action)
                 done = bool(terminated or truncated)
                 step += 1
             yield _frame(env, agent.spec.id)
@@ -187,113 +187,3 @@ def _frame(env: gym.Env, env_id: str) -> np.ndarray:
     if frame.ndim != 3 or frame.shape[-1] not in (3, 4):
         raise ValueError(f"environment {env_id!r} rendered an array of shape {frame.shape}, not an RGB image")
     return np.ascontiguousarray(frame[..., :3], dtype=np.uint8)
-
-
-class Writer(Protocol):
-    """Where frames go."""
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame ``[height, width, 3]``."""
-        ...
-
-    def close(self) -> None:
-        """Complete the file."""
-        ...
-
-
-Open = Callable[[Path, tuple[int, int], float], Writer]
-
-
-def _write(out: Path, open_writer: Open, fps: float, frames: Iterator[np.ndarray], max_frames: int) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
-    writer: Writer | None = None
-    try:
-        for count, frame in enumerate(frames, start=1):
-            if writer is None:
-                height, width = frame.shape[:2]
-                writer = open_writer(partial, (width, height), fps)
-            writer.add(frame)
-            if count == max_frames:
-                break
-        assert writer is not None  # an episode has at least one frame
-        writer.close()
-        os.replace(partial, out)
-    except BaseException:
-        if writer is not None:
-            with contextlib.suppress(Exception):
-                writer.close()
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _writer_for(out: Path) -> Open:
-    suffix = out.suffix.lower()
-    if suffix == ".gif":
-        return GifWriter
-    if suffix != ".mp4":
-        raise ValueError(f"out={str(out)!r}: must end in .mp4 or .gif")
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise MissingExtraError(
-            "recording .mp4 needs pip install 'trpo[video]'; a file that ends in .gif needs nothing"
-        )
-    return Mp4Writer
-
-
-class GifWriter:
-    """A GIF that is written frame by frame; Pillow's own writer holds all of them until the end."""
-
-    def __init__(self, path: Path, size: tuple[int, int], fps: float):
-        self._file: BinaryIO = path.open("wb")
-        self._period = 100 / fps
-        self._count = 0
-        self._file.write(b"GIF89a" + size[0].to_bytes(2, "little") + size[1].to_bytes(2, "little") + b"\x00\x00\x00")
-        self._file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # repeat for ever
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame with a palette of its own."""
-        from PIL import GifImagePlugin, Image
-
-        # The format counts hundredths of a second: each end of a frame is rounded, so that no error adds up.
-        length = round((self._count + 1) * self._period) - round(self._count * self._period)
-        image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
-        blocks = GifImagePlugin.getdata(image, duration=10 * length, include_color_table=True)
-        self._file.writelines(blocks)
-        self._count += 1
-
-    def close(self) -> None:
-        """Write the trailer."""
-        self._file.write(b";")
-        self._file.close()
-
-
-class Mp4Writer:
-    """H.264 in an MP4, encoded by an ffmpeg process."""
-
-    def __init__(self, path: Path, size: tuple[int, int], fps: float):
-        # Not imageio_ffmpeg.write_frames: it forks with a Python hook, which may deadlock under JAX's threads.
-        ffmpeg = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
-        self._size = size[0] // 2 * 2, size[1] // 2 * 2  # the format's colours are shared by 2 × 2 pixels
-        raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self._size[0]}x{self._size[1]}", "-r", f"{fps:.6g}")
-        codec = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
-        self._process = subprocess.Popen(
-            [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame."""
-        width, height = self._size
-        pipe = self._process.stdin
-        assert pipe is not None
-        try:
-            pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
-        except BrokenPipeError:
-            self.close()
-
-    def close(self) -> None:
-        """Complete the file."""
-        _, message = self._process.communicate()
-        if self._process.returncode:
-            raise ValueError(f"ffmpeg failed: {message.decode(errors='replace').strip()}; a .gif needs no ffmpeg")

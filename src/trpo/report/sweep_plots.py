@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trpo.report.plots import colour_of, style
+from trpo.report.figure import check_png, colour_of, draw_band, draw_legend, new_figure, note, save_png, style
 from trpo.runs.aggregate import curves_on_grid, interval
 from trpo.runs.sinks import read_metrics
 from trpo.runs.sweep import groups, read_sweep
@@ -27,18 +26,13 @@ def plot_sweeps(places: Sequence[Path], out: Path) -> Path:
     Raises:
         ValueError: a run has no metrics yet, or no episode has ended.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"out={str(out)!r}: must end in .png")
+    check_png(out)
     curves = [
         (" ".join(part for part in (place.name if len(places) > 1 else "", label) if part), _curves(place, members))
         for place in places
         for label, members in groups(read_sweep(place)).items()
     ]
-    figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 5)
     over_steps, at_end = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     style(over_steps, "Return, mean of about the last 100 episodes", "undiscounted")
     style(at_end, "At the end, each seed")
@@ -49,17 +43,9 @@ def plot_sweeps(places: Sequence[Path], out: Path) -> Path:
     over_steps.set_xlabel("environment steps of each run")
     at_end.set_xticks([])
     at_end.margins(x=0.3)
-    figure.legend(loc="outside upper center", ncols=min(4, len(curves)), frameon=False, fontsize=10)
-    figure.supxlabel(
-        "thick: interquartile mean over seeds · band: 95 % bootstrap interval · thin: single seeds",
-        fontsize=8.5,
-        color="0.4",
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, out)
-    return out
+    draw_legend(figure, min(4, len(curves)))
+    note(figure, "thick: interquartile mean over seeds · band: 95 % bootstrap interval · thin: single seeds")
+    return save_png(figure, out)
 
 
 def _curves(place: Path, members: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -78,21 +64,12 @@ def _draw(axes: Any, label: str, members: list[tuple[np.ndarray, np.ndarray]], c
     for column in values.T:
         axes.plot(steps, column, color=colour, linewidth=0.5, alpha=0.25)
     known = np.isfinite(values).all(axis=-1)  # from where every seed has a return
-    band = interval(values[known])
-    axes.fill_between(steps[known], band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(steps[known], band.iqm, color=colour, linewidth=2, label=label)
+    draw_band(axes, steps[known], interval(values[known]), colour, label)
 
 
 def _dots(axes: Any, place: int, scores: list[float], colour: Any) -> None:
     spread = np.linspace(-0.25, 0.25, len(scores)) if len(scores) > 1 else np.zeros(1)
     axes.plot(place + spread, sorted(scores), linestyle="none", marker="o", markersize=3.5, color=colour, alpha=0.6)
     band = interval(scores)
-    axes.errorbar(
-        [place + 0.4],
-        [band.iqm],
-        yerr=[[band.iqm - band.low], [band.high - band.iqm]],
-        color=colour,
-        marker="D",
-        markersize=5,
-        capsize=3,
-    )
+    error = [[band.iqm - band.low], [band.high - band.iqm]]
+    axes.errorbar([place + 0.4], [band.iqm], yerr=error, color=colour, marker="D", markersize=5, capsize=3)

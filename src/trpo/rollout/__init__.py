@@ -2,7 +2,19 @@
 
 from trpo.rollout.acting import HostPolicy, act, noise_of
 from trpo.rollout.episodes import EpisodeStatistics
-from trpo.rollout.host import HostRollout
-from trpo.rollout.trajectory import Actor, Trajectory
+from trpo.rollout.host import HostSource
+from trpo.rollout.source import Source
+from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
 
-__all__ = ["Actor", "EpisodeStatistics", "HostPolicy", "HostRollout", "Trajectory", "act", "noise_of"]
+__all__ = [
+    "Actor",
+    "EpisodeStatistics",
+    "HostPolicy",
+    "HostSource",
+    "Seat",
+    "Snapshot",
+    "Source",
+    "Trajectory",
+    "act",
+    "noise_of",
+]

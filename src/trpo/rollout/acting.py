@@ -1,9 +1,7 @@
 """A policy acting on the host.
 
 It runs as plain NumPy on its own definition, with the noise of a whole fragment drawn beforehand: for a small network a
-compiled call for every vector step costs as much as the simulator. Even so, reading a module's attributes and making a
-distribution for every step takes four times as long as the arithmetic. So the usual policy, a Gaussian around an MLP,
-has a pass of its own here, equal bit for bit.
+compiled call for every vector step costs as much as the simulator.
 """
 
 from __future__ import annotations
@@ -11,123 +9,65 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import cloudpickle
-import equinox as eqx
 import jax
 import numpy as np
 
+from trpo.envs.spec import Box
 from trpo.policies.function import to_numpy
-from trpo.policies.heads import GaussianPolicy
-from trpo.policies.networks import MLP
-from trpo.problem import PolicyFunction
+from trpo.policies.networks import host_pass
+from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.trajectory import Actor
-from trpo.running_statistics import Normaliser
+
+Act = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+"""(observation, carry, reset, standard noise, or None for the mode) ↦ (action, carry)."""
 
 
-def act(
-    policy: Callable[[Any], Any], normaliser: Normaliser | None, observation: Any, noise: Any | None
-) -> tuple[Any, Any]:
-    """Return ``(action, distribution)``; the mode if ``noise`` is None. NumPy in, NumPy out."""
-    distribution = policy(observation if normaliser is None else normaliser(observation))
+def act(policy: Any, actor: Actor, observation: Any, carry: Any, reset: Any, noise: Any) -> tuple[Any, Any]:
+    """Take one step with ``policy(carry, (observation, reset))``, its parameters inside. NumPy in, NumPy out."""
+    distribution, carry = policy(carry, (actor.see(observation), reset))
     # Through the class: binding a method of an Equinox module costs more than the arithmetic of a small batch.
     kind = type(distribution)
-    return (kind.mode(distribution) if noise is None else kind.transform(distribution, noise)), distribution
+    return (kind.mode(distribution) if noise is None else kind.transform(distribution, noise)), carry
 
 
 @partial(jax.jit, static_argnums=0)
-def _compiled_act(policy: PolicyFunction, actor: Actor, observation: Any, noise: Any | None) -> tuple[Any, Any]:
-    return act(partial(policy, actor.params), actor.normaliser, observation, noise)
+def _compiled_act(policy: PolicyFunction, actor: Actor, *step: Any) -> tuple[Any, Any]:
+    return act(partial(policy, actor.params), actor, *step)
 
 
-@runtime_checkable
-class FragmentPolicy(Protocol):
-    """Acts through a fragment; of each step it keeps a record, from which all distributions are made at the end."""
-
-    def act(self, observation: np.ndarray, noise: Any) -> tuple[np.ndarray, Any]:
-        """Return actions, and the record of this step."""
-        ...
-
-    def distribution(self, records: list[Any]) -> Any:
-        """Return the distributions of all steps, ``[time, env]``."""
-        ...
-
-
-class AnyPolicy:
-    """A fragment's policy of any kind: the record is the distribution itself."""
-
-    def __init__(self, act: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]):
-        self.act = act
-
-    def distribution(self, records: list[Any]) -> Any:
-        """Return the distributions of all steps."""
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
-
-
-class GaussianMLP:
-    """A fragment's Gaussian policy with an MLP: the record is the mean."""
-
-    def __init__(self, policy: GaussianPolicy, normaliser: Normaliser | None):
-        self._policy, network = policy, policy.network
-        self._normaliser = None
-        if normaliser is not None:
-            self._normaliser = (normaliser.mean[None], normaliser.scale[None], -normaliser.clip, normaliser.clip)
-        layers = [(weight, bias[None]) for weight, bias in zip(network.weights, network.biases, strict=True)]
-        self._hidden, self._last = layers[:-1], layers[-1]
-        self._tanh, self._first = network.activation == "tanh", network.first
-        self._std = np.exp(policy.around(self._last[1]).log_std)
-
-    def act(self, observation: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what :func:`act` does, and the mean."""
-        x: np.ndarray = observation
-        if self._normaliser is not None:
-            mean, scale, low, high = self._normaliser
-            x = (x - mean) * scale
-            np.maximum(x, low, out=x)
-            np.minimum(x, high, out=x)
-        if self._first is not None:
-            x = x[..., : self._first]
-        for weight, bias in self._hidden:
-            x = x @ weight
-            x += bias
-            if self._tanh:
-                np.tanh(x, out=x)
-            else:
-                np.maximum(x, 0, out=x)
-        weight, bias = self._last
-        x = x @ weight
-        x += bias
-        return x + self._std * noise, x
-
-    def distribution(self, records: list[np.ndarray]) -> Any:
-        """Return the distributions of all steps."""
-        return self._policy.around(np.stack(records))
-
-
-def fragment_policy(policy: Any, normaliser: Normaliser | None) -> FragmentPolicy:
+def numpy_act(policy: Any, actor: Actor) -> Act:
     """Return the fastest pass for a policy that acts in NumPy."""
-    # Exactly these classes: what another one, or a subclass, does is its own business.
-    if type(policy) is GaussianPolicy and type(policy.network) is MLP:
-        return GaussianMLP(policy, normaliser)
-    return AnyPolicy(partial(act, policy, normaliser))
+    plain = isinstance(actor.space, Box) and np.issubdtype(actor.space.dtype, np.floating)
+    fast = host_pass(policy, actor.see, actor.normalisers if plain else None)
+    if fast is None:
+        return partial(act, policy, actor)
+    step = fast
+    return lambda observation, carry, reset, noise: (step(observation, noise), carry)
+
+
+def bound(policy: PolicyFunction, params: Any) -> Any:
+    """Return ``(carry, observed) ↦ (distribution, carry)``, put together once, not at every step."""
+    bind = getattr(policy, "bind", None)
+    return partial(policy, params) if bind is None else bind(params)
 
 
 class HostPolicy:
     """Acts for a batch of observations: in NumPy where the policy's definition allows it, else compiled.
 
     A policy allows it if, given NumPy parameters, it returns NumPy arrays; those written against the array namespace
-    of their inputs do (see :mod:`trpo.policies.networks`). Anything that insists on ``jax.numpy`` still works, at the
+    of their inputs do (see :mod:`trpo.policies.trunks`). Anything that insists on ``jax.numpy`` still works, at the
     price of a compiled call for every vector step.
     """
 
-    def __init__(self, policy: PolicyFunction, actor: Actor, observation_size: int):
+    def __init__(self, policy: PolicyFunction, actor: Actor):
         self._policy = policy
-        zeros = np.zeros((1, observation_size), np.float32)
         try:
-            host = to_numpy(actor)
-            action, distribution = act(partial(policy, host.params), host.normaliser, zeros, None)
-            leaves = [action, *jax.tree.leaves(distribution)]
+            host, one = to_numpy(actor), to_numpy(policy.start(1))
+            step = actor.space.zeros(1), one, np.ones(1, bool), None
+            leaves = jax.tree.leaves(act(bound(policy, host.params), host, *step))
             self.in_numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
         except (TypeError, AttributeError, jax.errors.JAXTypeError):
             self.in_numpy = False
@@ -136,8 +76,11 @@ class HostPolicy:
     def load(self, actor: Actor) -> None:
         """Act with these parameters and statistics from now on."""
         self._actor = to_numpy(actor) if self.in_numpy else actor
-        bind = getattr(self._policy, "bind", None)  # put the module together once, not at every step
-        self._module = bind(self._actor.params) if bind else partial(self._policy, self._actor.params)
+        self._step: Act = numpy_act(*self.parts) if self.in_numpy else self._compiled
+
+    def start(self, count: int) -> Any:
+        """Return the memory at the start of ``count`` episodes."""
+        return to_numpy(self._policy.start(count))
 
     @functools.cached_property
     def can_travel(self) -> bool:
@@ -151,24 +94,24 @@ class HostPolicy:
         return True
 
     @property
-    def parts(self) -> tuple[Any, Normaliser | None]:
+    def parts(self) -> tuple[Any, Actor]:
         """The first two arguments of :func:`act`."""
-        return self._module, self._actor.normaliser
+        return bound(self._policy, self._actor.params), self._actor
 
-    @property
-    def of_fragment(self) -> FragmentPolicy:
-        """This policy, to act through a fragment in this process."""
-        return fragment_policy(*self.parts) if self.in_numpy else AnyPolicy(self)
+    def _compiled(self, *step: Any) -> tuple[Any, Any]:
+        return jax.device_get(_compiled_act(self._policy, self._actor, *step))
 
-    def __call__(self, observation: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, Any]:
-        """Return actions, and the distributions they come from, as NumPy arrays."""
-        if self.in_numpy:
-            return act(self._module, self._actor.normaliser, observation, noise)
-        return jax.device_get(_compiled_act(self._policy, self._actor, observation, noise))
+    def __call__(self, observation: Any, carry: Any, reset: Any, noise: Any | None) -> tuple[Any, Any]:
+        """Return actions and memory, as NumPy arrays."""
+        return self._step(observation, carry, reset, noise)
 
 
-def noise_of(policy: PolicyFunction, actor: Actor, count: int, observation_size: int, length: int, key: Any) -> Any:
-    """Draw the standard noise for ``length`` steps of ``count`` environments (jit-able)."""
-    observation = jax.numpy.zeros((count, observation_size))
-    shape = eqx.filter_eval_shape(policy, actor.params, observation)
-    return jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shape).noise(key, (length,))
+def noise_of(policy: PolicyFunction, actor: Actor, count: int, leading: tuple[int, ...], key: Any) -> Any:
+    """Draw the standard noise for ``leading`` steps of ``count`` environments (jit-able)."""
+
+    def one(actor: Actor) -> Any:
+        observed = actor.see(actor.space.map(lambda leaf: jax.numpy.zeros((count, *leaf.shape), leaf.dtype)))
+        return policy(actor.params, policy.start(count), (observed, jax.numpy.ones(count, bool)))[0]
+
+    shape = jax.eval_shape(one, actor)
+    return jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shape).noise(key, leading)

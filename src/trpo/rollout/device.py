@@ -1,17 +1,19 @@
-"""Single-path rollouts of JAX environments, inside the compiled iteration."""
+"""Single-path rollouts of environments in JAX, inside the compiled iteration."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from trpo.envs.device import JaxEnv, batch
-from trpo.problem import PolicyFunction
+from trpo.envs.spec import EnvSpec
+from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import act
 from trpo.rollout.episodes import EpisodeTotals
 from trpo.rollout.trajectory import Actor, Trajectory
@@ -24,42 +26,69 @@ class DeviceRollout(eqx.Module):
     running_return: Float[Array, "n"]
     """Undiscounted return so far of each episode under way."""
     running_length: Int[Array, "n"]
+    carry: Any
+    """The policy's memory."""
+    reset: Bool[Array, "n"]
+    """Whether an episode begins with the next observation."""
 
 
-def begin(env: JaxEnv, key: Any, count: int) -> DeviceRollout:
-    """Start an episode in each of ``count`` environments."""
-    return DeviceRollout(batch.start(env, key, count), jnp.zeros(count), jnp.zeros(count, jnp.int32))
+@dataclasses.dataclass(frozen=True)
+class DeviceSource:
+    """Environments in JAX as a source: pure functions of a :class:`DeviceRollout`."""
 
+    env: JaxEnv
+    spec: EnvSpec
+    """The environment's, with the options of a run."""
 
-def restart(env: JaxEnv, rollout: DeviceRollout) -> DeviceRollout:
-    """Begin new episodes everywhere, as after a non-finite batch."""
-    state, observation = batch.fresh(env, rollout.envs)
-    envs = batch.BatchState(state, observation, rollout.envs.key, rollout.envs.time + 1)
-    return DeviceRollout(envs, jnp.zeros_like(rollout.running_return), jnp.zeros_like(rollout.running_length))
+    def begin(self, key: Any, count: int, carry: Any) -> DeviceRollout:
+        """Start an episode in each of ``count`` environments."""
+        envs = batch.start(self.env, key, count)
+        return DeviceRollout(envs, jnp.zeros(count), jnp.zeros(count, jnp.int32), carry, jnp.ones(count, bool))
 
+    def restart(self, rollout: DeviceRollout) -> DeviceRollout:
+        """Begin new episodes everywhere, as after a non-finite batch."""
+        state, observation = batch.fresh(self.env, rollout.envs)
+        return DeviceRollout(
+            envs=batch.BatchState(state, observation, rollout.envs.key, rollout.envs.time + 1),
+            running_return=jnp.zeros_like(rollout.running_return),
+            running_length=jnp.zeros_like(rollout.running_length),
+            carry=rollout.carry,
+            reset=jnp.ones_like(rollout.reset),
+        )
 
-def collect(
-    env: JaxEnv, policy: PolicyFunction, actor: Actor, rollout: DeviceRollout, noise: Any, rescale: bool
-) -> tuple[DeviceRollout, Trajectory, EpisodeTotals]:
-    """Run as many steps in every environment as ``noise`` has rows (see :func:`~trpo.rollout.acting.noise_of`)."""
-    pool = None if env.cheap_reset else batch.fresh(env, rollout.envs)
-    if pool is not None:  # its randomness is that of this time step, which must not serve twice
-        rollout = eqx.tree_at(lambda r: r.envs.time, rollout, rollout.envs.time + 1)
+    def collect(
+        self, policy: PolicyFunction, actor: Actor, rollout: DeviceRollout, noise: Any
+    ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals]:
+        """Run as many steps in every environment as ``noise`` has rows (see :func:`~trpo.rollout.acting.noise_of`)."""
+        env, spaces = self.env, self.spec.action
+        pool = None if env.cheap_reset else batch.fresh(env, rollout.envs)
+        if pool is not None:  # its randomness is that of this time step, which must not serve twice
+            rollout = eqx.tree_at(lambda r: r.envs.time, rollout, rollout.envs.time + 1)
 
-    def one(carry: DeviceRollout, noise_t: Any) -> tuple[DeviceRollout, tuple]:
-        envs = carry.envs
-        action, distribution = act(partial(policy, actor.params), actor.normaliser, envs.observation, noise_t)
-        log_prob = distribution.log_prob(action)
-        initial = (lambda done: batch.fresh(env, envs)) if pool is None else (lambda done: pool)
-        after, seen = batch.step(env, envs, action, rescale, initial)
-        done = seen.terminated | seen.truncated
-        total, length = carry.running_return + seen.reward, carry.running_length + 1
-        following = DeviceRollout(after, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
-        row = (envs.observation, action, log_prob, *seen[1:4], seen.final_observation, seen.valid)
-        counted = done & jnp.isfinite(total)
-        totals = (done, counted, jnp.where(counted, total, 0.0), jnp.where(counted, length, 0))
-        return following, (row, totals)
+        def one(before: DeviceRollout, noise_t: Any) -> tuple[DeviceRollout, Any]:
+            envs = before.envs
+            step = envs.observation, before.carry, before.reset, noise_t
+            action, carry = act(partial(policy, actor.params), actor, *step)
+            initial = (lambda done: batch.fresh(env, envs)) if pool is None else (lambda done: pool)
+            after, seen = batch.step(env, spaces, envs, action, initial)
+            done = seen.terminated | seen.truncated
+            total, length = before.running_return + seen.reward, before.running_length + 1
+            following = DeviceRollout(after, jnp.where(done, 0.0, total), jnp.where(done, 0, length), carry, done)
+            counted = done & jnp.isfinite(total)
+            ended = EpisodeTotals(done, counted, jnp.where(counted, total, 0.0), jnp.where(counted, length, 0))
+            return following, (envs.observation, action, seen, ended)
 
-    rollout, (rows, totals) = jax.lax.scan(one, rollout, noise)
-    ended, counted, returns, lengths = (jnp.sum(column) for column in totals)
-    return rollout, Trajectory(*rows), EpisodeTotals(ended, counted, returns, lengths)
+        carry, reset = rollout.carry, rollout.reset
+        rollout, (met, action, seen, ended) = jax.lax.scan(one, rollout, noise)
+        trajectory = Trajectory(
+            observation=met,
+            action=action,
+            reward=seen.reward,
+            terminated=seen.terminated,
+            truncated=seen.truncated,
+            next_observation=seen.final_observation,
+            valid=seen.valid,
+            carry=carry,
+            reset=reset,
+        )
+        return rollout, trajectory, jax.tree.map(jnp.sum, ended)

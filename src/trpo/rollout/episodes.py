@@ -7,21 +7,54 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from trpo.trees import number
 
+RECENT = 100
+"""Episodes over which return and length are averaged."""
+
+
+class RecentEpisodes:
+    """Mean return and length of the latest episodes: of the latest entries that together hold a hundred."""
+
+    def __init__(self, data: dict[str, Any] | None = None):
+        data = data or {}
+        self.episodes: int = data.get("episodes", 0)
+        """All that ever ended."""
+        # Checkpoints of the first format have each episode by itself.
+        old = zip([1] * RECENT, data.get("returns", ()), data.get("lengths", ()), strict=False)
+        self._entries = collections.deque(tuple(entry) for entry in data.get("recent", old))
+        self._count = sum(entry[0] for entry in self._entries)
+
+    def add(self, count: int, return_sum: float, length_sum: int) -> None:
+        """Record episodes of finite return."""
+        self._entries.append((count, return_sum, length_sum))
+        self._count += count
+        while self._count - self._entries[0][0] >= RECENT:
+            self._count -= self._entries.popleft()[0]
+
+    def means(self) -> tuple[float | None, float | None]:
+        """Return mean return and mean length, None before an episode has ended."""
+        if not self._entries:
+            return None, None
+        _, returns, lengths = zip(*self._entries, strict=True)
+        return number(np.sum(returns) / self._count), number(np.sum(lengths) / self._count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, for a checkpoint."""
+        return {"episodes": self.episodes, "recent": [list(entry) for entry in self._entries]}
+
 
 class EpisodeStatistics:
-    """Returns and lengths of episodes, from raw rewards, across fragments."""
+    """Returns and lengths of episodes of ``count`` environments, across fragments."""
 
-    def __init__(self, count: int):
-        self.running_return = np.zeros(count, np.float64)
-        self.running_length = np.zeros(count, np.int64)
-        self.returns: collections.deque[float] = collections.deque(maxlen=RECENT)
-        self.lengths: collections.deque[int] = collections.deque(maxlen=RECENT)
-        self.episodes = 0
-        self.first = np.ones(count, bool)
+    def __init__(self, count: int, data: dict[str, Any] | None = None):
+        self.recent = RecentEpisodes(data)
+        data = data or {}
+        self.running_return = np.array(data.get("running_return", np.zeros(count)), np.float64)
+        self.running_length = np.array(data.get("running_length", np.zeros(count)), np.int64)
+        self.first = np.array(data.get("first", np.full(count, not data)), bool)
         """Whether an environment is still in its first episode."""
 
     def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
@@ -44,12 +77,9 @@ class EpisodeStatistics:
         """Close the books of the episodes that ended."""
         # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
         for i in np.flatnonzero(done & np.isfinite(self.running_return)):
-            self.returns.append(float(self.running_return[i]))
-            self.lengths.append(int(self.running_length[i]))
-        self.episodes += int(done.sum())
-        self.running_return[done] = 0.0
-        self.running_length[done] = 0
-        self.first[done] = False
+            self.recent.add(1, float(self.running_return[i]), int(self.running_length[i]))
+        self.recent.episodes += int(done.sum())
+        self.forget(done)
 
     def forget(self, which: np.ndarray) -> None:
         """Forget the episodes under way in some environments, which count as their first."""
@@ -65,64 +95,15 @@ class EpisodeStatistics:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, for a checkpoint."""
-        return {
-            "running_return": self.running_return.tolist(),
-            "running_length": self.running_length.tolist(),
-            "returns": list(self.returns),
-            "lengths": list(self.lengths),
-            "episodes": self.episodes,
-            "first": self.first.tolist(),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> EpisodeStatistics:
-        """Read what :meth:`to_json` wrote."""
-        self = cls(len(data["running_return"]))
-        self.running_return[:] = data["running_return"]
-        self.running_length[:] = data["running_length"]
-        self.returns.extend(data["returns"])
-        self.lengths.extend(data["lengths"])
-        self.episodes = data["episodes"]
-        self.first[:] = data.get("first", False)  # older checkpoints don't have it
-        return self
-
-
-RECENT = 100
-"""Episodes over which return and length are averaged."""
-
-
-class EpisodeWindow:
-    """Mean return and length over the episodes of the latest iterations that together hold a hundred."""
-
-    def __init__(self, data: dict[str, Any] | None = None):
-        self.episodes: int = data["episodes"] if data else 0
-        self._recent: list[list[float]] = [list(entry) for entry in data["recent"]] if data else []
-
-    def add(self, totals: EpisodeTotals) -> None:
-        """Record one iteration."""
-        self.episodes += int(totals.ended)
-        if totals.counted:
-            self._recent.append([int(totals.counted), float(totals.return_sum), int(totals.length_sum)])
-            while sum(entry[0] for entry in self._recent[1:]) >= RECENT:
-                del self._recent[0]
-
-    def means(self) -> tuple[float | None, float | None]:
-        """Return mean return and mean length, None before an episode has ended."""
-        count, returns, lengths = (
-            (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (0,) * 3
-        )
-        return (number(returns / count), number(lengths / count)) if count else (None, None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything, for a checkpoint."""
-        return {"episodes": self.episodes, "recent": [list(entry) for entry in self._recent]}
+        running = {name: getattr(self, name).tolist() for name in ("running_return", "running_length", "first")}
+        return running | self.recent.to_json()
 
 
 class EpisodeTotals(eqx.Module):
-    """The episodes that ended in one fragment."""
+    """The episodes that ended in a step of each environment, or in a whole fragment."""
 
-    ended: Int[Array, ""]
-    counted: Int[Array, ""]
+    ended: Shaped[Array, "*n"]
+    counted: Shaped[Array, "*n"]
     """Those with a finite return; the sums are over them."""
-    return_sum: Float[Array, ""]
-    length_sum: Int[Array, ""]
+    return_sum: Float[Array, "*n"]
+    length_sum: Int[Array, "*n"]

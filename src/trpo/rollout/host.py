@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,98 +11,145 @@ import jax
 import numpy as np
 
 from trpo.envs import HostEnv, RestartableEnv, SplitEnv, Transition
-from trpo.rollout.acting import FragmentPolicy, HostPolicy, fragment_policy
+from trpo.policies.function import to_numpy
+from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
-from trpo.rollout.trajectory import Trajectory
+from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
+from trpo.trees import from_named_arrays
 
-BLOCK = 4
-"""Rows for which, in a multiple, a matrix product treats every row alike, so that they may be computed apart."""
+
+def _steps(noise: Any) -> Iterator[Any]:
+    """Yield the noise of one step after the other."""
+    if isinstance(noise, np.ndarray):
+        return iter(noise)
+    leaves, structure = jax.tree.flatten(noise)
+    return (jax.tree.unflatten(structure, rows) for rows in zip(*leaves, strict=True))
+
+
+def _stack(rows: list[Any]) -> Any:
+    return np.stack(rows) if isinstance(rows[0], np.ndarray) else jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
 def run_fragment(
-    envs: HostEnv,
-    policy: FragmentPolicy,
-    observation: np.ndarray,
-    noise: np.ndarray,
-    after: Callable[[Transition], Transition] | None = None,
-) -> tuple[Trajectory, np.ndarray]:
-    """Act and step ``noise.shape[0]`` times from ``observation``; return what happened, and the last observation.
+    envs: HostEnv, act: Act, seat: Seat, noise: Any, after: Callable[[Transition], Transition] | None = None
+) -> tuple[Trajectory, Seat]:
+    """Act and step as often as ``noise`` has rows, from ``seat``; return what happened, and what the policy meets next.
 
     ``after`` sees each step and may change it.
     """
-    rows: list[tuple[Any, ...]] = []
-    records: list[Any] = []
-    for now in noise:
-        action, record = policy.act(observation, now)
-        following = envs.step(action)
+    observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
+    met: list[Any] = []
+    actions: list[Any] = []
+    steps: list[Transition] = []
+    for now in _steps(noise):
+        action, carry = act(observation, carry, reset, now)
+        step = envs.step(action)
         if after is not None:
-            following = after(following)
-        rows.append((observation, action, *following[1:]))
-        records.append(record)
-        observation = following[0]
+            step = after(step)
+        met.append(observation)
+        actions.append(action)
+        steps.append(step)
+        observation = step.observation
+        if memory:
+            # The step after an auto-reset is where the episode really begins.
+            reset = step.terminated | step.truncated | ~step.valid
+    last = steps[-1]
     # New arrays for every fragment: the previous one may still be read by a value fit under way.
-    observations, actions, *rest = (np.stack(column) for column in zip(*rows, strict=True))
-    log_prob = np.asarray(policy.distribution(records).log_prob(actions))
-    return Trajectory(observations, actions, log_prob, *rest), observation
+    trajectory = Trajectory(
+        observation=_stack(met),
+        action=_stack(actions),
+        reward=np.stack([step.reward for step in steps]),
+        terminated=np.stack([step.terminated for step in steps]),
+        truncated=np.stack([step.truncated for step in steps]),
+        next_observation=_stack([step.final_observation for step in steps]),
+        valid=np.stack([step.valid for step in steps]),
+        carry=seat.carry,
+        reset=seat.reset,
+    )
+    return trajectory, Seat(observation, carry, last.terminated | last.truncated | ~last.valid)
 
 
-def act_and_step(
-    envs: HostEnv, policy: tuple[Any, Any], observation: np.ndarray, noise: np.ndarray
-) -> tuple[Trajectory, np.ndarray]:
+def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: Any) -> tuple[Trajectory, Seat]:
     """Do a process's share of a fragment, with the ``parts`` of a :class:`HostPolicy`: what a worker is sent."""
-    return run_fragment(envs, fragment_policy(*policy), observation, noise)
+    return run_fragment(envs, numpy_act(*policy), seat, noise)
 
 
-class HostRollout:
+class HostSource:
     """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries.
 
-    With ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of N after
+    ``start`` gives the policy's memory at the start of so many episodes. It must be restarted before it is collected
+    from. With ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of N after
     (i + 1)/N of it, where the environments can be restarted one by one. Otherwise environments whose episodes all
     have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends.
     """
 
-    def __init__(self, envs: HostEnv, seeds: list[int], stagger: bool = False):
-        self.envs = envs
-        self.statistics = EpisodeStatistics(envs.count)
+    def __init__(self, envs: HostEnv, start: Callable[[int], Any] = lambda count: (), stagger: bool = False):
+        self.envs, self.spec, self.count, self._start = envs, envs.spec, envs.count, start
+        self.episodes = EpisodeStatistics(envs.count)
         self._cuts: np.ndarray | None = None
         if stagger and isinstance(envs, RestartableEnv) and envs.time_limit:
             self._cuts = np.maximum(1, np.arange(1, envs.count + 1) * envs.time_limit // envs.count)
-        self.observation = envs.reset(seeds)
+        self._apart: bool | None = None
 
     def restart(self, seeds: list[int]) -> None:
         """Begin new episodes everywhere, as after a crash or a non-finite batch."""
-        self.observation = self.envs.reset(seeds)
-        self.statistics.restart()
+        self.seat = Seat(self.envs.reset(seeds), self._start(self.count), np.ones(self.count, bool))
+        self.episodes.restart()
 
-    def collect(self, policy: HostPolicy, noise: np.ndarray) -> Trajectory:
-        """Run ``noise.shape[0]`` steps in every environment."""
-        if self._cuts is not None and self.statistics.first.any():
+    def collect(self, policy: HostPolicy, noise: Any) -> Trajectory:
+        """Run as many steps in every environment as ``noise`` has rows."""
+        if self._cuts is not None and self.episodes.first.any():
             cut = partial(self._cut_first_episodes, self._cuts)
-            trajectory, self.observation = run_fragment(self.envs, policy.of_fragment, self.observation, noise, cut)
+            trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, cut)
             return trajectory
-        shares = self._shares(policy)
+        shares = self._shares(policy, noise)
         if shares is None:
-            trajectory, self.observation = run_fragment(self.envs, policy.of_fragment, self.observation, noise)
+            trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise)
         else:
             trajectory = self._collect_shares(shares, policy, noise)
-        self.statistics.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
+        self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
         return trajectory
 
-    def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: np.ndarray) -> Trajectory:
+    def snapshot(self) -> Snapshot | None:
+        """Return the simulators' state and the seat, or None where the simulators don't offer theirs."""
+        environments = self.envs.snapshot()
+        return None if environments is None else Snapshot(environments, self.seat)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot."""
+        self.envs.restore(snapshot.environments)
+        seat = snapshot.seat
+        self.seat = to_numpy(from_named_arrays(self.seat, seat)) if isinstance(seat, dict) else seat
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: Any) -> Trajectory:
         """Have every process act for its own environments."""
         assert isinstance(self.envs, SplitEnv)
-        arguments = [(policy.parts, self.observation[rows], noise[:, rows]) for rows in shares]
-        trajectories, observations = zip(*self.envs.call(act_and_step, arguments), strict=True)
-        trajectory = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *trajectories)
-        self.observation = np.concatenate(observations)
-        return trajectory
+        arguments = [
+            (policy.parts, jax.tree.map(lambda x: x[rows], self.seat), jax.tree.map(lambda x: x[:, rows], noise))  # noqa: B023
+            for rows in shares
+        ]
+        trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
+        before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
+        columns = [dataclasses.replace(t, carry=(), reset=np.zeros((0, 0), bool)) for t in trajectories]
+        together = jax.tree.map(lambda *x: np.concatenate(x, 1), *columns)
+        return dataclasses.replace(together, carry=before.carry, reset=before.reset)
 
-    def _shares(self, policy: HostPolicy) -> list[slice] | None:
-        """Return which environments each process can act for by itself with no bit changed; None: none can."""
+    def _shares(self, policy: HostPolicy, noise: Any) -> list[slice] | None:
+        """Return which environments each process can act for by itself with no bit changed; None: none can.
+
+        A matrix product may treat a row differently in a larger or smaller batch, which depends on the machine: so it
+        is tried, once.
+        """
         if not isinstance(self.envs, SplitEnv) or not policy.can_travel:
             return None
         shares = self.envs.shares
-        return None if any((rows.stop - rows.start) % BLOCK for rows in shares) else shares
+        if self._apart is None:
+            self._apart = _same_apart(policy, self.seat, next(_steps(noise)), [s for s in shares if s.stop > s.start])
+        return shares if self._apart else None
 
     def _cut_first_episodes(self, cuts: np.ndarray, following: Transition) -> Transition:
         """Record a step; truncate the first episodes that are as long as they may be.
@@ -109,13 +157,28 @@ class HostRollout:
         What follows them is valued as anything else that follows a truncated episode.
         """
         done = following.terminated | following.truncated
-        self.statistics.add(following.reward[None], done[None], following.valid[None])
-        due = self.statistics.first & (self.statistics.running_length >= cuts)
+        self.episodes.add(following.reward[None], done[None], following.valid[None])
+        due = self.episodes.first & (self.episodes.running_length >= cuts)
         if not due.any():
             return following
         envs = self.envs
         assert isinstance(envs, RestartableEnv)
-        self.statistics.forget(due)
-        observation = following.observation.copy()
-        observation[due] = envs.restart(np.flatnonzero(due))
+        self.episodes.forget(due)
+        first = envs.restart(np.flatnonzero(due))
+        observation = jax.tree.map(np.copy, following.observation)
+        jax.tree.map(lambda old, new: old.__setitem__(due, new), observation, first)
         return following._replace(observation=observation, truncated=following.truncated | due)
+
+
+def _same_apart(policy: HostPolicy, seat: Seat, noise: Any, shares: list[slice]) -> bool:
+    """Return whether ``policy`` acts in shares as it does for all, bit for bit, on random observations."""
+    random = np.random.default_rng(0)
+    observation = jax.tree.map(
+        lambda x: random.normal(size=x.shape).astype(x.dtype) if np.issubdtype(x.dtype, np.floating) else x,
+        seat.observation,
+    )
+    inputs = observation, seat.carry, seat.reset, noise
+    whole = policy(*inputs)
+    parts = [policy(*jax.tree.map(lambda x: x[rows], inputs)) for rows in shares]  # noqa: B023
+    together = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(together)))

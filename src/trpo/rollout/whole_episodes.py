@@ -10,13 +10,14 @@ import jax
 import numpy as np
 
 from trpo.envs import HostEnv
-from trpo.problem import PolicyFunction
+from trpo.policies.function import to_numpy
+from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import HostPolicy, noise_of
 from trpo.rollout.trajectory import Actor
 
 NOISE = 200
 """Steps whose noise is drawn at once."""
-_noise = jax.jit(noise_of, static_argnums=(0, 2, 3, 4))
+_noise = jax.jit(noise_of, static_argnums=(0, 2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,14 @@ def whole_episodes(
     """
     count = envs.count
     quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    carry, reset = policy.start(count), np.ones(count, bool)
     observation = envs.reset([int(s) for s in np.random.SeedSequence([seed, 0xE7A1]).generate_state(count)])
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
     total, length, step = np.zeros(count), np.zeros(count, int), 0
     while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
-        action, _ = policy(observation, None if noise is None else noise(step))
-        after = envs.step(np.asarray(action))
+        action, carry = policy(observation, carry, reset, None if noise is None else noise(step))
+        after = envs.step(action)
         total += np.where(after.valid, after.reward, 0.0)
         length += after.valid
         for i in np.flatnonzero(after.terminated | after.truncated):
@@ -69,19 +71,19 @@ def whole_episodes(
             lengths[i].append(int(length[i]))
             total[i], length[i] = 0.0, 0
         observation, step = after.observation, step + 1
+        reset = after.terminated | after.truncated | ~after.valid
     kept = [(r[:q], n[:q]) for r, n, q in zip(returns, lengths, quota, strict=True)]
     return EvaluationResult(tuple(x for r, _ in kept for x in r), tuple(x for _, n in kept for x in n))
 
 
-def drawn_noise(policy: PolicyFunction, actor: Actor, count: int, size: int, seed: int) -> Callable[[int], Any]:
+def drawn_noise(policy: PolicyFunction, actor: Actor, count: int, seed: int) -> Callable[[int], Any]:
     """Return the noise of step 0, 1, 2, …, which must be asked for in this order: it is drawn for many at once."""
     key, drawn = jax.random.key(seed), None
 
     def noise(step: int) -> Any:
         nonlocal drawn
         if step % NOISE == 0:
-            drawn = np.asarray(_noise(policy, actor, count, size, NOISE, jax.random.fold_in(key, step)))
-        assert drawn is not None
-        return drawn[step % NOISE]
+            drawn = to_numpy(_noise(policy, actor, count, (NOISE,), jax.random.fold_in(key, step)))
+        return jax.tree.map(lambda rows: rows[step % NOISE], drawn)
 
     return noise

@@ -3,6 +3,7 @@
 from trpo.rules.mm import MM
 from trpo.rules.natural_gradient import NaturalGradient
 from trpo.rules.penalty import Penalty, PenaltyState
+from trpo.rules.repeated import Repeated
 from trpo.rules.trpo import TRPO
 
-__all__ = ["MM", "TRPO", "NaturalGradient", "Penalty", "PenaltyState"]
+__all__ = ["MM", "TRPO", "NaturalGradient", "Penalty", "PenaltyState", "Repeated"]

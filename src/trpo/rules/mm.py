@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo.line_search import Evaluation
 from trpo.problem import LocalProblem
 from trpo.rules.protocol import Result, UpdateInfo
 from trpo.rules.step import check
@@ -82,7 +81,8 @@ class MM(eqx.Module):
         taken = result == Result.ACCEPTED
         end = jax.tree.map(lambda there, here: jnp.where(taken, there, here), end, model.evaluation)
         step = jnp.where(taken, step, 0.0)
-        info = _describe(result, model.gradient, model.evaluation, end, step)
+        own = {"predicted_gain": jnp.sum(model.gradient * step)}
+        info = UpdateInfo.of(result, model.gradient, step, model.evaluation, end, **own)
         return jnp.where(taken, new, params), state, info
 
     def _log_ratio(self, probability: Float[Array, "s a"], b: Float[Array, "s a"]) -> Float[Array, "s a"]:
@@ -248,24 +248,3 @@ def _less_its_log(x: Array, log_1px: Array) -> Array:
     t2 = t * t
     tail = t2 * (1 / 3 + t2 * (1 / 5 + t2 * (1 / 7 + t2 * (1 / 9 + t2 / 11))))
     return jnp.where(near, small * t - 2 * t * tail, x - log_1px)
-
-
-def _describe(
-    result: Array, gradient: Float[Array, "s a"], start: Evaluation, end: Evaluation, step: Float[Array, "s a"]
-) -> UpdateInfo:
-    """Assemble the record; there is no linear system and no line search to tell of."""
-    nothing = jnp.asarray(0)
-    return UpdateInfo(
-        result=result,
-        surrogate_gain=end.surrogate - start.surrogate,
-        predicted_gain=jnp.sum(gradient * step),
-        mean_kl=end.mean_kl,
-        max_state_kl=end.max_state_kl,
-        gradient_norm=jnp.linalg.norm(gradient),
-        step_norm=jnp.linalg.norm(step),
-        cg_iterations=nothing,
-        cg_residual=jnp.zeros_like(end.surrogate),
-        backtracks=nothing,
-        step_fraction=jnp.where(result == Result.ACCEPTED, 1.0, 0.0),
-        entropy=end.entropy,
-    )

@@ -12,7 +12,7 @@ import optax
 
 from trpo.problem import LocalProblem
 from trpo.rules.protocol import Result, UpdateInfo
-from trpo.rules.step import check, describe, natural_direction, step_length, within
+from trpo.rules.step import account, check, natural_direction, step_along, step_length
 from trpo.trees import all_finite, tree_where
 from trpo.types import Params, Scalar
 
@@ -50,24 +50,14 @@ class NaturalGradient(eqx.Module):
         model = problem.linearise(params)
         g, start = model.gradient, model.evaluation
         s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)
-        usable = s.problem == Result.ACCEPTED
-        length = within(step_length(s, start.mean_kl, self.max_kl), s, self.max_step_norm)
-        beta = jnp.where(usable, length, 0.0)
-        step = jax.tree.map(lambda leaf: jnp.where(usable, beta * leaf, 0.0), s.vector)
+        beta = step_length(s, start.mean_kl, self.max_kl)
+        step = step_along(s, beta, self.max_step_norm)
         new = optax.tree.add(params, step)
         end = problem.evaluate(new)
         finite = all_finite((new, end.surrogate, end.mean_kl))
         result = jnp.where(finite, Result.ACCEPTED, Result.NONFINITE_TRIAL)
-        result = jnp.where(usable, result, s.problem)
+        result = jnp.where(s.usable, result, s.result)
         taken = result == Result.ACCEPTED
-        info = describe(
-            result,
-            s,
-            g,
-            start,
-            tree_where(taken, end, start),
-            jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0.0), step),
-            backtracks=jnp.asarray(0),
-            step_fraction=jnp.where(taken, 1.0, 0.0),
-        )
-        return tree_where(taken, new, params), state, info
+        new, end = tree_where(taken, (new, end), (params, start))
+        step = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0.0), step)
+        return new, state, UpdateInfo.of(result, g, step, start, end, **account(s))

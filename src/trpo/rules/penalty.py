@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 from trpo.line_search import Evaluation, line_search
 from trpo.problem import LocalProblem
 from trpo.rules.protocol import Result, UpdateInfo
-from trpo.rules.step import check, describe, natural_direction, within
+from trpo.rules.step import account, check, natural_direction, outcome, step_along
 from trpo.trees import tree_where
 from trpo.types import Params, Scalar
 
@@ -76,41 +77,29 @@ class Penalty(eqx.Module):
 
         def penalised(theta: Params) -> Evaluation:
             e = problem.evaluate(theta)
-            return Evaluation(e.surrogate - beta * e.mean_kl, e.mean_kl, e.max_state_kl, e.entropy)
+            return dataclasses.replace(e, surrogate=e.surrogate - beta * e.mean_kl)
 
-        def newton_step(theta: Params, _: None) -> tuple[Params, tuple[UpdateInfo, Params]]:
+        def newton_step(theta: Params, _: None) -> tuple[Params, tuple[Array, Params, dict[str, Array]]]:
             model = problem.linearise(theta)
             gradient = optax.tree.add_scale(model.gradient, -beta, model.kl_gradient())
             s = natural_direction(model, gradient, self.damping, self.cg_iterations, self.cg_tolerance)
-            usable = s.problem == Result.ACCEPTED
             # The direction solves (F + λI) s = ∇/max|∇|; the Newton step of the quadratic model along it is
             # ∇ᵀs / (β sᵀF s).
-            length = optax.tree.vdot(gradient, s.vector) / (beta * jnp.where(usable, s.curvature, 1.0))
-            length = within(length, s, self.max_step_norm)
-            step = jax.tree.map(lambda leaf: jnp.where(usable, length * leaf, 0.0), s.vector)
-            tries = jnp.where(usable, self.max_backtracks, 0)
+            length = optax.tree.vdot(gradient, s.vector) / (beta * jnp.where(s.usable, s.curvature, 1.0))
+            step = step_along(s, length, self.max_step_norm)
+            tries = s.tries(self.max_backtracks)
             new, search = line_search(penalised, theta, step, jnp.inf, penalised(theta), self.backtrack_ratio, tries)
-            end = problem.evaluate(new)
-            failed = jnp.where(search.finite, Result.NO_IMPROVEMENT, Result.NONFINITE_TRIAL)
-            result = jnp.where(usable, jnp.where(search.accepted, Result.ACCEPTED, failed), s.problem)
-            taken = jax.tree.map(lambda leaf: search.fraction * leaf, step)
-            info = describe(
-                result,
-                s,
-                model.gradient,
-                model.evaluation,
-                end,
-                taken,
-                backtracks=jnp.where(usable, search.backtracks, 0),
-                step_fraction=search.fraction,
-            )
-            return new, (info, model.gradient)
+            return new, (outcome(s, search), model.gradient, account(s, search))
 
-        new, (infos, gradients) = jax.lax.scan(newton_step, params, None, length=self.inner_steps)
-        start, end = problem.evaluate(params), problem.evaluate(new)
-        step = optax.tree.sub(new, params)
-        predicted_gain = optax.tree.vdot(jax.tree.map(lambda leaf: leaf[0], gradients), step)
-        info = _summarise(infos, predicted_gain, step, start, end)
+        new, inner = jax.lax.scan(newton_step, params, None, length=self.inner_steps)
+        results, _, accounts = inner
+        result, gradient, first = jax.tree.map(lambda leaf: leaf[0], inner)
+        start, end, step = problem.evaluate(params), problem.evaluate(new), optax.tree.sub(new, params)
+        # One update, from end to end: accepted if any step was, else for the first one's reason.
+        result = jnp.where(jnp.any(results == Result.ACCEPTED), Result.ACCEPTED, result)
+        work = {name: jnp.sum(accounts[name]) for name in ("cg_iterations", "backtracks")}
+        own = first | work | {"step_fraction": jnp.mean(accounts["step_fraction"])}
+        info = UpdateInfo.of(result, gradient, step, start, end, **own)
         moved = info.result == Result.ACCEPTED
         # A search that found nothing had steps too long by far: β was too small, and would stay so for ever.
         failed = (info.result == Result.NO_IMPROVEMENT) | (info.result == Result.NONFINITE_TRIAL)
@@ -118,24 +107,3 @@ class Penalty(eqx.Module):
         too_near = moved & (end.mean_kl < self.max_kl / 1.5)
         factor = jnp.where(too_far, 2.0, jnp.where(too_near, 0.5, 1.0))
         return tree_where(moved, new, params), PenaltyState(beta * factor), info
-
-
-def _summarise(
-    infos: UpdateInfo, predicted_gain: Scalar, step: Params, start: Evaluation, end: Evaluation
-) -> UpdateInfo:
-    """Describe the inner steps as one update: accepted if any was, else the first step's reason."""
-    accepted = infos.result == Result.ACCEPTED
-    return UpdateInfo(
-        result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
-        surrogate_gain=end.surrogate - start.surrogate,
-        predicted_gain=predicted_gain,
-        mean_kl=end.mean_kl,
-        max_state_kl=end.max_state_kl,
-        gradient_norm=infos.gradient_norm[0],
-        step_norm=optax.tree.norm(step),
-        cg_iterations=jnp.sum(infos.cg_iterations),
-        cg_residual=infos.cg_residual[0],
-        backtracks=jnp.sum(infos.backtracks),
-        step_fraction=jnp.mean(infos.step_fraction),
-        entropy=end.entropy,
-    )

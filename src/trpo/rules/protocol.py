@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
+from trpo.line_search import Evaluation
 from trpo.problem import LocalProblem
 from trpo.types import Params
 
@@ -87,6 +92,62 @@ class UpdateInfo(eqx.Module):
     """Accepted multiple of the full step; 0 if rejected."""
     entropy: Float[Array, ""]
     """E_s[H(π_θ')], in nats."""
+    accepted_updates: Int[Array, ""]
+    """1 or 0; of several updates of one batch, how many were accepted."""
+
+    @classmethod
+    def of(
+        cls, result: Array, gradient: Params, step: Params, start: Evaluation, end: Evaluation, **own: Array
+    ) -> UpdateInfo:
+        """Describe one update from θ to θ + ``step``, which is zero if it was rejected.
+
+        ``own`` is what the rule alone knows: anything about a linear solve or a line search, if it had one.
+        """
+        accepted = result == Result.ACCEPTED
+        common = {
+            "result": result,
+            "surrogate_gain": end.surrogate - start.surrogate,
+            "predicted_gain": optax.tree.vdot(gradient, step),
+            "mean_kl": end.mean_kl,
+            "max_state_kl": end.max_state_kl,
+            "gradient_norm": optax.tree.norm(gradient),
+            "step_norm": optax.tree.norm(step),
+            "cg_iterations": jnp.asarray(0),
+            "cg_residual": jnp.zeros_like(end.surrogate),
+            "backtracks": jnp.asarray(0),
+            "step_fraction": jnp.where(accepted, 1.0, 0.0),
+            "entropy": end.entropy,
+            "accepted_updates": accepted.astype(jnp.int32),
+        }
+        return cls(**(common | own))
+
+    @classmethod
+    def combined(cls, infos: Any, step: Params) -> UpdateInfo:
+        """Describe updates that followed each other (``infos`` has them along its leading axis) as one, by ``step``.
+
+        Accepted if any was, else for the reason of the first. Gains and work are sums, and what is measured from the
+        sampling policy is the last update's.
+        """
+        accepted = infos.result == Result.ACCEPTED
+        return dataclasses.replace(
+            jax.tree.map(lambda leaf: leaf[-1], infos),
+            result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
+            surrogate_gain=jnp.sum(infos.surrogate_gain),
+            predicted_gain=jnp.sum(infos.predicted_gain),
+            gradient_norm=infos.gradient_norm[0],
+            step_norm=optax.tree.norm(step),
+            cg_iterations=jnp.sum(infos.cg_iterations),
+            cg_residual=jnp.max(infos.cg_residual),
+            backtracks=jnp.sum(infos.backtracks),
+            step_fraction=jnp.mean(infos.step_fraction),
+            accepted_updates=jnp.sum(infos.accepted_updates),
+        )
+
+    def refused(self) -> UpdateInfo:
+        """Return what stands in this record's place if the batch was not finite: no update, entropy unknown."""
+        nothing = jax.tree.map(jnp.zeros_like, self)
+        unknown = jnp.full_like(self.entropy, jnp.nan)
+        return dataclasses.replace(nothing, result=jnp.full_like(self.result, Result.NONFINITE_BATCH), entropy=unknown)
 
 
 class Rule(Protocol[State]):
@@ -95,11 +156,15 @@ class Rule(Protocol[State]):
     ``update`` is pure and takes no random key: the same batch gives the same bits.
     """
 
-    enforces_max_kl: ClassVar[bool]
-    """Whether an accepted update is certain to keep the mean KL at most ``max_kl``."""
+    @property
+    def enforces_max_kl(self) -> bool:
+        """Whether an accepted update is certain to keep the mean KL at most ``max_kl``."""
+        ...
 
-    max_kl: Any
-    """δ, the bound (or the target, for rules that don't enforce one) on the mean KL from the sampling policy."""
+    @property
+    def max_kl(self) -> Any:
+        """δ, the bound (or the target, for rules that don't enforce one) on the mean KL from the sampling policy."""
+        ...
 
     def init(self, params: Params) -> State:
         """Return the state to start from."""

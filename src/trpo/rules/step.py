@@ -13,9 +13,9 @@ import optax
 from jaxtyping import Array, Float
 
 from trpo.conjugate_gradient import CGInfo, conjugate_gradient
-from trpo.line_search import Evaluation
+from trpo.line_search import SearchInfo
 from trpo.problem import LocalModel
-from trpo.rules.protocol import Result, UpdateInfo
+from trpo.rules.protocol import Result
 from trpo.trees import all_finite
 from trpo.types import Params, Scalar
 
@@ -30,8 +30,17 @@ class Direction(eqx.Module):
     curvature: Float[Array, ""]
     """sᵀF s."""
     cg: CGInfo
-    problem: Array
+    result: Array
     """A :class:`Result`: ``ACCEPTED`` if the direction can be used."""
+
+    @property
+    def usable(self) -> Array:
+        """Whether to step along it."""
+        return self.result == Result.ACCEPTED
+
+    def tries(self, most: int) -> Array:
+        """Return the limit on backtracking along it: −1, not even one trial, if it can't be used."""
+        return jnp.where(self.usable, most, -1)
 
 
 def natural_direction(
@@ -49,21 +58,22 @@ def natural_direction(
     vector, cg = conjugate_gradient(damped, unit, iterations, tolerance)
     slope, curvature = model.kl_along(vector)
     sound = (curvature > 0) & jnp.isfinite(curvature) & jnp.isfinite(slope) & all_finite(vector)
-    problem = jnp.where(sound, Result.ACCEPTED, Result.NONPOSITIVE_CURVATURE)
-    problem = jnp.where(largest > 0, problem, Result.NO_SIGNAL)
-    problem = jnp.where(all_finite(gradient), problem, Result.NONFINITE_GRADIENT)
-    return Direction(vector, optax.tree.norm(unit) * largest, slope, curvature, cg, problem)
+    result = jnp.where(sound, Result.ACCEPTED, Result.NONPOSITIVE_CURVATURE)
+    result = jnp.where(largest > 0, result, Result.NO_SIGNAL)
+    result = jnp.where(all_finite(gradient), result, Result.NONFINITE_GRADIENT)
+    return Direction(vector, optax.tree.norm(unit) * largest, slope, curvature, cg, result)
 
 
-def within(length: Scalar, direction: Direction, max_step_norm: Scalar | float) -> Scalar:
-    """Return ``length``, reduced if need be so that ‖length · s‖ ≤ ``max_step_norm``.
+def step_along(direction: Direction, length: Scalar, max_step_norm: Scalar | float) -> Params:
+    """Return ``length`` · s, reduced if need be to a norm of ``max_step_norm``; zero if s can't be used.
 
     The Fisher matrix of a saturated policy nearly vanishes, and then the KL admits steps of any length: harmless on
     this batch, but what they lead to (weights in the thousands) is not, once observations or their normalisation move.
     Ordinary steps have a norm of about 0.1 and never meet this limit.
     """
     norm = optax.tree.norm(direction.vector)
-    return jnp.minimum(length, max_step_norm / jnp.where(norm > 0, norm, 1.0))
+    length = jnp.minimum(length, max_step_norm / jnp.where(norm > 0, norm, 1.0))
+    return jax.tree.map(lambda leaf: jnp.where(direction.usable, length * leaf, 0.0), direction.vector)
 
 
 def step_length(direction: Direction, mean_kl: Scalar, max_kl: Scalar | float) -> Scalar:
@@ -81,29 +91,17 @@ def step_length(direction: Direction, mean_kl: Scalar, max_kl: Scalar | float) -
     return jnp.where(direction.slope > 0, forwards, backwards)
 
 
-def describe(
-    result: Array,
-    direction: Direction,
-    gradient: Params,
-    start: Evaluation,
-    end: Evaluation,
-    step: Params,
-    **search: Array,
-) -> UpdateInfo:
-    """Assemble the record of an update that moved by ``step`` (zero if it was rejected)."""
-    return UpdateInfo(
-        result=result,
-        surrogate_gain=end.surrogate - start.surrogate,
-        predicted_gain=optax.tree.vdot(gradient, step),
-        mean_kl=end.mean_kl,
-        max_state_kl=end.max_state_kl,
-        gradient_norm=direction.gradient_norm,
-        step_norm=optax.tree.norm(step),
-        cg_iterations=direction.cg.iterations,
-        cg_residual=direction.cg.residual,
-        entropy=end.entropy,
-        **search,
-    )
+def outcome(direction: Direction, search: SearchInfo) -> Array:
+    """Return the :class:`Result` of a line search along s."""
+    failed = jnp.where(search.finite, Result.NO_IMPROVEMENT, Result.NONFINITE_TRIAL)
+    return jnp.where(direction.usable, jnp.where(search.accepted, Result.ACCEPTED, failed), direction.result)
+
+
+def account(direction: Direction, search: SearchInfo | None = None) -> dict[str, Array]:
+    """Return what :class:`UpdateInfo` says of the solve for s, and of the line search if there was one."""
+    cg = direction.cg
+    solve = {"gradient_norm": direction.gradient_norm, "cg_iterations": cg.iterations, "cg_residual": cg.residual}
+    return solve if search is None else solve | {"backtracks": search.backtracks, "step_fraction": search.fraction}
 
 
 def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:

@@ -6,14 +6,12 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
+import optax
 
 from trpo.line_search import line_search
 from trpo.problem import LocalProblem
-from trpo.rules.protocol import Result, UpdateInfo
-from trpo.rules.step import check, describe, natural_direction, step_length, within
-from trpo.trees import tree_where
+from trpo.rules.protocol import UpdateInfo
+from trpo.rules.step import account, check, natural_direction, outcome, step_along, step_length
 from trpo.types import Params, Scalar
 
 
@@ -68,10 +66,8 @@ class TRPO(eqx.Module):
         model = problem.linearise(params)
         g, start = model.gradient, model.evaluation
         s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)
-        usable = s.problem == Result.ACCEPTED
-        length = within(step_length(s, start.mean_kl, self.max_kl), s, self.max_step_norm)
-        beta = jnp.where(usable, length, 0.0)
-        full_step = jax.tree.map(lambda leaf: jnp.where(usable, beta * leaf, 0.0), s.vector)
+        beta = step_length(s, start.mean_kl, self.max_kl)
+        full_step = step_along(s, beta, self.max_step_norm)
         new, search = line_search(
             problem.evaluate,
             params,
@@ -79,21 +75,9 @@ class TRPO(eqx.Module):
             self.max_kl,
             start,
             self.backtrack_ratio,
-            jnp.where(usable, self.max_backtracks, 0),
+            s.tries(self.max_backtracks),
             self.use_measured_kl,
         )
-        result = jnp.where(search.finite, Result.NO_IMPROVEMENT, Result.NONFINITE_TRIAL)
-        result = jnp.where(search.accepted, Result.ACCEPTED, result)
-        result = jnp.where(usable, result, s.problem)
-        new = tree_where(result == Result.ACCEPTED, new, params)
-        info = describe(
-            result,
-            s,
-            g,
-            start,
-            search.evaluation,
-            jax.tree.map(lambda leaf: search.fraction * leaf, full_step),
-            backtracks=jnp.where(usable, search.backtracks, 0),
-            step_fraction=search.fraction,
-        )
+        step = optax.tree.scale(search.fraction, full_step)
+        info = UpdateInfo.of(outcome(s, search), g, step, start, search.evaluation, **account(s, search))
         return new, state, info

@@ -23,63 +23,50 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from trpo.runs.files import sync_directory, write_durably
+from trpo.rollout import Snapshot
+from trpo.runs.files import TEMPORARY, read_json, replacing
+from trpo.runs.first_format import arrays_today, with_reset
 from trpo.training.state import TrainingState
 from trpo.trees import from_named_arrays, named_arrays
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DATA, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
-_TEMPORARY = ".tmp-"
-_ROLLOUT = "device."
-"""Prefix of the arrays of environments in JAX."""
+_DEVICE, _SEAT = "device.", "rollout."
+"""Prefixes of the arrays of environments in JAX, and of a host's seat."""
+_COUNTERS = ("iteration", "steps", "seconds", "episodes")
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message is one line and says why."""
 
 
-def save(directory: Path, state: TrainingState, keep: int = 3) -> Path:
+def write_checkpoint(directory: Path, state: TrainingState, keep: int = 3) -> Path:
     """Write ``state`` below ``directory`` and remove all but the newest ``keep`` checkpoints."""
-    directory.mkdir(parents=True, exist_ok=True)
-    name = f"{state.iteration:08d}"
-    temporary = directory / f"{_TEMPORARY}{name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     arrays = named_arrays(state.learner)
-    if state.rollout is not None:
-        rollout = state.rollout if isinstance(state.rollout, dict) else named_arrays(state.rollout)
-        arrays |= {f"{_ROLLOUT}{name}": leaf for name, leaf in rollout.items()}
-    if state.observation is not None:
-        arrays["rollout.observation"] = np.asarray(state.observation)
-    data = {
-        "format": FORMAT,
-        "iteration": state.iteration,
-        "steps": state.steps,
-        "seconds": state.seconds,
-        "episodes": state.episodes,
-        "environments": state.environments,
-    }
+    source, on_host = state.source, isinstance(state.source, Snapshot)
+    tree = source.seat if isinstance(source, Snapshot) else source
+    named = tree if isinstance(tree, dict) else named_arrays(tree)
+    arrays |= {f"{_SEAT if on_host else _DEVICE}{name}": leaf for name, leaf in named.items()}
+    data = {"format": FORMAT} | {name: getattr(state, name) for name in _COUNTERS}
+    data["environments"] = source.environments if isinstance(source, Snapshot) else None
     contents = {
         TENSORS: safetensors.numpy.save({k: np.array(v, order="C") for k, v in arrays.items()}),
         DATA: json.dumps(data).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
-    for file, content in {**contents, SUMS: sums.encode()}.items():
-        write_durably(temporary / file, content)
-    sync_directory(temporary)
-    final = directory / name
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.replace(final)
-    sync_directory(directory)
+    path = directory / f"{state.iteration:08d}"
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        for file, content in {**contents, SUMS: sums.encode()}.items():
+            (temporary / file).write_bytes(content)
     _prune(directory, keep)
-    return final
+    return path
 
 
 def _prune(directory: Path, keep: int) -> None:
     for old in checkpoints(directory)[keep:]:
         # Renamed first: a crash while deleting must not leave half a checkpoint under a checkpoint's name.
-        doomed = old.with_name(f"{_TEMPORARY}{old.name}")
+        doomed = old.with_name(f"{TEMPORARY}{old.name}")
         with contextlib.suppress(OSError):
             old.replace(doomed)
             shutil.rmtree(doomed)
@@ -102,45 +89,37 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             contents[file] = (path / file).read_bytes()
             if hashlib.sha256(contents[file]).hexdigest() != expected.get(file):
                 raise CheckpointError(f"checkpoint {path.name}: {file} is corrupt (its checksum differs)")
-        data = json.loads(contents[DATA])
-        arrays = safetensors.numpy.load(contents[TENSORS])
+        return safetensors.numpy.load(contents[TENSORS]), read_json(path / DATA, 1, FORMAT)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise CheckpointError(f"checkpoint {path.name}: {missing} is missing") from error
+    except CheckpointError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"checkpoint {path.name}: cannot be read ({error})") from error
-    if data.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path.name}: format {data.get('format')!r}, but this version reads format {FORMAT}"
-        )
-    return arrays, data
 
 
-def load(path: Path, like: Any) -> TrainingState:
+def read_checkpoint(path: Path, like: Any) -> TrainingState:
     """Read one checkpoint into the structure of the learner ``like``.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another structure.
     """
     arrays, data = _read(path)
-    observation = arrays.pop("rollout.observation", None)
-    rollout = {name.removeprefix(_ROLLOUT): arrays.pop(name) for name in list(arrays) if name.startswith(_ROLLOUT)}
+    device, seat = (_taken(arrays, prefix) for prefix in (_DEVICE, _SEAT))
+    if data["format"] == 1:
+        arrays, device, seat = arrays_today(arrays, like), with_reset(device), with_reset(seat)
     try:
         learner = from_named_arrays(like, _with_average(arrays, like))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({error})") from error
-    return TrainingState(
-        learner,
-        data["iteration"],
-        data["steps"],
-        data["seconds"],
-        data["episodes"],
-        data["environments"],
-        observation,
-        rollout or None,
-    )
+    source = Snapshot(data["environments"], seat) if seat else device or None
+    return TrainingState(learner, source=source, **{name: data[name] for name in _COUNTERS})
+
+
+def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Take the arrays with a prefix out, under their names without it."""
+    return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
 def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndarray]:
@@ -153,7 +132,7 @@ def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndar
     return kept | {f"average{name.removeprefix('policy')}": x for name, x in kept.items() if name.startswith("policy")}
 
 
-def load_latest(directory: Path, like: Any, not_after: int | None = None) -> tuple[TrainingState, list[str]]:
+def newest_checkpoint(directory: Path, like: Any, not_after: int | None = None) -> tuple[TrainingState, list[str]]:
     """Read the newest checkpoint that is intact; also return one line about each newer one that is not.
 
     ``not_after`` leaves out those of later iterations.
@@ -163,7 +142,7 @@ def load_latest(directory: Path, like: Any, not_after: int | None = None) -> tup
         if not_after is not None and int(path.name) > not_after:
             continue
         try:
-            return load(path, like), problems
+            return read_checkpoint(path, like), problems
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trpo._version import __version__
+from trpo.runs.first_format import config_today
 from trpo.training.agent import Agent
 
-_TEMPORARY = ".tmp-"
-
-
+TEMPORARY = ".tmp-"
+"""Begins the name of what is not complete, or about to be removed."""
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+FORMAT = 2
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Lend a name for a file or directory that takes the place of ``path`` when the block ends, and then is on disk.
+
+    If the block raises, what it wrote is removed, and ``path`` is as it was. Directories above are made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    _remove(temporary)  # what a crash has left
+    try:
+        yield temporary
+        directory = temporary.is_dir()
+        for written in (*temporary.iterdir(), temporary) if directory else (temporary,):
+            _sync(written)
+        if directory:
+            _remove(path)  # a directory is renamed to a free name only
+        temporary.replace(path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    _sync(path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Wait until a directory's entries (names, renames) are on the disk."""
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,42 +60,46 @@ def sync_directory(path: Path) -> None:
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it over ``path``."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    write_durably(temporary, data)
-    temporary.replace(path)
-    sync_directory(path.parent)
+    """Write a whole file in place of ``path``."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
-FORMAT = 1
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file that people may read."""
+    replace_durably(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
-def write_config(run: Path, agent: Agent, custom: bool) -> None:
+def read_json(path: Path, *formats: int) -> dict[str, Any]:
+    """Return the object in a JSON file; ValueError unless its ``format`` is one of those that this version reads."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    found = data.get("format")
+    if found not in formats:
+        raise ValueError(f"{path} has format {found!r}, but this version reads format {formats[-1]}")
+    return data
+
+
+def write_config(run: Path, agent: Agent) -> None:
     """Write ``config.json``: settings and spaces, all that is needed to rebuild the agent without a simulator."""
     data = {
         "format": FORMAT,
         "trpo": __version__,
-        "custom_policy": custom,
-        "custom_env": agent.env is not None and not isinstance(agent.env, str),
-        "custom_rule": agent.rule is not None,
+        "custom": agent.custom,
         "spec": agent.spec.to_json(),
         "config": agent.config.to_json(),
     }
-    replace_durably(run / CONFIG, (json.dumps(data, indent=2) + "\n").encode())
+    write_json(run / CONFIG, data)
 
 
 def read_config(run: Path) -> dict[str, Any]:
     """Return what :func:`write_config` wrote."""
-    path = run / CONFIG
-    if not path.is_file():
+    if not (run / CONFIG).is_file():
         raise ValueError(f"{run} is not the directory of a run: it has no {CONFIG}")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if data.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {data.get('format')!r}, but this version reads format {FORMAT}")
-    return data
+    data = read_json(run / CONFIG, 1, FORMAT)
+    return config_today(data) if data["format"] == 1 else data
 
 
 def claim_directory(out: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -13,36 +12,6 @@ from trpo.training.record import Metrics
 
 PLAIN_INTERVAL = 10.0
 """Seconds between lines where output is not a terminal."""
-
-
-@runtime_checkable
-class Reporter(Protocol):
-    """Shows how a run is going."""
-
-    def update(self, metrics: Metrics) -> None:
-        """Show one iteration."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Show a line of its own."""
-        ...
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def update(self, metrics: Metrics) -> None:
-        """Show nothing."""
-
-    def say(self, text: str) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _short(seconds: float) -> str:
@@ -91,14 +60,13 @@ class Plain:
 
     def __init__(self, console: Console, total: int):
         self._console, self._rate = console, _Rate(total)
-        self._total = total
         self._last = 0.0
 
     def update(self, metrics: Metrics) -> None:
         """Print a line if the last was long ago or the run is over."""
         line = self._rate.line(metrics)
         now = time.perf_counter()
-        if now - self._last >= PLAIN_INTERVAL or int(metrics["steps"] or 0) >= self._total:
+        if now - self._last >= PLAIN_INTERVAL or int(metrics["steps"] or 0) >= self._rate.total:
             self._last = now
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -118,12 +86,8 @@ class Live:
         line = TextColumn("{task.description}", markup=False)
         # The numbers come first: the bar is for terminals with room to spare.
         columns = (BarColumn(bar_width=20), TaskProgressColumn(), line) if console.width >= 110 else (line,)
-        self._progress = Progress(
-            *columns,
-            console=console,
-            refresh_per_second=5,
-        )
-        self._task: Any = self._progress.add_task("compiling (a few seconds, once)", total=total)
+        self._progress = Progress(*columns, console=console, refresh_per_second=5)
+        self._task = self._progress.add_task("compiling (a few seconds, once)", total=total)
         self._progress.start()
 
     def update(self, metrics: Metrics) -> None:
@@ -139,15 +103,13 @@ class Live:
         self._progress.stop()
 
 
-def reporter(total: int, quiet: bool = False, console: Console | None = None) -> Reporter:
+def reporter(total: int, quiet: bool = False, console: Console | None = None) -> Plain | Live:
     """Return a live line on a terminal, plain lines elsewhere, nothing if ``quiet``."""
-    console = console or Console(stderr=True)
-    if quiet:
-        return Silent()
-    return Live(console, total) if console.is_terminal else Plain(console, total)
+    console = console or Console(stderr=True, quiet=quiet)
+    return Live(console, total) if console.is_terminal and not quiet else Plain(console, total)
 
 
-def summarise(members: Sequence[Metrics]) -> Metrics:
+def joint_metrics(members: Sequence[Metrics]) -> Metrics:
     """Return what to show of several runs that train together: steps of all, mean returns, the largest KL."""
     if len(members) == 1:
         return members[0]

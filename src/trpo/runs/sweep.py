@@ -7,16 +7,26 @@ which, and ``summary.json``, written at the end.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo.envs.names import as_jax_env, is_jax_name
+from trpo.envs.names import EnvLike, as_jax_env, is_jax_name
+from trpo.policies.protocol import PolicyLike
 from trpo.runs.aggregate import interval
-from trpo.runs.files import claim_directory, read_config, replace_durably, write_config
-from trpo.runs.run import Member, configure, create_run, go_on, load_run, unless_refused
+from trpo.runs.files import claim_directory, read_config, read_json, write_config, write_json
+from trpo.runs.run import (
+    Run,
+    configure,
+    create_directory,
+    env_of,
+    read_run,
+    removed_if_refused,
+    train_runs,
+    with_steps,
+)
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO
@@ -75,7 +85,7 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sweep(
-    env: Any,
+    env: EnvLike,
     *,
     seeds: int | Sequence[int] = 1,
     vary: Mapping[str, Sequence[Any]] | None = None,
@@ -83,7 +93,8 @@ def sweep(
     out: str | Path | None = None,
     config: Config | None = None,
     preset: str = AUTO,
-    policy: Any = None,
+    policy: PolicyLike | None = None,
+    value: PolicyLike | None = None,
     quiet: bool = False,
 ) -> list[Agent]:
     """Train several independent runs and return their agents, in the order of :func:`variants`.
@@ -101,6 +112,7 @@ def sweep(
         config: settings of all; by default those of the preset.
         preset: as in :func:`trpo.train`.
         policy: a policy of your own, the same beginning for all.
+        value: a value function of your own, the same beginning for all.
         quiet: show nothing.
 
     Raises:
@@ -119,20 +131,23 @@ def sweep(
         use_cores(len(plan))
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
     _check_varied(env, vary or {})
-    agents = [make_agent(env, c, policy) for c in configs]
+    agents = [make_agent(env, c, policy, value=value) for c in configs]
     check_runs(env, agents)
     place = None if out is None else claim_directory(Path(out))
-    members = []
+    runs = []
     for variant, agent in zip(plan, agents, strict=True):
-        run = None if place is None else place / variant.name
-        members.append(Member(agent, TrainingState(agent.learner), run))
+        runs.append(Run(agent, TrainingState(agent.learner), None if place is None else place / variant.name))
     if place is not None:
-        for member in members:
-            assert member.run is not None
-            create_run(member.run, member.agent, policy is not None)
-        _write(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
-    with unless_refused(place):
-        return _train(env, members, quiet, place)
+        for run in runs:
+            create_directory(_directory(run), run.agent)
+        write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
+    with removed_if_refused(place):
+        return _train(env, runs, quiet, place)
+
+
+def _directory(run: Run) -> Path:
+    assert run.directory is not None
+    return run.directory
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
@@ -144,8 +159,8 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     return chosen
 
 
-def _check_varied(env: Any, vary: Mapping[str, Sequence[Any]]) -> None:
-    in_jax = is_jax_name(env) or as_jax_env(env) is not None
+def _check_varied(env: EnvLike, vary: Mapping[str, Sequence[Any]]) -> None:
+    in_jax = as_jax_env(env) is not None
     for name, values in vary.items():
         setting = name.replace("-", "_")
         if setting in ("seed", "env.id"):
@@ -160,16 +175,12 @@ def _check_varied(env: Any, vary: Mapping[str, Sequence[Any]]) -> None:
             )
 
 
-def _train(env: Any, members: list[Member], quiet: bool, place: Path | None) -> list[Agent]:
-    groups = [members] if as_jax_env(env) is not None else [[member] for member in members]
-    agents = [agent for group in groups for agent in go_on(env, group, quiet, place)]
+def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> list[Agent]:
+    together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
+    agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
-        _write(place / SUMMARY, summarise(place))
+        write_json(place / SUMMARY, summarise(place))
     return agents
-
-
-def _write(path: Path, data: Any) -> None:
-    replace_durably(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def is_sweep(run: Path) -> bool:
@@ -179,13 +190,7 @@ def is_sweep(run: Path) -> bool:
 
 def read_sweep(place: Path) -> list[Variant]:
     """Return the runs of a sweep."""
-    try:
-        data = json.loads((place / SWEEP).read_text())
-    except ValueError as error:
-        raise ValueError(f"{place / SWEEP} is not JSON ({error})") from error
-    if data.get("format") != FORMAT:
-        raise ValueError(f"{place / SWEEP} has format {data.get('format')!r}, but this version reads format {FORMAT}")
-    return [Variant(**record) for record in data["runs"]]
+    return [Variant(**record) for record in read_json(place / SWEEP, FORMAT)["runs"]]
 
 
 def groups(plan: Sequence[Variant]) -> dict[str, list[Variant]]:
@@ -214,36 +219,33 @@ def summarise(place: Path) -> dict[str, Any]:
 
 
 def resume_sweep(
-    place: str | Path, *, steps: int | None = None, policy: Any = None, env: Any = None, quiet: bool = False
+    place: str | Path,
+    *,
+    steps: int | None = None,
+    policy: PolicyLike | None = None,
+    env: EnvLike | None = None,
+    value: PolicyLike | None = None,
+    quiet: bool = False,
 ) -> list[Agent]:
     """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
     place = Path(place)
-    members = []
     plan = read_sweep(place)
     if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
         use_cores(len(plan))
+    read = functools.partial(read_run, policy=policy, env=env, value=value)
+    runs = []
     for variant in plan:
-        run = place / variant.name
-        agent, state, _ = load_run(run, policy, env)
-        if steps is not None:
-            agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
-        members.append(Member(agent, state, run))
-    first = members[0].agent
-    target = first.env if first.env is not None else first.config.env.id
+        agent, state, _ = read(place / variant.name)
+        runs.append(Run(agent if steps is None else with_steps(agent, steps), state, place / variant.name))
+    target = env_of(runs[0].agent)
     if as_jax_env(target) is not None:
-        members = _at_one_iteration(members, policy, env)
-    for member in members:
-        if steps is not None and member.run is not None:
-            write_config(member.run, member.agent, policy is not None)
-    return _train(target, members, quiet, place)
-
-
-def _at_one_iteration(members: list[Member], policy: Any, env: Any) -> list[Member]:
-    """Runs that train together must go on together; a crash may have come between the checkpoints of two of them."""
-    while len({member.state.iteration for member in members}) > 1:
-        earliest = min(member.state.iteration for member in members)
-        for member in members:
-            assert member.run is not None
-            if member.state.iteration > earliest:
-                member.state = load_run(member.run, policy, env, not_after=earliest)[1]
-    return members
+        # They go on together; a crash may have come between the checkpoints of two of them.
+        while len({run.state.iteration for run in runs}) > 1:
+            earliest = min(run.state.iteration for run in runs)
+            for run in runs:
+                if run.state.iteration > earliest:
+                    run.state = read(_directory(run), not_after=earliest)[1]
+    if steps is not None:
+        for run in runs:
+            write_config(_directory(run), run.agent)
+    return _train(target, runs, quiet, place)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from trpo.policies.networks import Gain
+from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
+from trpo.spelling import did_you_mean
 from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
+
+RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}
+FITS: dict[str, Any] = {"adam": AdamFit, "gauss-newton": GaussNewtonFit}
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
@@ -27,17 +30,50 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _require_gain(name: str, gain: Any) -> None:
-    _require(gain == "auto" or (_is_number(gain) and gain > 0), name, gain, "> 0, or auto; √2 is usual")
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    "≥ 0": lambda x: x >= 0,
+    "≥ 1": lambda x: x >= 1,
+    "> 0": lambda x: x > 0,
+    "in [0, 1]": lambda x: 0 <= x <= 1,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "> 0, or auto": lambda x: x == "auto" or (_is_number(x) and x > 0),
+    "positive widths, such as 64 64": lambda x: all(width >= 1 for width in x),
+}
+"""What numbers may be, as it is said to the user; a field's annotation adds advice, in which {} is its default."""
+Widths = Annotated[tuple[int, ...], "positive widths, such as 64 64"]
+LayerGain = Annotated[Gain, "> 0, or auto; √2 is usual"]
 
 
-def _require_choices(config: Any, prefix: str = "") -> None:
-    """Check the fields that are a choice between names."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            value = getattr(config, name)
-            _require(value in choices, prefix + name, value, f"one of {', '.join(map(str, choices))}")
+def _check(config: Any, group: str) -> None:
+    """Check that choices are among their names and numbers in the ranges with which their fields are annotated."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
+        _require_choice(value, hint, group + f.name)
+        for allowed in getattr(hint, "__metadata__", ()):
+            if isinstance(allowed, str) and value is not None:
+                inside = _RANGES[allowed.partition(";")[0]](value)
+                default = f"{f.default:.10g}" if _is_number(f.default) else ""
+                _require(inside, group + f.name, value, allowed.format(default))
+
+
+def _require_choice(value: Any, hint: Any, name: str) -> None:
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        _require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
+
+
+def _build(config: Any, group: str, what: str, chosen: str, kinds: dict[str, Any]) -> Any:
+    """Make the chosen kind from the fields that ``config`` has for it; others' fields must have their defaults."""
+    has = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in kinds.items()}
+    used = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.name in has[chosen]:
+            used[f.name] = value
+        elif value != f.default and any(f.name in names for names in has.values()):
+            raise ValueError(f"{group}.{f.name}={value!r}: {what} {chosen!r} does not use it")
+    return kinds[chosen](**used)
 
 
 @dataclass(frozen=True)
@@ -46,20 +82,21 @@ class EnvConfig:
 
     id: Annotated[str, tyro.conf.Suppress] = "Hopper-v5"
     """A Gymnasium id, module:Id-v0, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or probe:NAME."""
-    count: int = 16
+    count: Annotated[int, "≥ 1; {} is usual"] = 16
     """Environments stepped together."""
     workers: int = 0
     """Other processes that step a share of them; 0 steps all in this one."""
-    devices: int = 0
+    devices: Annotated[int, "≥ 0; 0 takes all there are"] = 0
     """Environments in JAX: devices to spread them over; 0 takes all."""
     stagger: bool = False
     """On the host: cut first episodes at different times, so that environments do not stay in step."""
     rescale_actions: bool = True
     """Map [-1, 1] onto finite Box bounds."""
+    flatten: bool = False
+    """Make every observation one vector of numbers, whatever its space."""
 
     def __post_init__(self) -> None:
-        _require(self.count >= 1, "env.count", self.count, "≥ 1; 16 is usual")
-        _require(self.devices >= 0, "env.devices", self.devices, "≥ 0; 0 takes all there are")
+        _check(self, "env.")
         _require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
 
 
@@ -68,69 +105,61 @@ class RuleConfig:
     """The update rule. Fields that a rule does not have must keep their defaults."""
 
     name: Literal["trpo", "natural-gradient", "penalty"] = "trpo"
-    max_kl: float = 0.01
+    max_kl: float = float(TRPO.max_kl)
     """δ: bound on the mean KL of a whole iteration, in nats (a target for the other two rules)."""
-    damping: float = 0.1
+    damping: float = float(TRPO.damping)
     """λ, added to the Fisher matrix in the solve."""
-    cg_iterations: int = 10
+    cg_iterations: int = TRPO.cg_iterations
     """Fisher products for each solve."""
-    cg_tolerance: float = 1e-10
+    cg_tolerance: float = float(TRPO.cg_tolerance)
     """Stop the solve earlier at this relative squared residual."""
-    max_step_norm: float = 10.0
+    max_step_norm: float = float(TRPO.max_step_norm)
     """Bound on a step in parameter space, which only a saturated policy meets."""
-    backtrack_ratio: float = 0.8
+    backtrack_ratio: float = float(TRPO.backtrack_ratio)
     """Factor between trials of the line search."""
-    max_backtracks: int = 10
+    max_backtracks: int = TRPO.max_backtracks
     """Trials after the first."""
-    use_measured_kl: bool = False
+    use_measured_kl: bool = TRPO.use_measured_kl
     """TRPO: shrink a step whose KL is too large by what the measured KL says, not by the fixed factor."""
-    initial_coefficient: float = 10.0
+    initial_coefficient: float = float(Penalty.initial_coefficient)
     """Penalty: first price of a nat of KL."""
-    inner_steps: int = 3
+    inner_steps: int = Penalty.inner_steps
     """Penalty: Newton steps for each update."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "rule.")
+        _check(self, "rule.")
 
     def build(self) -> TRPO | NaturalGradient | Penalty:
         """Return the rule; raises ValueError for values out of range."""
-        kind: Any = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}[self.name]
-        used = {f.name for f in dataclasses.fields(kind)}
-        for f in dataclasses.fields(self):
-            if f.name not in used | {"name"} and getattr(self, f.name) != f.default:
-                raise ValueError(f"rule.{f.name}={getattr(self, f.name)!r}: rule {self.name!r} does not use it")
-        return kind(**{name: getattr(self, name) for name in used})
+        return _build(self, "rule", "rule", self.name, RULES)
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     """The policy network."""
 
-    hidden: tuple[int, ...] = (64, 64)
-    activation: Literal["tanh", "relu"] = "tanh"
-    initial_std: float = 0.6
+    hidden: Widths = (64, 64)
+    activation: Activation = "tanh"
+    initial_std: Annotated[float, "> 0; {} is usual"] = 0.6
     """σ of a Gaussian policy at the start."""
     min_std: float | Literal["auto"] = 0.0
     """σ never falls below this. A policy without noise forgets every state that it no longer meets. auto: 0.25/√d
     with d elements of an action, so that the noise's length is at least 0.25 whatever d, and never below 0.1."""
     state_dependent_std: bool = False
     """Let the network output σ too."""
-    last_layer_scale: float = 0.01
+    last_layer_scale: Annotated[float, "≥ 0; {} is usual"] = 0.01
     """Gain of the last layer's initial weights."""
-    hidden_layer_scale: Gain = 2**0.5
+    hidden_layer_scale: LayerGain = 2**0.5
     """Gain of the hidden layers' initial weights; a small one starts nearly linear. auto: √2; 0.2 with more
     inputs than the first layer has units."""
-    averaging: float = 0.05
+    sees: str = ""
+    """Parts of an observation that it sees, such as "joints[:7] goal", or ":27"; all if empty."""
+    averaging: Annotated[float, "in [0, 1); {} is usual, 0 is none"] = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "policy.")
-        _require(all(h >= 1 for h in self.hidden), "policy.hidden", self.hidden, "positive widths, such as 64 64")
-        _require(self.initial_std > 0, "policy.initial_std", self.initial_std, "> 0; 0.6 is usual")
+        _check(self, "policy.")
         self._require_min_std(self.min_std if self.min_std != "auto" else 0.0)
-        _require_gain("policy.hidden_layer_scale", self.hidden_layer_scale)
-        _require(self.last_layer_scale >= 0, "policy.last_layer_scale", self.last_layer_scale, "≥ 0; 0.01 is usual")
-        _require(0 <= self.averaging < 1, "policy.averaging", self.averaging, "in [0, 1); 0.05 is usual, 0 is none")
 
     def _require_min_std(self, bound: Any) -> None:
         allowed = f"≥ 0 and below policy.initial_std={self.initial_std}, or auto; 0 sets no bound"
@@ -147,39 +176,32 @@ class PolicyConfig:
 class ValueConfig:
     """The value network and its fit."""
 
-    hidden: tuple[int, ...] = (64, 64)
-    activation: Literal["tanh", "relu"] = "tanh"
-    hidden_layer_scale: Gain = 2**0.5
+    hidden: Widths = PolicyConfig.hidden
+    activation: Activation = PolicyConfig.activation
+    hidden_layer_scale: LayerGain = PolicyConfig.hidden_layer_scale
     """Gain of the hidden layers' initial weights; auto as for the policy's."""
+    sees: str = ""
+    """Parts of an observation that it sees, as for the policy; it may see more."""
     method: Literal["adam", "gauss-newton"] = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = float(AdamFit.learning_rate)
     """Adam's."""
-    epochs: int = 10
+    epochs: int = AdamFit.epochs
     """Adam's passes over each batch."""
-    minibatch: int = 128
+    minibatch: int = AdamFit.minibatch
     """Adam's minibatch; 0 uses the whole batch at once."""
-    steps: int = 5
+    steps: int = GaussNewtonFit.steps
     """Gauss-Newton steps for each batch."""
-    max_change: float = 0.1
+    max_change: Annotated[float, "> 0; {} is usual"] = float(GaussNewtonFit.max_change)
     """Gauss-Newton's trust region."""
     normalise_returns: bool = True
     """Train on returns divided by their running standard deviation."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "value.")
-        _require(all(h >= 1 for h in self.hidden), "value.hidden", self.hidden, "positive widths, such as 64 64")
-        _require_gain("value.hidden_layer_scale", self.hidden_layer_scale)
-        _require(self.max_change > 0, "value.max_change", self.max_change, "> 0; 0.1 is usual")
+        _check(self, "value.")
 
     def build(self) -> AdamFit | GaussNewtonFit:
         """Return the fit; raises ValueError for values out of range."""
-        unused = ("steps", "max_change") if self.method == "adam" else ("learning_rate", "epochs", "minibatch")
-        for f in dataclasses.fields(self):
-            if f.name in unused and getattr(self, f.name) != f.default:
-                raise ValueError(f"value.{f.name}={getattr(self, f.name)!r}: method {self.method!r} does not use it")
-        if self.method == "adam":
-            return AdamFit(self.learning_rate, self.epochs, self.minibatch)
-        return GaussNewtonFit(max_change=self.max_change, steps=self.steps)
+        return _build(self, "value", "method", self.method, FITS)
 
 
 @dataclass(frozen=True)
@@ -187,61 +209,42 @@ class Config:
     """A training run."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
-    steps: int = 1_000_000
+    steps: Annotated[int, "≥ 1"] = 1_000_000
     """Environment steps to train for; the last iteration may go a little beyond."""
     seed: int = 0
-    fragment: int = 64
+    fragment: Annotated[int, "≥ 1; {} is usual"] = 64
     """Steps of every environment in one iteration; the batch is env.count times this."""
     rule: RuleConfig = field(default_factory=RuleConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
-    discount: float = 0.99
+    discount: Annotated[float, "in [0, 1]; {} is usual"] = 0.99
     """γ; with ``final_discount``, at the start."""
-    final_discount: float | None = None
+    final_discount: Annotated[float | None, "in [0, 1); 0.998 is usual"] = None
     """Where γ goes: 1 − γ falls geometrically, so that a fall beyond the first horizon begins to count."""
-    discount_steps: int = 1_000_000
+    discount_steps: Annotated[int, "≥ 1; {} is usual"] = 1_000_000
     """Environment steps until γ is ``final_discount``, however long the run."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float, "in [0, 1]; {} is usual"] = 0.95
     """λ of generalised advantage estimation."""
-    updates_per_batch: int = 1
+    updates_per_batch: Annotated[int, "≥ 1"] = 1
     """Policy updates that one batch serves, all within one max_kl."""
-    fisher_subsample: int = 1
+    fisher_subsample: Annotated[int, "≥ 1; the paper used 10"] = 1
     """k > 1: Fisher products use a fixed 1/k of the states."""
     standardise_advantages: bool = True
     normalise_observations: bool = True
-    observation_clip: float = 10.0
+    observation_clip: Annotated[float, "> 0; {} is usual"] = 10.0
     """Bound on normalised observations, in standard deviations."""
-    observed_elements: int = 0
-    """Policy and value function see so many first elements of an observation; 0: all. Not for a policy of your own."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
-    checkpoint_every: int = 50
+    checkpoint_every: Annotated[int, "≥ 1; {} is usual"] = 50
     """Iterations between checkpoints."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Annotated[int, "≥ 1; {} is usual"] = 3
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.steps >= 1, "steps", self.steps, "≥ 1")
+        _check(self, "")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
-        _require(self.fragment >= 1, "fragment", self.fragment, "≥ 1; 64 is usual")
-        _require(0 <= self.discount <= 1, "discount", self.discount, "in [0, 1]; 0.99 is usual")
         if self.final_discount is not None:
-            _require(0 <= self.final_discount < 1, "final_discount", self.final_discount, "in [0, 1); 0.998 is usual")
             _require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
-        _require(self.discount_steps >= 1, "discount_steps", self.discount_steps, "≥ 1; 1000000 is usual")
-        _require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]; 0.95 is usual")
-        _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "≥ 1")
-        _require(self.fisher_subsample >= 1, "fisher_subsample", self.fisher_subsample, "≥ 1; the paper used 10")
-        _require(
-            self.observation_clip > 0 and not math.isnan(self.observation_clip),
-            "observation_clip",
-            self.observation_clip,
-            "> 0; 10 is usual",
-        )
-        _require(self.observed_elements >= 0, "observed_elements", self.observed_elements, "≥ 0; 0 is all")
-        _require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "≥ 1; 50 is usual")
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "≥ 1; 3 is usual")
         self.rule.build()
         self.value.build()
 
@@ -267,9 +270,7 @@ def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
     values: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"unknown setting {prefix}{name}; {hint}")
+            raise ValueError(f"unknown setting {prefix}{name}; {did_you_mean(name, known, prefix)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             _require(isinstance(value, dict), prefix + name, value, "a group of settings")
@@ -280,14 +281,10 @@ def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        _require(value in typing.get_args(hint), name, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    if origin is tuple:
-        _require(
-            isinstance(value, list | tuple) and all(type(x) is int for x in value), name, value, "a list of integers"
-        )
+    _require_choice(value, hint, name)
+    if typing.get_origin(hint) is tuple:
+        integers = isinstance(value, list | tuple) and all(type(x) is int for x in value)
+        _require(integers, name, value, "a list of integers")
         return tuple(value)
     if hint is float and _is_number(value):
         return float(value)

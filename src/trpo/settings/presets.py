@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import tomllib
@@ -10,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from trpo.settings.config import Config, merge
+from trpo.spelling import did_you_mean
 
 AUTO, NONE = "auto", "none"
 
@@ -42,9 +42,7 @@ def apply_preset(config: Config, name: str = AUTO) -> tuple[Config, str, dict[st
     if chosen == NONE:
         return config, NONE, {}
     if chosen not in _table():
-        near = difflib.get_close_matches(chosen, names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join([*names(), AUTO, NONE])}"
-        raise ValueError(f"preset={chosen!r}: unknown; {hint}")
+        raise ValueError(f"preset={chosen!r}: unknown; {did_you_mean(chosen, [*names(), AUTO, NONE])}")
     settings = {key: value for key, value in _table()[chosen].items() if key != "match"}
     return merge(config, settings), chosen, settings
 

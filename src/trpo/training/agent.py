@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo.envs import EnvSpec, to_env_action
-from trpo.envs.names import make_envs
-from trpo.policies.function import ModuleFunction, as_function
-from trpo.policies.heads import (
-    BernoulliPolicy,
-    CategoricalPolicy,
-    GaussianPolicy,
-    MultiCategoricalPolicy,
-    StateDependentGaussianPolicy,
-    ValueFunction,
-)
-from trpo.policies.networks import mlp
-from trpo.rollout import Actor, HostPolicy
+from trpo.envs.names import EnvLike, resolve
+from trpo.envs.spec import Box, EnvSpec
+from trpo.policies.function import as_policy
+from trpo.policies.make import make_policy, make_value
+from trpo.policies.protocol import PolicyFunction, PolicyLike
+from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import EvaluationResult, drawn_noise, whole_episodes
+from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
-from trpo.settings.config import Config, PolicyConfig, ValueConfig
-from trpo.training.learner import Learner, freeze_actor
-from trpo.value_fits.fit import ValueState
-
-
-def make_policy(spec: EnvSpec, config: PolicyConfig, key: Any, first: int | None = None) -> Any:
-    """Make the policy module that ``spec``'s action space calls for, in the default floating-point type.
-
-    With ``first`` it sees so many first elements of an observation, otherwise all.
-    """
-    action = spec.action
-    dtype = jnp.result_type(float)
-
-    def network(outputs: int) -> Any:
-        sizes = (spec.observation_size, *config.hidden, outputs)
-        return mlp(key, sizes, config.activation, config.last_layer_scale, config.hidden_layer_scale, dtype, first)
-
-    match action.kind:
-        case "box":
-            min_std = config.std_bound(action.size)
-            log_std = jnp.full((action.size,), math.log(config.initial_std - min_std), dtype)
-            if config.state_dependent_std:
-                return StateDependentGaussianPolicy(network(2 * action.size), log_std, min_std)
-            return GaussianPolicy(network(action.size), log_std, min_std)
-        case "discrete":
-            return CategoricalPolicy(network(action.sizes[0]))
-        case "multi_discrete":
-            return MultiCategoricalPolicy(network(sum(action.sizes)), action.sizes)
-        case "multi_binary":
-            return BernoulliPolicy(network(action.size))
-
-
-def make_value(spec: EnvSpec, config: ValueConfig, key: Any, first: int | None = None) -> ValueFunction:
-    """Make the value function: a network of its own. ``first`` as for :func:`make_policy`."""
-    sizes = (spec.observation_size, *config.hidden, 1)
-    dtype = jnp.result_type(float)
-    return ValueFunction(mlp(key, sizes, config.activation, 1.0, config.hidden_layer_scale, dtype, first))
+from trpo.settings.config import Config
+from trpo.training.learner import Learner, Program
+from trpo.training.state import TrainingState
+from trpo.value_fits import ValueState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,85 +30,124 @@ class Agent:
 
     spec: EnvSpec
     config: Config
-    policy: ModuleFunction
-    value: ModuleFunction
+    policy: PolicyFunction
+    value: PolicyFunction
     learner: Learner
-    rule: Any = None
+    rule: Rule | None = None
     """An update rule of your own; None means that of the configuration."""
-    env: Any = None
+    env: EnvLike | None = None
     """The environment id or function it was made for; None means ``spec.id``."""
+    own: frozenset[str] = frozenset()
+    """Which of ``policy`` and ``value`` are of your own."""
 
     @classmethod
-    def create(cls, spec: EnvSpec, config: Config, policy: Any = None, env: Any = None, rule: Any = None) -> Agent:
+    def create(
+        cls,
+        spec: EnvSpec,
+        config: Config,
+        policy: PolicyLike | None = None,
+        env: EnvLike | None = None,
+        rule: Rule | None = None,
+        value: PolicyLike | None = None,
+    ) -> Agent:
         """Make an untrained agent.
 
-        ``policy`` may be any callable pytree that maps observations to distributions, ``rule`` anything that follows
+        ``policy`` may be any callable pytree that maps observations to distributions, ``value`` one that maps them to
+        numbers in units of the returns' running deviation, and ``rule`` anything that follows
         :class:`~trpo.rules.protocol.Rule`.
         """
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
-        if config.observed_elements > spec.observation_size:
-            raise ValueError(
-                f"observed_elements={config.observed_elements}: must be ≤ {spec.observation_size}, "
-                f"the size of an observation of {spec.id}; 0 is all"
-            )
-        first = config.observed_elements or None
-        module = make_policy(spec, config.policy, policy_key, first) if policy is None else policy
-        function, params = as_function(module)
-        value, value_params = as_function(make_value(spec, config.value, value_key, first))
+        function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
+        value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
+        if jax.tree.leaves(value_function.start(1)):
+            raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)
         learner = Learner(
             policy=params,
             rule=(config.rule.build() if rule is None else rule).init(params),
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
-            observations=RunningStatistics.zeros((spec.observation_size,), dtype),
+            observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
             average=params if config.policy.averaging else None,
         )
-        return cls(spec, config, function, value, learner, rule, env)
+        own = {name for name, module in (("policy", policy), ("value", value)) if module is not None}
+        return cls(spec, config, function, value_function, learner, rule, env, frozenset(own))
 
-    def at(self, state: Any) -> Agent:
+    @property
+    def custom(self) -> dict[str, bool]:
+        """What code of one's own it needs to be loaded again."""
+        env = self.env is not None and not isinstance(self.env, str)
+        return {"policy": "policy" in self.own, "value": "value" in self.own, "rule": self.rule is not None, "env": env}
+
+    def program(self, strata: int = 1) -> Program:
+        """Return what an iteration of this agent is compiled from."""
+        return Program.of(self.policy, self.value, self.spec.observation, self.config, strata)
+
+    def at(self, state: TrainingState) -> Agent:
         """Return the same agent with what ``state`` (of :func:`trpo.iterations`) has learned."""
         return dataclasses.replace(self, learner=state.learner)
 
     @property
     def module(self) -> Any:
         """The policy as one callable module, parameters included: the average of training's where there is one."""
-        return self.policy.bind(self.learner.deployed)
+        function: Any = getattr(self.policy, "function", self.policy)
+        return function.bind(self.learner.deployed)
 
     def actor(self) -> Actor:
         """Return what acting needs, with statistics frozen."""
-        clip = self.config.observation_clip if self.config.normalise_observations else None
-        return freeze_actor(self.learner.deployed, self.learner.observations, clip)
+        return self.program().freeze(self.learner.deployed, self.learner.observations)
 
-    def act(self, observation: Any, deterministic: bool = True, seed: int | None = None) -> np.ndarray:
+    def start(self, count: int | None = None) -> Any:
+        """Return the policy's memory at the start of an episode, or of ``count`` together; ``()`` if it has none."""
+        carry = self._host_policy.start(count or 1)
+        return carry if count is not None else jax.tree.map(lambda x: x[0], carry)
+
+    def act(self, observation: Any, carry: Any = None, *, deterministic: bool = True, seed: int | None = None) -> Any:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
 
         The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the
-        distribution's mode, otherwise a sample (from ``seed``, or fresh randomness).
+        distribution's mode, otherwise a sample (from ``seed``, or fresh randomness). With the ``carry`` of a policy
+        with memory, from :meth:`start` or the call before, ``(action, carry)`` is returned.
         """
-        x = np.asarray(observation, np.float32)
-        size, shape = self.spec.observation_size, self.spec.observation_shape
-        if shape is not None and (x.shape == shape or x.shape[1:] == shape):
-            single = x.shape == shape
-        else:
-            single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1)
-        if x.size % size:
-            raise ValueError(f"observation of shape {x.shape}: must have {size} numbers, or a batch of that")
-        x = x.reshape(-1, size)
-        host = self._host_policy
+        if isinstance(carry, bool):
+            raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
+        x, single = self._batched(observation)
+        host, leading = self._host_policy, self.spec.observation.fits(x)
+        assert leading is not None
+        count = leading[0]
+        memory = host.start(count) if carry is None else carry
+        if carry is not None and single:
+            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None], memory)
         noise = None
         if not deterministic:
             key = jax.random.key(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed)
-            _, distribution = host(x, None)
-            noise = np.asarray(distribution.noise(key))
-        action, _ = host(x, noise)
-        result = to_env_action(self.spec.action, action, self.config.env.rescale_actions)
-        return np.asarray(result[0]) if single else result
+            noise = jax.tree.map(np.asarray, noise_of(self.policy, self.actor(), count, (), key))
+        action, memory = host(x, memory, np.full(count, carry is None), noise)
+        action = self.spec.action.to_env(action)
+        if single:
+            action, memory = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (action, memory))
+        return action if carry is None else (action, memory)
+
+    def _batched(self, observation: Any) -> tuple[Any, bool]:
+        """Return an observation with a leading axis, and whether it had none."""
+        space = self.spec.observation
+        x = space.map(lambda leaf, part: np.asarray(part, leaf.dtype), observation)
+        if isinstance(space, Box):  # numbers in a row are taken too
+            size = space.size
+            if x.shape != space.shape and x.shape[1:] != space.shape:
+                if size == 0 or x.size % size:
+                    raise ValueError(f"observation of shape {x.shape}: must have {size} numbers, or a batch of that")
+                single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1)
+                x = x.reshape(space.shape if single else (-1, *space.shape))
+        leading = space.fits(x)
+        if leading is None or len(leading) > 1:
+            raise ValueError(f"observation {jax.tree.map(np.shape, x)}: must be one of {space}, or a batch of that")
+        return (x, False) if leading else (jax.tree.map(lambda leaf: leaf[None], x), True)
 
     @property
     def _host_policy(self) -> HostPolicy:
         cached = self.__dict__.get("_host")
         if cached is None:
-            cached = HostPolicy(self.policy, self.actor(), self.spec.observation_size)
+            cached = HostPolicy(self.policy, self.actor())
             object.__setattr__(self, "_host", cached)  # a cache on a frozen record: same inputs, same outputs
         return cached
 
@@ -158,7 +157,12 @@ class Agent:
 
 
 def evaluate(
-    agent: Agent, env: Any = None, episodes: int = 10, deterministic: bool = True, seed: int = 0, count: int = 32
+    agent: Agent,
+    env: EnvLike | None = None,
+    episodes: int = 10,
+    deterministic: bool = True,
+    seed: int = 0,
+    count: int = 32,
 ) -> EvaluationResult:
     """Run exactly ``episodes`` whole episodes with frozen statistics.
 
@@ -169,11 +173,10 @@ def evaluate(
         raise ValueError(f"episodes={episodes}: must be ≥ 1; 10 is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
     env = env if env is not None else agent.env if agent.env is not None else agent.spec.id
-    envs = make_envs(env, count, 0, agent.config.env.rescale_actions)
+    envs = resolve(env, agent.config.env).open(count)
     try:
         actor = agent.actor()
-        policy = HostPolicy(agent.policy, actor, agent.spec.observation_size)
-        noise = None if deterministic else drawn_noise(agent.policy, actor, count, agent.spec.observation_size, seed)
-        return whole_episodes(envs, policy, episodes, seed, noise)
+        noise = None if deterministic else drawn_noise(agent.policy, actor, count, seed)
+        return whole_episodes(envs, HostPolicy(agent.policy, actor), episodes, seed, noise)
     finally:
         envs.close()

@@ -20,19 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
-from trpo.envs.device import JaxEnv
 from trpo.envs.device.extras import quiet
-from trpo.rollout import device as rollouts
-from trpo.rollout.device import DeviceRollout
-from trpo.rollout.episodes import EpisodeTotals, EpisodeWindow
-from trpo.settings.config import Config
+from trpo.rollout.device import DeviceRollout, DeviceSource
+from trpo.rollout.episodes import EpisodeTotals, RecentEpisodes
 from trpo.training.agent import Agent
 from trpo.training.layout import Layout, capacity, layout_for
-from trpo.training.learner import Hyper, IterationInfo, Learner, improve, prepare, refit
-from trpo.training.record import Metrics, nonfinite_message, update_metrics
+from trpo.training.learner import Hyper, IterationInfo, Learner, Program, improve, prepare, refit
+from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import from_named_arrays, named_arrays, tree_where
-from trpo.value_fits.fit import ValueInfo
+from trpo.value_fits import ValueInfo
 
 ROWS = 256
 """The most iterations in a chunk."""
@@ -60,64 +57,36 @@ class Row(eqx.Module):
 class Setup:
     """Everything static about a training function."""
 
-    env: JaxEnv
-    policy: Any
-    value: Any
-    fragment: int
-    count: int
-    clip: float | None
-    rescale: bool
+    source: DeviceSource
+    program: Program
     stacked: bool
     """Whether there is a leading axis of members."""
     stop: bool
     """Whether to leave the chunk at a batch or fit that is not finite."""
     layout: Layout
 
-    @classmethod
-    def of(cls, env: JaxEnv, agent: Agent, config: Config, stacked: bool, layout: Layout) -> Setup:
-        """Take it from a configuration."""
-        return cls(
-            env=env,
-            policy=agent.policy,
-            value=agent.value,
-            fragment=config.fragment,
-            count=config.env.count,
-            clip=config.observation_clip if config.normalise_observations else None,
-            rescale=config.env.rescale_actions,
-            stacked=stacked,
-            stop=config.on_nonfinite == "stop",
-            layout=layout,
-        )
-
 
 def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tuple[Member, Row]:
     """Steps 1 to 8 of one iteration, pure; the run's ``key`` never changes."""
-    learner, env = member.learner, setup.env
-    actor, noise, fit_key = prepare(
-        learner.policy,
-        learner.observations,
-        key,
-        member.iteration,
-        policy=setup.policy,
-        clip=setup.clip,
-        shape=(setup.fragment, setup.count, env.spec.observation_size),
-    )
+    learner, source, program = member.learner, setup.source, setup.program
+    actor, noise, fit_key = prepare(program, learner.policy, learner.observations, key, member.iteration)
     noise = setup.layout.constrain_batch(noise)
-    rollout, trajectory, episodes = rollouts.collect(env, setup.policy, actor, member.rollout, noise, setup.rescale)
+    rollout, trajectory, episodes = source.collect(program.policy, actor, member.rollout, noise)
     # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
     # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
-    trajectory = jax.lax.optimization_barrier(setup.layout.constrain_batch(trajectory))
-    improved, batch, info = improve(setup.policy, setup.value, hyper, learner, trajectory, member.iteration)
-    value, fit = refit(setup.value, hyper, learner.value, batch, fit_key)
+    trajectory = jax.lax.optimization_barrier(setup.layout.constrain_trajectory(trajectory))
+    improved, batch, info = improve(program, hyper, learner, trajectory, member.iteration)
+    value, fit = refit(program, hyper, learner.value, batch, fit_key)
     improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))
     sound = info.finite & fit.finite
-    rollout = jax.lax.cond(sound, lambda: rollout, lambda: rollouts.restart(env, rollout))
+    rollout = jax.lax.cond(sound, lambda: rollout, lambda: source.restart(rollout))
     return Member(improved, rollout, member.iteration + 1), Row(info, fit, episodes)
 
 
 def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:
     """Return a run before its first iteration."""
-    rollout = rollouts.begin(setup.env, jax.random.fold_in(key, 0xE27), setup.count)
+    count, policy = setup.program.count, setup.program.policy
+    rollout = setup.source.begin(jax.random.fold_in(key, 0xE27), count, policy.start(count))
     return Member(learner, rollout, jnp.zeros((), jnp.int32))
 
 
@@ -164,13 +133,14 @@ def _run_chunk(setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Me
     return members, rows, done
 
 
-def check(env: JaxEnv, agent: Agent, config: Config, runs: int = 1) -> Setup:
-    """Return what ``runs`` runs of ``config`` are compiled from; nothing is compiled or allocated yet.
+def check(source: DeviceSource, agent: Agent, runs: int = 1) -> Setup:
+    """Return what ``runs`` runs of ``agent`` are compiled from; nothing is compiled or allocated yet.
 
     Raises:
         ValueError: fewer steps than one iteration takes, processes for the environments, devices that do not divide
             them, or a batch that is larger than the device.
     """
+    config = agent.config
     if config.steps < config.batch:
         raise ValueError(
             f"steps={config.steps}: fewer than one iteration, which takes env.count × fragment = "
@@ -179,7 +149,8 @@ def check(env: JaxEnv, agent: Agent, config: Config, runs: int = 1) -> Setup:
     if config.env.workers:
         raise ValueError(f"env.workers={config.env.workers}: environments in JAX need no processes; use 0")
     layout = layout_for(config.env.devices, config.env.count, runs)
-    setup = Setup.of(env, agent, config, runs > 1, layout)
+    stop = config.on_nonfinite == "stop"
+    setup = Setup(source, agent.program(layout.strata), runs > 1, stop, layout)
     with quiet():
         _check_batch(setup, runs, agent.learner)
     return setup
@@ -191,18 +162,15 @@ class DeviceLoop:
     Runs may differ in seed and in traced hyperparameters, in nothing else.
     """
 
-    def __init__(
-        self, env: JaxEnv, agents: Sequence[Agent], configs: Sequence[Config], states: Sequence[TrainingState]
-    ):
-        self.setup = check(env, agents[0], configs[0], len(agents))
+    def __init__(self, source: DeviceSource, agents: Sequence[Agent], states: Sequence[TrainingState]):
+        self.setup = check(source, agents[0], len(agents))
         self.layout = self.setup.layout
-        self.configs, self.states = list(configs), list(states)
-        self.rules = [Hyper.of(c, a.rule).rule for c, a in zip(configs, agents, strict=True)]
-        self.hyper = self._join(
-            [_arrays(Hyper.of(c, a.rule, self.layout.strata)) for c, a in zip(configs, agents, strict=True)]
-        )
-        self.keys = self._join([jax.random.key(c.seed) for c in configs])
-        self.windows = [EpisodeWindow(state.episodes) for state in states]
+        self.configs, self.states = [agent.config for agent in agents], list(states)
+        hypers = [Hyper.of(agent.config, agent.rule) for agent in agents]
+        self.rules = [hyper.rule for hyper in hypers]
+        self.hyper = self._join([_arrays(hyper) for hyper in hypers])
+        self.keys = self._join([jax.random.key(config.seed) for config in self.configs])
+        self.episodes = [RecentEpisodes(state.episodes) for state in states]
         self._losses: list[Any] = [None] * len(agents)
         with quiet():
             self.members = self._begin()
@@ -211,12 +179,12 @@ class DeviceLoop:
 
     def describe(self) -> str:
         """Return a line on what the compiled function takes."""
-        s, limit = self.setup, capacity()
-        runs = f"{len(self.configs)} runs × " if s.stacked else ""
+        program, limit = self.setup.program, capacity()
+        runs = f"{len(self.configs)} runs × " if self.setup.stacked else ""
         device = jax.devices()[0].platform
         where = f"{self.layout.devices} devices ({device})" if self.layout.devices > 1 else device
         of = f" of {gigabytes(limit)}" if limit else ""
-        batch = f"{runs}{s.count} environments × {s.fragment} steps"
+        batch = f"{runs}{program.count} environments × {program.fragment} steps"
         return f"on {where}: batch of {batch}; memory {gigabytes(self.memory)}{of}"
 
     def _join(self, trees: list[Any]) -> Any:
@@ -227,10 +195,10 @@ class DeviceLoop:
     def _begin(self) -> Member:
         learners = self._join([state.learner for state in self.states])
         members: Member = _begin(self.setup, learners, self.keys)
-        if self.states[0].rollout is not None:
+        if self.states[0].source is not None:
             template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
             restored = [
-                from_named_arrays(template, state.rollout) if isinstance(state.rollout, dict) else state.rollout
+                from_named_arrays(template, state.source) if isinstance(state.source, dict) else state.source
                 for state in self.states
             ]
             iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
@@ -274,49 +242,38 @@ class DeviceLoop:
             for i in range(done):
                 index = (i, m) if self.setup.stacked else i
                 row: Row = jax.tree.map(lambda leaf: leaf[index], rows)  # noqa: B023
-                self.windows[m].add(row.episodes)
+                ended, recent = row.episodes, self.episodes[m]
+                recent.episodes += int(ended.ended)
+                if ended.counted:
+                    recent.add(int(ended.counted), float(ended.return_sum), int(ended.length_sum))
                 state = dataclasses.replace(
                     state,
                     iteration=state.iteration + 1,
                     steps=state.steps + config.batch,
                     seconds=state.seconds + elapsed / done,
                 )
-                records.append(self._record(m, state, row, config.batch * done / elapsed))
+                timing = {"steps_per_second": config.batch * done / elapsed, "collect_seconds": None}
+                records.append(record_of(state, row.info, self.rules[m], recent, self._losses[m], timing))
+                self._losses[m] = row.value.loss if row.info.finite else None
                 if not (row.info.finite and row.value.finite):
                     which = f"seed {config.seed}, " if self.setup.stacked else ""
                     bad.append(which + nonfinite_message(state.iteration, bool(row.info.finite)))
-            self.states[m] = dataclasses.replace(state, episodes=self.windows[m].to_json())
+            self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json())
             metrics.append(records)
         if bad and self.setup.stop:
             return [records[:-1] for records in metrics], bad[0]
         return metrics, None
 
-    def _record(self, m: int, state: TrainingState, row: Row, rate: float) -> Metrics:
-        mean_return, mean_length = self.windows[m].means()
-        record: Metrics = {
-            "iteration": state.iteration,
-            "steps": state.steps,
-            "seconds": state.seconds,
-            "steps_per_second": rate,
-            "collect_seconds": None,
-            "episodes": self.windows[m].episodes,
-            "episode_return": mean_return,
-            "episode_length": mean_length,
-        }
-        record |= update_metrics(row.info, self.rules[m], self._losses[m])
-        self._losses[m] = row.value.loss if row.info.finite else None
-        return record
-
     def _gather(self, members: Member, states: list[TrainingState]) -> list[TrainingState]:
         if not self.setup.stacked:
-            return [dataclasses.replace(states[0], learner=members.learner, rollout=members.rollout)]
+            return [dataclasses.replace(states[0], learner=members.learner, source=members.rollout)]
         # Taken apart on the host: on the device each of the thousands of slices would be an operation of its own.
         learner, rollout = jax.device_get(members.learner), named_arrays(members.rollout)
         return [
             dataclasses.replace(
                 state,
                 learner=jax.tree.map(lambda leaf: leaf[m], learner),  # noqa: B023
-                rollout={name: leaf[m] for name, leaf in rollout.items()},
+                source={name: leaf[m] for name, leaf in rollout.items()},
             )
             for m, state in enumerate(states)
         ]
@@ -352,17 +309,9 @@ def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
     """Refuse a batch that alone is larger than the device."""
 
     def batch(member: Member) -> Any:
-        key = jax.random.key(0)
-        actor, noise, _ = prepare(
-            member.learner.policy,
-            member.learner.observations,
-            key,
-            member.iteration,
-            policy=setup.policy,
-            clip=setup.clip,
-            shape=(setup.fragment, setup.count, setup.env.spec.observation_size),
-        )
-        return rollouts.collect(setup.env, setup.policy, actor, member.rollout, noise, setup.rescale)[:2]
+        program, learner = setup.program, member.learner
+        actor, noise, _ = prepare(program, learner.policy, learner.observations, jax.random.key(0), member.iteration)
+        return setup.source.collect(program.policy, actor, member.rollout, noise)[:2]
 
     leaves, structure = jax.tree.flatten(learner)
     signature = (setup, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
@@ -377,8 +326,8 @@ def _check(setup: Setup, size: int, verb: str) -> None:
     limit = capacity()
     if limit is not None and size > limit:
         raise ValueError(
-            f"env.count={setup.count}, fragment={setup.fragment}: the batch {verb} {gigabytes(size)} of memory on each "
-            f"device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or fewer seeds"
+            f"env.count={setup.program.count}, fragment={setup.program.fragment}: the batch {verb} {gigabytes(size)} of "
+            f"memory on each device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or fewer seeds"
         )
 
 

@@ -1,4 +1,4 @@
-"""The training loop over environments that are stepped from the host."""
+"""The training loop over a source on the host."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
-from trpo.envs import HostEnv
-from trpo.rollout import Actor, HostPolicy, HostRollout
-from trpo.rollout.episodes import EpisodeStatistics
-from trpo.settings.config import Config
+from trpo.rollout import EpisodeStatistics, HostPolicy, Source
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, IterationInfo, Learner, improve, prepare, refit
-from trpo.training.record import Metrics, nonfinite_message, number, update_metrics
+from trpo.training.learner import Hyper, improve, prepare, refit
+from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
-from trpo.value_fits.fit import ValueInfo
+from trpo.value_fits import ValueInfo
+
+# Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
+_prepare, _improve, _refit = (jax.jit(stage, static_argnums=0) for stage in (prepare, improve, refit))
 
 
 def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
@@ -27,79 +26,52 @@ def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
     return [int(np.random.SeedSequence([seed, iteration, i]).generate_state(1)[0]) for i in range(count)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """The compiled pieces of an iteration."""
-
-    prepare: Any
-    improve: Any
-    refit: Any
-
-
-# Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
-_improve = jax.jit(improve, static_argnums=(0, 1))
-_refit = jax.jit(refit, static_argnums=0)
-
-
-_prepare = jax.jit(prepare, static_argnames=("policy", "clip", "shape"))
-
-
-def compile_iteration(agent: Agent, config: Config) -> Compiled:
-    """Return the jitted functions; each is compiled once, at its first call."""
-    return Compiled(
-        prepare=partial(
-            _prepare,
-            policy=agent.policy,
-            clip=config.observation_clip if config.normalise_observations else None,
-            shape=(config.fragment, config.env.count, agent.spec.observation_size),
-        ),
-        improve=partial(_improve, agent.policy, agent.value),
-        refit=partial(_refit, agent.value),
-    )
-
-
 class HostLoop:
-    """One run over host environments."""
+    """One run over a source on the host."""
 
-    def __init__(self, envs: HostEnv, agent: Agent, config: Config, state: TrainingState):
-        if envs.count != config.env.count:
-            raise ValueError(f"env.count={config.env.count}, but {envs.count} environments were handed in")
-        self.agent, self.config, self.state = agent, config, state
-        self.key = jax.random.key(config.seed)
+    def __init__(self, source: Source, agent: Agent, state: TrainingState):
+        config = agent.config
+        if source.count != config.env.count:
+            raise ValueError(f"env.count={config.env.count}, but {source.count} environments were handed in")
+        self.source, self.config, self.state = source, config, state
         self.hyper = Hyper.of(config, agent.rule)
-        self.compiled = compile_iteration(agent, config)
-        seeds = env_seeds(config.seed, state.iteration, envs.count)
-        self.rollout = HostRollout(envs, seeds, config.env.stagger)
-        if state.episodes is not None:
-            self.rollout.statistics = EpisodeStatistics.from_json(state.episodes)
-        if state.environments is not None and state.observation is not None:
-            envs.restore(state.environments)
-            self.rollout.observation = state.observation
+        program = agent.program()
+        self._prepare = partial(_prepare, program)
+        self._improve = partial(_improve, program, self.hyper)
+        self._refit = partial(_refit, program, self.hyper)
+        self._restart(state.iteration)
+        source.episodes = EpisodeStatistics(source.count, state.episodes)
+        if state.source is None:
+            source.episodes.restart()  # the episodes that were under way are gone
         else:
-            self.rollout.statistics.restart()  # the episodes that were under way are gone
-        self.policy = HostPolicy(agent.policy, state.learner.actor(config), agent.spec.observation_size)
+            source.restore(state.source)
+        self.policy = HostPolicy(agent.policy, program.freeze(state.learner.policy, state.learner.observations))
+
+    def _restart(self, iteration: int) -> None:
+        self.source.restart(env_seeds(self.config.seed, iteration, self.source.count))
 
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
         """Train to ``steps``, yielding after every iteration while its value fit runs in the background."""
         learner, iteration, steps = self.state.learner, self.state.iteration, self.state.steps
+        key = jax.random.key(self.config.seed)
         began = time.perf_counter() - self.state.seconds
-        actor, noise, fit_key = self._prepare(learner, iteration)
+        actor, noise, fit_key = self._prepare(learner.policy, learner.observations, key, iteration)
         value_info: ValueInfo | None = None
         while steps < self.config.steps:
             started = time.perf_counter()
             self.policy.load(actor)
-            trajectory = self.rollout.collect(self.policy, np.asarray(noise))
+            trajectory = self.source.collect(self.policy, jax.tree.map(np.asarray, noise))
             collected = time.perf_counter()
             previous, fitted = learner, value_info
-            learner, batch, info = self.compiled.improve(self.hyper, learner, trajectory, iteration)
+            learner, batch, info = self._improve(learner, trajectory, iteration)
             info = jax.device_get(info)
             steps += int(trajectory.valid.sum())
             iteration += 1
             # Queued in this order, since computations run one after the other: what the next fragment needs must not
             # wait behind the value fit, which then has the length of that fragment to finish in.
             this_fit_key = fit_key
-            actor, noise, fit_key = self._prepare(learner, iteration)
-            value, value_info = self.compiled.refit(self.hyper, learner.value, batch, this_fit_key)
+            actor, noise, fit_key = self._prepare(learner.policy, learner.observations, key, iteration)
+            value, value_info = self._refit(learner.value, batch, this_fit_key)
             if info.finite:
                 learner = dataclasses.replace(learner, value=value)
             else:
@@ -108,43 +80,15 @@ class HostLoop:
             bad_fit = fitted is not None and not bool(fitted.finite)
             if not info.finite or bad_fit:
                 # Before the state is recorded: going on from it must not meet the broken simulation again.
-                self.rollout.restart(env_seeds(self.config.seed, iteration, self.config.env.count))
-            self.state = self._state(learner, iteration, steps, now - began)
-            metrics = self._metrics(info, fitted, now - started, collected - started)
+                self._restart(iteration)
+            episodes = self.source.episodes
+            self.state = TrainingState(
+                learner, iteration, steps, now - began, episodes.to_json(), self.source.snapshot()
+            )
+            timing = {"steps_per_second": self.config.batch / (now - started), "collect_seconds": collected - started}
+            loss = None if fitted is None else fitted.loss
+            metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
             if (not info.finite or bad_fit) and self.config.on_nonfinite == "stop":
                 kept = dataclasses.replace(self.state, learner=previous)
                 raise NonFiniteBatchError([kept], nonfinite_message(iteration, bad_fit))
             yield self.state, metrics
-
-    def _prepare(self, learner: Learner, iteration: int) -> tuple[Actor, Any, Any]:
-        return self.compiled.prepare(learner.policy, learner.observations, self.key, iteration)
-
-    def _state(self, learner: Learner, iteration: int, steps: int, seconds: float) -> TrainingState:
-        environments = self.rollout.envs.snapshot()
-        return TrainingState(
-            learner,
-            iteration,
-            steps,
-            seconds,
-            self.rollout.statistics.to_json(),
-            environments,
-            None if environments is None else self.rollout.observation,
-        )
-
-    def _metrics(self, info: IterationInfo, fitted: ValueInfo | None, elapsed: float, collecting: float) -> Metrics:
-        episodes = self.rollout.statistics
-        metrics: Metrics = {
-            "iteration": self.state.iteration,
-            "steps": self.state.steps,
-            "seconds": self.state.seconds,
-            "steps_per_second": self.config.batch / elapsed,
-            "collect_seconds": collecting,
-            "episodes": episodes.episodes,
-            "episode_return": _mean(episodes.returns),
-            "episode_length": _mean(episodes.lengths),
-        }
-        return metrics | update_metrics(info, self.hyper.rule, None if fitted is None else fitted.loss)
-
-
-def _mean(values: Any) -> float | int | None:
-    return number(np.mean(values)) if values else None

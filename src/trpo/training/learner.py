@@ -1,31 +1,33 @@
 """What is learned, and the pure functions that learn it from a trajectory.
 
-One iteration is ``improve`` (policy) and then ``refit`` (value function). They are two compiled calls because the
-second is not needed before the next improvement: on the host it runs while the next fragment is being collected.
+One iteration is :func:`improve` (the stages estimate, problem, rule, settle) and then :func:`refit`. They are two
+compiled calls because the second is not needed before the next improvement: on the host it runs while the next fragment
+is being collected.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
-from trpo.policies.function import ModuleFunction
-from trpo.problem import Batch, LocalProblem, PolicyFunction, sampled_problem
-from trpo.rollout import Actor, Trajectory
-from trpo.rollout.acting import noise_of
-from trpo.rules.protocol import Result, Rule, UpdateInfo
+from trpo.envs.spec import Space
+from trpo.policies.protocol import PolicyFunction
+from trpo.problem import Batch, LocalProblem, sampled_problem
+from trpo.rollout import Actor, Trajectory, noise_of
+from trpo.rules import Repeated
+from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
-from trpo.trees import all_finite, tree_where
+from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
-from trpo.value_fits.fit import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict
+from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, predict
 
 
 class Learner(eqx.Module):
@@ -35,8 +37,8 @@ class Learner(eqx.Module):
     rule: Any
     """State of the update rule."""
     value: ValueState
-    observations: RunningStatistics
-    """Of raw observations, merged after each update."""
+    observations: PyTree[RunningStatistics]
+    """Of the numbers of each leaf of raw observations, merged after each update."""
     average: Params | None = None
     """Of the policies so far (:func:`averaged`); None without averaging."""
 
@@ -45,22 +47,61 @@ class Learner(eqx.Module):
         """The policy to act with when not training: the average where there is one."""
         return self.policy if self.average is None else self.average
 
-    def actor(self, config: Config) -> Actor:
-        """Return what training's acting needs, with today's statistics frozen."""
-        clip = config.observation_clip if config.normalise_observations else None
-        return freeze_actor(self.policy, self.observations, clip)
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything static about an iteration: what it is compiled from."""
 
-def freeze_actor(params: Params, observations: RunningStatistics, clip: float | None) -> Actor:
-    """Return what acting needs: parameters, and statistics frozen as they are (None: observations stay raw)."""
-    return Actor(params, None if clip is None else observations.freeze(clip))
+    policy: PolicyFunction
+    value: PolicyFunction
+    space: Space
+    """Of observations."""
+    count: int
+    fragment: int
+    clip: float | None
+    """Bound on normalised observations; None: they are not normalised."""
+    standardise_advantages: bool
+    normalise_returns: bool
+    fisher_subsample: int
+    strata: int = 1
+    """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+
+    @classmethod
+    def of(
+        cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1
+    ) -> Program:
+        """Take it from a configuration."""
+        return cls(
+            policy=policy,
+            value=value,
+            space=space,
+            count=config.env.count,
+            fragment=config.fragment,
+            clip=config.observation_clip if config.normalise_observations else None,
+            standardise_advantages=config.standardise_advantages,
+            normalise_returns=config.value.normalise_returns,
+            fisher_subsample=config.fisher_subsample,
+            strata=strata,
+        )
+
+    def freeze(self, params: Params, statistics: PyTree[RunningStatistics]) -> Actor:
+        """Return what acting needs: parameters, and statistics as they are now."""
+        if self.clip is None:
+            return Actor(params, None, self.space)
+        clip = self.clip
+        return Actor(params, self.space.map(lambda leaf, s: s.freeze(clip), statistics), self.space)
+
+    def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
+        """Return the value network's output for what it is shown."""
+        return self.value(params, (), (seen, None))[0]
 
 
 class Hyper(eqx.Module):
     """Hyperparameters of an iteration; floats are traced, so changing one compiles nothing anew."""
 
-    rule: Any
-    value_fit: Any
+    rule: Rule
+    """Serves a whole batch, within one max_kl."""
+    value_fit: ValueFit
     discount: float | Scalar
     final_discount: float | Scalar | None
     """Where γ goes, if anywhere."""
@@ -69,33 +110,18 @@ class Hyper(eqx.Module):
     gae_lambda: float | Scalar
     averaging: float | Scalar | None
     """The share of the iterations that the average of policies is over; None: no average."""
-    observation_clip: float = eqx.field(static=True)
-    updates_per_batch: int = eqx.field(static=True)
-    fisher_subsample: int = eqx.field(static=True)
-    standardise_advantages: bool = eqx.field(static=True)
-    normalise_observations: bool = eqx.field(static=True)
-    normalise_returns: bool = eqx.field(static=True)
-    strata: int = eqx.field(static=True, default=1)
-    """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
 
     @classmethod
-    def of(cls, config: Config, rule: Any = None, strata: int = 1) -> Hyper:
+    def of(cls, config: Config, rule: Rule | None = None) -> Hyper:
         """Take them from a configuration; ``rule`` is used instead of the configuration's."""
         return cls(
-            rule=config.rule.build() if rule is None else rule,
+            rule=Repeated(config.rule.build() if rule is None else rule, config.updates_per_batch),
             value_fit=config.value.build(),
             discount=config.discount,
             final_discount=config.final_discount,
             discount_iterations=config.discount_steps / config.batch,
             gae_lambda=config.gae_lambda,
             averaging=config.policy.averaging or None,
-            observation_clip=config.observation_clip,
-            updates_per_batch=config.updates_per_batch,
-            fisher_subsample=config.fisher_subsample,
-            standardise_advantages=config.standardise_advantages,
-            normalise_observations=config.normalise_observations,
-            normalise_returns=config.value.normalise_returns,
-            strata=strata,
         )
 
     def discount_at(self, iteration: Any) -> Any:
@@ -115,61 +141,116 @@ class IterationInfo(eqx.Module):
 
     update: UpdateInfo
     """Of all updates of the batch together: gains and backtracks summed, KL cumulative from the sampling policy."""
-    accepted_updates: Array
     explained_variance: Float[Array, ""]
     """Of the λ-returns by the value function before its fit."""
     std: Float[Array, ""]
     """Mean σ of a Gaussian policy over the batch before the update; NaN for other distributions."""
-    finite: Array
+    finite: Bool[Array, ""]
     """False if the batch had a NaN or infinity."""
 
 
+class Estimates(eqx.Module):
+    """A trajectory with what was estimated from it, ``[time, env]``; whatever comes next of a batch reads this."""
+
+    trajectory: Trajectory
+    """With zeros where a step is not valid."""
+    seen: PyTree[Float[Array, "time env ..."]]
+    """Observations as policy and value function are shown them."""
+    value: Float[Array, "time env"]
+    """V(s), in units of reward."""
+    advantage: Float[Array, "time env"]
+    target: Float[Array, "time env"]
+    """λ-returns."""
+    weight: Float[Array, "time env"]
+    """1/N where a step is valid, else 0."""
+
+
+def prepare(program: Program, params: Params, statistics: Any, key: Any, iteration: Any) -> tuple[Actor, Any, Any]:
+    """Steps 1 and 2 of an iteration, up to the first step: actor, noise of its fragment, key of its value fit.
+
+    All randomness is a function of the run's key and the iteration's number, so it does not depend on what came
+    before.
+    """
+    actor = program.freeze(params, statistics)
+    noise_key, fit_key = jax.random.split(jax.random.fold_in(key, iteration))
+    return actor, noise_of(program.policy, actor, program.count, (program.fragment,), noise_key), fit_key
+
+
 def improve(
-    policy: PolicyFunction,
-    value: ModuleFunction,
-    hyper: Hyper,
-    learner: Learner,
-    trajectory: Trajectory,
-    iteration: Any = 0,
+    program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any = 0
 ) -> tuple[Learner, ValueBatch, IterationInfo]:
-    """Steps 3–6 and 8 of an iteration: advantages, trust-region updates, observation statistics.
+    """Steps 3 to 5 and 7 of an iteration: everything but the value function's fit.
 
     Pure: no key, no environment; ``iteration``, from 0, matters to γ and to the average of policies. Returns the
     learner with its old value function, and the data to refit that with.
     """
-    weight = trajectory.valid / jnp.maximum(jnp.sum(trajectory.valid), 1).astype(jnp.result_type(float))
-    clean = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory)
-    seen, following = clean.observation, clean.next_observation
-    if hyper.normalise_observations:
-        normaliser = learner.observations.freeze(hyper.observation_clip)
-        seen, following = normaliser(seen), normaliser(following)
-    v = predict(value, learner.value, seen, hyper.normalise_returns)
-    next_v = predict(value, learner.value, following, hyper.normalise_returns)
-    discount = hyper.discount_at(iteration)
-    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
-    target = lambda_returns(advantage, v)
-    observations = learner.observations
-    if hyper.normalise_observations:
-        observations = observations.merge(clean.observation, weight)
-    # The statistics too: an observation of 1e25 is finite, but a variance that has seen its square never recovers.
-    finite = all_finite((clean.observation, clean.next_observation, clean.reward, target, observations))
-
-    scaled = standardise(advantage, weight) if hyper.standardise_advantages else advantage
-    batch = Batch(seen, clean.action, scaled, weight)
-    problem = sampled_problem(policy, learner.policy, batch, hyper.fisher_subsample)
-    params, rule_state, update, accepted = _updates(hyper, problem, learner)
-
-    average = averaged(learner.average, params, hyper.averaging, iteration + 1)
-    new = Learner(params, rule_state, learner.value, observations, average)
+    estimates = estimate(program, hyper, learner, trajectory, iteration)
+    problem = local_problem(program, learner, estimates)
+    params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
+    new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
     info = IterationInfo(
-        update=tree_where(finite, update, _refused(update)),
-        accepted_updates=jnp.where(finite, accepted, 0),
-        explained_variance=explained_variance(v, target, weight),
+        update=tree_where(finite, update, update.refused()),
+        explained_variance=explained_variance(estimates.value, estimates.target, estimates.weight),
         std=_mean_std(problem.old),
         finite=finite,
     )
-    data = ValueBatch(*(_rows(leaf, hyper.strata) for leaf in (seen, target, weight)))
-    return tree_where(finite, new, learner), data, info
+    rows = partial(_rows, strata=program.strata)
+    data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
+    return new, data, info
+
+
+def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
+    """Estimate advantages and the value function's targets."""
+    weight = trajectory.valid / jnp.maximum(jnp.sum(trajectory.valid), 1).astype(jnp.result_type(float))
+    steps = dataclasses.replace(trajectory, carry=(), reset=trajectory.valid)  # those that have an axis of time
+    clean = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), steps)
+    see = program.freeze(learner.policy, learner.observations).see
+    seen, following = see(clean.observation), see(clean.next_observation)
+    v = predict(program.value_of, learner.value, seen, program.normalise_returns)
+    next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
+    discount = hyper.discount_at(iteration)
+    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
+    clean = dataclasses.replace(clean, carry=trajectory.carry, reset=trajectory.reset)
+    return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
+
+
+def local_problem(program: Program, learner: Learner, estimates: Estimates) -> LocalProblem:
+    """Build the trust-region problem of a batch around the policy that sampled it."""
+    steps, weight = estimates.trajectory, estimates.weight
+    advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
+    # The step after an auto-reset is where the episode really begins.
+    begins = steps.terminated | steps.truncated | ~steps.valid
+    batch = Batch(
+        observation=estimates.seen,
+        action=steps.action,
+        advantage=advantage,
+        weight=weight,
+        carry=steps.carry,
+        reset=jnp.concatenate([steps.reset[None], begins[:-1]]),
+    )
+    return sampled_problem(program.policy, learner.policy, batch, program.fisher_subsample)
+
+
+def settle(
+    program: Program,
+    hyper: Hyper,
+    learner: Learner,
+    estimates: Estimates,
+    params: Params,
+    rule_state: Any,
+    iteration: Any,
+) -> tuple[Learner, Bool[Array, ""]]:
+    """Update statistics and average; return the new learner, or the old one and False if a number is not finite."""
+    steps, statistics = estimates.trajectory, learner.observations
+    if program.clip is not None:
+        statistics = program.space.map(
+            lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
+        )
+    # The statistics too: an observation of 1e25 is finite, but a variance that has seen its square never recovers.
+    met = steps.observation, steps.next_observation, steps.reward
+    finite = all_finite((*met, estimates.target, statistics))
+    average = averaged(learner.average, params, hyper.averaging, iteration + 1)
+    return tree_where(finite, Learner(params, rule_state, learner.value, statistics, average), learner), finite
 
 
 def averaged(average: Params | None, params: Params, share: Any, k: Any) -> Params | None:
@@ -186,13 +267,13 @@ def averaged(average: Params | None, params: Params, share: Any, k: Any) -> Para
 
 
 def refit(
-    value: ModuleFunction, hyper: Hyper, state: ValueState, batch: ValueBatch, key: Any
+    program: Program, hyper: Hyper, state: ValueState, batch: ValueBatch, key: Any
 ) -> tuple[ValueState, ValueInfo]:
-    """Step 7 of an iteration: fit the value function to the λ-returns."""
-    return fit_value(hyper.value_fit, value, state, batch, key, hyper.normalise_returns)
+    """Step 6 of an iteration: fit the value function to the λ-returns."""
+    return fit_value(hyper.value_fit, program.value_of, state, batch, key, program.normalise_returns)
 
 
-def _rows(leaf: Array, strata: int) -> Array:
+def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..."]:
     """Flatten ``[time, env, …]`` to rows ``[n, …]``, or to ``[strata, n / strata, …]``, each from a block of envs."""
     if strata == 1:
         return leaf.reshape(-1, *leaf.shape[2:])
@@ -201,62 +282,9 @@ def _rows(leaf: Array, strata: int) -> Array:
 
 
 def _where_valid(valid: Array, leaf: Array) -> Array:
-    mask = valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim))
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
-
-
-def _updates(hyper: Hyper, problem: LocalProblem, learner: Learner) -> tuple[Params, Any, UpdateInfo, Array]:
-    """Apply the rule ``updates_per_batch`` times, the k-th within k/K of δ from the *sampling* policy."""
-    count = hyper.updates_per_batch
-
-    def one(carry: tuple[Params, Any], k: Array) -> tuple[tuple[Params, Any], UpdateInfo]:
-        params, state = carry
-        rule: Rule = dataclasses.replace(hyper.rule, max_kl=hyper.rule.max_kl * ((k + 1) / count))
-        params, state, info = rule.update(problem, params, state)
-        return (params, state), info
-
-    if count == 1:
-        params, state, info = hyper.rule.update(problem, learner.policy, learner.rule)
-        return params, state, info, (info.result == Result.ACCEPTED).astype(jnp.int32)
-    (params, state), infos = jax.lax.scan(one, (learner.policy, learner.rule), jnp.arange(count))
-    accepted = infos.result == Result.ACCEPTED
-    info = UpdateInfo(
-        result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
-        surrogate_gain=jnp.sum(infos.surrogate_gain),
-        predicted_gain=jnp.sum(infos.predicted_gain),
-        mean_kl=infos.mean_kl[-1],
-        max_state_kl=infos.max_state_kl[-1],
-        gradient_norm=infos.gradient_norm[0],
-        step_norm=optax.tree.norm(optax.tree.sub(params, learner.policy)),
-        cg_iterations=jnp.sum(infos.cg_iterations),
-        cg_residual=jnp.max(infos.cg_residual),
-        backtracks=jnp.sum(infos.backtracks),
-        step_fraction=jnp.mean(infos.step_fraction),
-        entropy=infos.entropy[-1],
-    )
-    return params, state, info, jnp.sum(accepted)
-
-
-def _refused(info: UpdateInfo) -> UpdateInfo:
-    nothing = jax.tree.map(jnp.zeros_like, info)
-    unknown = jnp.full_like(info.entropy, jnp.nan)
-    return dataclasses.replace(nothing, result=jnp.full_like(info.result, Result.NONFINITE_BATCH), entropy=unknown)
+    return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
 def _mean_std(distribution: Any) -> Scalar:
     log_std = getattr(distribution, "log_std", None)
     return jnp.full((), jnp.nan) if log_std is None else jnp.mean(jnp.exp(log_std))
-
-
-def prepare(
-    params: Params, observations: Any, key: Any, iteration: Any, *, policy: Any, clip: float | None, shape: Any
-) -> tuple[Actor, Any, Any]:
-    """Steps 1 and 2 of an iteration, up to the first step: actor, noise of its fragment, key of its value fit.
-
-    All randomness is a function of the run's key and the iteration's number, so it does not depend on what came
-    before. ``shape`` is (fragment, environments, features of an observation).
-    """
-    actor = freeze_actor(params, observations, clip)
-    noise_key, fit_key = jax.random.split(jax.random.fold_in(key, iteration))
-    length, count, observation_size = shape
-    return actor, noise_of(policy, actor, count, observation_size, length, noise_key), fit_key

@@ -5,55 +5,57 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
-from trpo.envs import EnvSpec, HostEnv
-from trpo.envs.names import as_jax_env, make_envs
+from trpo.envs.names import EnvLike, Origin, resolve
+from trpo.policies.protocol import PolicyLike
+from trpo.rollout import HostSource, Source
+from trpo.rollout.device import DeviceSource
+from trpo.rules.protocol import Rule
 from trpo.settings.config import Config
 from trpo.training.agent import Agent
 from trpo.training.device import ROWS, DeviceLoop, check
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
-from trpo.training.state import NonFiniteBatchError, TrainingState
-
-__all__ = [
-    "Metrics",
-    "NonFiniteBatchError",
-    "Progress",
-    "TrainingState",
-    "advance",
-    "check_runs",
-    "iterations",
-    "make_agent",
-]
+from trpo.training.state import TrainingState
 
 
-def make_agent(env: Any, config: Config | None = None, policy: Any = None, rule: Any = None) -> Agent:
+def make_agent(
+    env: EnvLike | Source,
+    config: Config | None = None,
+    policy: PolicyLike | None = None,
+    rule: Rule | None = None,
+    value: PolicyLike | None = None,
+) -> Agent:
     """Return an untrained agent for ``env``.
 
-    ``env`` is an id, a function that makes a ``gymnasium.Env``, a :class:`~trpo.JaxEnv`, or environments made by
-    :func:`trpo.make_envs`; ``policy`` may be any callable pytree that maps observations ``[..., features]`` to a
-    distribution.
+    Args:
+        env: an id, a function that makes a ``gymnasium.Env``, a :class:`~trpo.JaxEnv`, environments made by
+            :func:`trpo.make_envs`, or a :class:`~trpo.rollout.Source` of your own.
+        config: settings; the defaults if None.
+        policy: any callable pytree that maps observations (their numbers, normalised, with any leading axes) to a
+            distribution, or a module with memory (:class:`~trpo.policies.protocol.PolicyFunction`).
+        rule: an update rule of your own, in place of the configuration's.
+        value: a value function of your own, a callable pytree that maps observations to numbers.
     """
     config = config or Config()
     if isinstance(env, str):
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
-    known = as_jax_env(env)
-    if known is not None:
-        return Agent.create(known.spec, config, policy, env, rule)
-    if isinstance(env, str) or callable(env):
-        envs = make_envs(env, 1, 0, config.env.rescale_actions)
-        spec: EnvSpec = envs.spec
-        envs.close()
-        return Agent.create(spec, config, policy, env, rule)
-    return Agent.create(env.spec, config, policy, None, rule)
+    if isinstance(env, Source):
+        return Agent.create(env.spec, config, policy, None, rule, value)
+    origin = resolve(env, config.env)
+    return Agent.create(origin.spec, config, policy, env if origin.ours else None, rule, value)
 
 
-def check_runs(env: Any, agents: Sequence[Agent]) -> None:
+def device_source(origin: Origin) -> DeviceSource | None:
+    """Return the source of an environment in JAX, None for any other."""
+    return None if origin.device is None else DeviceSource(origin.device, origin.spec)
+
+
+def check_runs(env: EnvLike | Source, agents: Sequence[Agent]) -> None:
     """Raise ValueError for runs that could not begin, before anything is written or compiled."""
-    known = as_jax_env(env)
-    if known is not None:
-        check(known, agents[0], agents[0].config, len(agents))
+    source = None if isinstance(env, Source) else device_source(resolve(env, agents[0].config.env))
+    if source is not None:
+        check(source, agents[0], len(agents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Progress:
 
 
 def advance(
-    env: Any,
+    env: EnvLike | Source,
     agents: Sequence[Agent],
     states: Sequence[TrainingState],
     longest: int = ROWS,
@@ -87,33 +89,40 @@ def advance(
         longest: the most iterations without a word.
         tell: what to do with a line that a user should see before the first iteration.
     """
-    known = as_jax_env(env)
-    if known is not None:
-        loop = DeviceLoop(known, agents, [agent.config for agent in agents], states)
+    if isinstance(env, Source):
+        yield from _on_host(env, agents, states)
+        return
+    config = agents[0].config.env
+    origin = resolve(env, config)
+    source = device_source(origin)
+    if source is not None:
+        loop = DeviceLoop(source, agents, states)
         tell(loop.describe())
         for metrics, gather in loop.run(longest):
             yield Progress(metrics, gather)
         return
-    ((agent,), (state,)) = agents, states
-    config = agent.config
-    owned = isinstance(env, str) or callable(env)
-    envs: HostEnv = make_envs(env, config.env.count, config.env.workers, config.env.rescale_actions) if owned else env
+    envs = origin.open(config.count, config.workers)
     try:
-        for after, record in HostLoop(envs, agent, config, state).run():
-            yield Progress([[record]], partial(list, [after]))
+        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states)
     finally:
-        if owned:
+        if origin.ours:
             envs.close()
 
 
+def _on_host(source: Source, agents: Sequence[Agent], states: Sequence[TrainingState]) -> Iterator[Progress]:
+    ((agent,), (state,)) = agents, states
+    for after, record in HostLoop(source, agent, state).run():
+        yield Progress([[record]], partial(list, [after]))
+
+
 def iterations(
-    env: Any, agent: Agent, config: Config | None = None, state: TrainingState | None = None
+    env: EnvLike | Source, agent: Agent, config: Config | None = None, state: TrainingState | None = None
 ) -> Iterator[tuple[TrainingState, Metrics]]:
     """Train, yielding ``(state, metrics)`` after every iteration; the loop is the caller's to stop.
 
     Args:
-        env: an id, a function that makes a ``gymnasium.Env``, a :class:`~trpo.JaxEnv`, or environments made by
-            :func:`trpo.make_envs` (which the caller then closes).
+        env: as :func:`trpo.make_agent` takes it; environments made by :func:`trpo.make_envs`, and a source, are the
+            caller's to close.
         agent: from :func:`trpo.make_agent` or :func:`trpo.load`.
         config: settings; the agent's own by default.
         state: where to go on; the agent's beginning by default.

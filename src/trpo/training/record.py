@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from trpo.rules.protocol import Result
+from trpo.rollout.episodes import RecentEpisodes
+from trpo.rules.protocol import Result, Rule
 from trpo.training.learner import IterationInfo
+from trpo.training.state import TrainingState
 from trpo.trees import number
 
 Metrics = dict[str, float | int | str | None]
 
 
-def update_metrics(info: IterationInfo, rule: Any, value_loss: Any | None) -> Metrics:
-    """Return the metrics of an update; ``value_loss`` is that of the fit before it, None if there was none."""
+def record_of(
+    state: TrainingState,
+    info: IterationInfo,
+    rule: Rule,
+    episodes: RecentEpisodes,
+    value_loss: Any | None,
+    timing: Mapping[str, float | None],
+) -> Metrics:
+    """Return the metrics of the iteration that led to ``state``.
+
+    ``value_loss`` is that of the value fit before it, None if there was none; ``timing`` has ``steps_per_second`` and
+    ``collect_seconds``.
+    """
     update = info.update
+    mean_return, mean_length = episodes.means()
     # The bound as the compiled update holds it, in its floating-point type.
     bound = float(np.asarray(rule.max_kl, np.asarray(update.mean_kl).dtype)) if rule.enforces_max_kl else None
     metrics: Metrics = {
+        "iteration": state.iteration,
+        "steps": state.steps,
+        "seconds": state.seconds,
+        **timing,
+        "episodes": episodes.episodes,
+        "episode_return": mean_return,
+        "episode_length": mean_length,
         "result": Result(int(update.result)).name.lower(),
         "max_kl": bound,
-        "accepted_updates": int(info.accepted_updates),
         "explained_variance": number(info.explained_variance),
         "std": number(info.std),
         "value_loss": None if value_loss is None else number(value_loss),

@@ -1,11 +1,9 @@
-"""What the loops over host and over JAX environments share: a run's state, its metrics, an iteration's start."""
+"""A run's state between two iterations."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
-
-import numpy as np
 
 from trpo.training.learner import Learner
 
@@ -20,12 +18,9 @@ class TrainingState:
     seconds: float = 0.0
     episodes: dict[str, Any] | None = None
     """Recent returns and episodes under way."""
-    environments: Any | None = None
-    """Snapshot of the simulators, or None where they don't offer one: a resumed run then starts new episodes."""
-    observation: np.ndarray | None = None
-    """What the policy sees next; goes with ``environments``."""
-    rollout: Any | None = None
-    """Environments in JAX: the whole :class:`~trpo.rollout.device.DeviceRollout`, or its arrays by name, as loaded."""
+    source: Any | None = None
+    """The source's own state: a :class:`~trpo.rollout.Snapshot`, or environments in JAX, whole or by name as loaded.
+    None where simulators cannot be saved: a resumed run then starts new episodes."""
 
 
 class NonFiniteBatchError(RuntimeError):

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo.running_statistics import RunningStatistics
-from trpo.trees import all_finite, tree_where, weighted_sum
+from trpo.trees import all_finite, per_state, tree_where, weighted_sum
 from trpo.types import Params, Scalar
 
 ValueApply = Callable[[Params, Any], Float[Array, "*batch"]]
@@ -19,7 +20,7 @@ ValueApply = Callable[[Params, Any], Float[Array, "*batch"]]
 class ValueBatch(eqx.Module):
     """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where minibatches draw equally from strata."""
 
-    observation: Float[Array, "*n features"]
+    observation: PyTree[Shaped[Array, "..."]]
     """As the value function takes it."""
     target: Float[Array, "*n"]
     """λ-returns, in units of reward."""
@@ -112,7 +113,7 @@ def fit_value(
     # The network's outputs mean V / scale, so V moves a little with the scale until this fit, on targets in the new
     # unit, catches up; the running deviation changes slowly.
     scaled = ValueBatch(
-        jnp.where((batch.weight > 0)[..., None], batch.observation, 0),
+        jax.tree.map(lambda x: jnp.where(per_state(batch.weight > 0, x), x, 0), batch.observation),
         jnp.where(batch.weight > 0, batch.target, 0) / (after.scale if normalise else 1.0),
         batch.weight,
     )

@@ -12,15 +12,11 @@ import numpy as np
 
 from trpo.distributions import Categorical
 from trpo.problem import Batch, LocalProblem, sampled_problem
-from trpo.rules import TRPO
-from trpo.running_statistics import RunningStatistics
-from trpo.settings.config import Config
+from trpo.rules import TRPO, Repeated
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP
 from trpo.theory.shared.ensemble import Group
-from trpo.training import learner
 from trpo.trees import tree_where
-from trpo.value_fits.fit import ValueState
 
 UPDATES = (1, 2, 4, 8)
 """K, the updates that one batch serves."""
@@ -95,10 +91,7 @@ def learner_updates(facts: Facts, phi: np.ndarray, batch: Batch, max_kl: float, 
 
     def one(features: jax.Array, base: jax.Array, batch: Batch) -> jax.Array:
         theta = jnp.zeros(features.shape[-1])
-        nothing = RunningStatistics.zeros(())
-        hyper = learner.Hyper.of(Config(updates_per_batch=count), rule(max_kl, theta.size))
-        begin = learner.Learner(theta, (), ValueState((), (), nothing), nothing)
-        return learner._updates(hyper, local_problem(features, base, batch), begin)[0]
+        return Repeated(rule(max_kl, theta.size), count).update(local_problem(features, base, batch), theta, ())[0]
 
     every = jax.jit(jax.vmap(one))
     return np.asarray(every(jnp.asarray(phi), jnp.asarray(facts.group.logits), batch))

@@ -70,7 +70,7 @@ lowers η (right), for K updates within δ (solid) and re-anchored (dashed).
 
 CODE = (
     "trpo.training.learner:improve",
-    "trpo.training.learner:_updates",
+    "trpo.rules.repeated:Repeated.update",
     "trpo.rules.trpo:TRPO.update",
     "trpo.rules.step:step_length",
     "trpo.problem:LocalModel.kl_gradient",

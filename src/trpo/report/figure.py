@@ -1,0 +1,73 @@
+"""What figures have in common: colours, quiet axes, notes, and a PNG that is complete or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trpo.runs.files import replacing
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", "#000000")
+"""Okabe and Ito's palette, distinguishable with any colour vision; its yellow is too light for lines."""
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty white figure of so many inches, which needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_png(out: Path) -> None:
+    """Refuse a file that is not to be a PNG, before anything is drawn."""
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"out={str(out)!r}: must end in .png")
+
+
+def save_png(figure: Any, out: Path, dpi: int = 150) -> Path:
+    """Write the figure whole or not at all."""
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
+    return out
+
+
+def colour_of(i: int, count: int) -> Any:
+    """Return the i-th of ``count`` colours."""
+    if count <= len(COLOURS):
+        return COLOURS[i]
+    import matplotlib
+
+    return matplotlib.colormaps["turbo"](0.05 + 0.9 * i / (count - 1))
+
+
+def style(axes: Any, title: str, unit: str = "") -> None:
+    """Give a panel its title and quiet axes."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_ylabel(unit, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, color="0.6")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(x=0.02)
+
+
+def draw_band(axes: Any, x: Any, band: Any, colour: Any, label: str | None = None, alpha: float = 0.2) -> None:
+    """Draw an :class:`~trpo.runs.aggregate.Interval` for each x: its mean as a thick line in a band."""
+    axes.fill_between(x, band.low, band.high, color=colour, alpha=alpha, linewidth=0)
+    axes.plot(x, band.iqm, color=colour, linewidth=2, label=label)
+
+
+def draw_legend(figure: Any, columns: int, **handles: Any) -> None:
+    """Say above the panels what the colours are."""
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=10, **handles)
+
+
+def note(figure: Any, text: str) -> None:
+    """Say below the panels, in grey, how to read them."""
+    figure.supxlabel(text, fontsize=8.5, color="0.4")

@@ -1,0 +1,28 @@
+"""What to say of a name that is not known: those like it. A simulator's process uses it: it imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def nearest(
+    name: str,
+    known: Sequence[str],
+    otherwise: str | Sequence[str] = "nearest: none",
+    *,
+    prefix: str = "",
+    cutoff: float = 0.6,
+) -> str:
+    """Return ``nearest: a, b, c``: up to three of the known names, each after ``prefix``.
+
+    ``cutoff`` says how like they must be, from 0 to 1. Where none is, return what ``otherwise`` says, or its names.
+    """
+    near = difflib.get_close_matches(name, known, n=3, cutoff=cutoff) or otherwise
+    return near if isinstance(near, str) else f"nearest: {', '.join(f'{prefix}{n}' for n in near)}"
+
+
+def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Ask for the known name that is most like ``name``, after ``prefix``; where none is, say all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
