@@ -19,7 +19,7 @@ import pytest
 from gymnasium import spaces
 
 import trpo
-from trpo.envs import Bits, Box, Choice, Dict, EnvSpec, MissingExtraError, Space, Tuple, UnsupportedSpaceError
+from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, MissingExtraError, Space, Tuple, UnsupportedSpaceError
 from trpo.envs.device import Flattened, JaxEnv, Step, batch
 from trpo.envs.device.brax import from_brax
 from trpo.envs.device.gymnax import from_gymnax
