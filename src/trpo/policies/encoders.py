@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 
@@ -14,6 +14,7 @@ from trpo.trees import namespace
 Path = tuple[str | int, ...]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A callable pytree from the numbers of one leaf ``[..., *number_shape]`` to features ``[..., size]``."""
 

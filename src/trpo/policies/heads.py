@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from trpo.trees import namespace, per_element
 from trpo.types import AnyArray
 
 
+@runtime_checkable
 class Head(Protocol):
     """A callable pytree from outputs ``[..., size]`` to distributions; its arrays are parameters of the policy."""
 

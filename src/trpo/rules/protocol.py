@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -150,6 +150,7 @@ class UpdateInfo(eqx.Module):
         return dataclasses.replace(nothing, result=jnp.full_like(self.result, Result.NONFINITE_BATCH), entropy=unknown)
 
 
+@runtime_checkable
 class Rule(Protocol[State]):
     """An update rule: a frozen record of hyperparameters whose floats are traced and whose integers are static.
 
