@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import Leaf, bound_of, flat
+from trpo.envs.spec import Bound, Leaf, flat
+from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
 
@@ -45,6 +45,12 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
             return Bits(shape, dtype)
     where = f"action space {space}" if of_actions else f"observation space{f' at {part}' if part else ''}: {space}"
     raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
+
+
+def bound_of(values: Any) -> Bound:
+    """Return the bounds of every element of an array: one number, where they are all the same."""
+    each = tuple(float(x) for x in np.ravel(values))
+    return each[0] if len(set(each)) == 1 else each
 
 
 def _seen(space: gym.Space) -> np.dtype | None:
@@ -92,14 +98,8 @@ def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
     except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
         if env_id.split(":")[-1] in gym.registry:
             raise
-        raise UnknownEnvironmentError(_unknown(env_id)) from error
-
-
-def _unknown(env_id: str) -> str:
-    known = list(gym.registry)
-    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "see `gymnasium.pprint_registry()` for the names"
-    return f"unknown environment {env_id!r}; {hint}"
+        near = nearest(env_id, list(gym.registry), "see `gymnasium.pprint_registry()` for the names", cutoff=0.5)
+        raise UnknownEnvironmentError(f"unknown environment {env_id!r}; {near}") from error
 
 
 def make_one(make: MakeEnv) -> gym.Env:
