@@ -697,6 +697,25 @@ def test_envpool_names() -> None:
         make_envs("envpool:CartPole-v1", 2, 2)
 
 
+@pytest.mark.parametrize("env_id", ["CartpoleBalance-v1", "FrozenLake-v1", "Catch-v0"])
+def test_envpool_shows_what_it_has(env_id: str, closing: Callable) -> None:
+    """A dict of vectors, a choice, an image; flattened, the numbers are Gymnasium's."""
+    envpool = pytest.importorskip("envpool")
+    envs, flat = closing(make_envs(f"envpool:{env_id}", 2)), closing(make_envs(f"envpool:{env_id}", 2, flatten=True))
+    plain = envpool.make(env_id, env_type="gymnasium", num_envs=2, seed=3)
+    observation, rows, theirs = envs.reset([3, 4]), flat.reset([3, 4]), plain.reset()[0]
+    for _ in range(5):
+        assert envs.spec.observation.fits(observation) == (2,)
+        for i in range(2):
+            shown = {name: x[i] for name, x in theirs.items()} if isinstance(theirs, dict) else theirs[i]
+            rows_equal(envs.spec.observation, observation, i, shown)
+            expected = np.float32(spaces.flatten(plain.observation_space, shown)).ravel()
+            np.testing.assert_array_equal(rows[i], expected)
+        (action,) = actions_for(envs, 1)
+        observation, rows = envs.step(action).observation, flat.step(action).observation
+        theirs = plain.step(envs.spec.action.to_env(action))[0]
+
+
 def test_envpool_says_nothing_about_its_spaces(closing: Callable) -> None:
     pytest.importorskip("envpool")
     with warnings.catch_warnings():

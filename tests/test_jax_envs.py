@@ -7,7 +7,6 @@ import importlib
 import math
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,24 +19,26 @@ import pytest
 from gymnasium import spaces
 
 import trpo
-from trpo.envs import EnvSpec, MissingExtraError, UnsupportedSpaceError, to_env_action
-from trpo.envs.device import JaxEnv, Step, batch
+from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, MissingExtraError, Space, Tuple, UnsupportedSpaceError
+from trpo.envs.device import Flattened, JaxEnv, Step, batch
 from trpo.envs.device.brax import from_brax
 from trpo.envs.device.gymnax import from_gymnax
+from trpo.envs.host.gymnasium import space_of
 from trpo.envs.host.probes import NAMES, TIME_LIMIT, Probe
 from trpo.envs.names import as_jax_env, make_envs
 from trpo.envs.protocol import UnknownEnvironmentError
-from trpo.envs.spec import ActionSpec, action_spec
-from trpo.rollout import device as rollouts
+from trpo.policies.function import memoryless
 from trpo.rollout import noise_of
+from trpo.rollout.device import DeviceSource
 from trpo.rollout.trajectory import Actor
 
-COIN = ActionSpec("discrete", (), "int32", sizes=(2,), start=(0,))
+COIN = Choice(2)
 
 
 def batched(env: JaxEnv, state: batch.BatchState, action: Any) -> tuple[batch.BatchState, Any]:
     """One step of every environment, with new initial states wherever an episode ended."""
-    return jax.jit(lambda state, action: batch.step(env, state, action, True, lambda done: batch.fresh(env, state)))(
+    actions = env.spec.with_options(rescale=True, flatten=False).action
+    return jax.jit(lambda state, action: batch.step(env, actions, state, action, lambda done: batch.fresh(env, state)))(
         state, action
     )
 
@@ -115,12 +116,11 @@ def test_gymnax_environments_are_specified_as_gymnasium_s() -> None:
     for name in (*CLASSIC, "Acrobot-v1", "MountainCarContinuous-v0"):
         ours, theirs = as_jax_env(f"gymnax:{name}"), trpo.make_envs(name, 1).spec
         assert ours is not None
-        assert (ours.spec.observation_size, ours.spec.observation_shape) == (
-            theirs.observation_size,
-            theirs.observation_shape,
-        )
-        kept = dataclasses.replace(theirs.action, dtype=ours.spec.action.dtype)
-        assert ours.spec.action == kept
+        assert isinstance(theirs.observation, Box)
+        assert ours.spec.observation == Box(theirs.observation.shape)  # bounds are not asked for
+        action: Any = theirs.action
+        ours = ours.spec.with_options(rescale=True, flatten=False)
+        assert ours.action == dataclasses.replace(action, dtype=ours.action.dtype)
 
 
 # ---------------------------------------------------------------- gymnax: the clock
@@ -189,13 +189,17 @@ class Old:
 
 def test_done_of_an_older_gymnax_environment_is_truncation_at_the_limit_alone() -> None:
     env = from_gymnax(Old(clock=True), SimpleNamespace(max_steps_in_episode=4), "old")
-    assert (env.spec.observation_size, env.spec.observation_shape) == (3, (3,))  # a dict, flattened
+    assert env.spec.observation == Dict((("two", Box((1, 2))), ("x", Box((1,)))))
+    assert Flattened(env).spec.observation == Box((3,))
     state = Timed(jnp.array([0.0, 2.0, 2.0, 0.0]), jnp.array([3, 3, 1, 1]))
     _, seen = jax.vmap(env.step)(state, jnp.ones(4, jnp.int32), jax.random.split(jax.random.key(0), 4))
     # The second is absorbed in the very last step, which ``done`` cannot tell: documented as truncation.
     np.testing.assert_array_equal(seen.truncated, [True, True, False, False])
     np.testing.assert_array_equal(seen.terminated, [False, False, True, False])
-    np.testing.assert_array_equal(seen.observation, [[1, 1, 1], [1, 1, 3], [1, 1, 3], [1, 1, 1]])
+    np.testing.assert_array_equal(seen.observation["x"][:, 0], [1, 3, 3, 1])
+    np.testing.assert_array_equal(seen.observation["two"], np.ones((4, 1, 2)))
+    _, flat = jax.vmap(Flattened(env).step)(state, jnp.ones(4, jnp.int32), jax.random.split(jax.random.key(0), 4))
+    np.testing.assert_array_equal(flat.observation, [[1, 1, 1], [1, 1, 3], [1, 1, 3], [1, 1, 1]])
 
 
 def test_an_older_gymnax_environment_without_a_clock_never_truncates() -> None:
@@ -216,7 +220,7 @@ def test_gymnax_action_spaces() -> None:
 
     box = type("Box", (), {"low": np.array([-1.0, -2.0]), "high": 3.0, "shape": (2,), "dtype": np.float32})()
     spec = from_gymnax(WithSpace(box), None, "box").spec.action
-    assert spec == ActionSpec("box", (2,), "float32", low=(-1.0, -2.0), high=(3.0, 3.0))
+    assert spec == Box((2,), "float32", low=(-1.0, -2.0), high=3.0)
     with pytest.raises(UnsupportedSpaceError, match="of mine is not supported; supported are Box and Discrete"):
         from_gymnax(WithSpace(object()), None, "mine")
 
@@ -258,7 +262,7 @@ class BraxLike:
 
 def test_brax_time_limit_is_counted_here_and_is_truncation() -> None:
     env = from_brax(BraxLike(), "like", episode_length=4)
-    assert env.spec == EnvSpec("like", 1, ActionSpec("box", (2,), "float32", low=(-1, -1), high=(1, 1)), (1,))
+    assert env.spec == EnvSpec("like", Box((1,)), Box((2,), low=-1.0, high=1.0))
     state = batch.start(env, jax.random.key(0), 3)
     first = np.asarray(state.observation)[:, 0]
     # From x < 0.5: never there; there with the fourth and last step; there with the third.
@@ -339,7 +343,7 @@ class Places:
     """Starts at a random place of its own and ends after ``lives`` steps: (place, steps since)."""
 
     def __init__(self, cheap_reset: bool, lives: int = 2):
-        self.spec, self.cheap_reset, self.lives = EnvSpec("places", 2, COIN, (2,)), cheap_reset, lives
+        self.spec, self.cheap_reset, self.lives = EnvSpec("places", Box((2,)), COIN), cheap_reset, lives
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         place = jax.random.uniform(key)
@@ -351,20 +355,20 @@ class Places:
         return (place, time), Step(seen, jax.random.uniform(key), jnp.asarray(False), time == self.lives)
 
 
+@memoryless
 def fair(params: Any, observation: Any) -> trpo.Categorical:
     return trpo.Categorical(params + jnp.zeros((*observation.shape[:-1], 2)))
 
 
 def fragments(env: Any, count: int, length: int, number: int, key: int = 0) -> list[Any]:
     """Trajectories of a policy that tosses a coin."""
-    actor = Actor(jnp.zeros(()), None)
+    source, actor = DeviceSource(env, env.spec), Actor(jnp.zeros(()), None, env.spec.observation)
 
     @jax.jit
     def fragment(rollout: Any, key: Any) -> Any:
-        noise = noise_of(fair, actor, count, env.spec.observation_size, length, key)
-        return rollouts.collect(env, fair, actor, rollout, noise, True)[:2]
+        return source.collect(fair, actor, rollout, noise_of(fair, actor, count, (length,), key))[:2]
 
-    rollout = jax.jit(lambda key: rollouts.begin(env, key, count))(jax.random.key(key))
+    rollout = jax.jit(lambda key: source.begin(key, count, ()))(jax.random.key(key))
     found = []
     for i in range(number):
         rollout, trajectory = fragment(rollout, jax.random.key(i))
@@ -438,6 +442,68 @@ def test_stepped_from_the_host_it_is_a_host_environment(cheap: bool) -> None:
     with pytest.raises(TypeError, match="no snapshots"):
         envs.restore(None)
     envs.close()
+
+
+class Shown(Places):
+    """The same, told in a dict: an image of bytes, the time as an integer and as a flag, and the place in a tuple."""
+
+    def __init__(self, cheap_reset: bool, lives: int = 2):
+        super().__init__(cheap_reset, lives)
+        self.spec = EnvSpec(
+            "shown",
+            Dict(
+                (
+                    ("time", Box((), "int32")),
+                    ("late", Bits((), "bool")),
+                    ("image", Box((2, 3), "uint8", 0.0, 255.0)),
+                    ("step", Choice(4)),
+                    ("at", Tuple((Box((1,)), Box((2, 1))))),
+                )
+            ),
+            COIN,
+        )
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        state, seen = super().reset(key)
+        return state, self._show(state, seen)
+
+    def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
+        state, seen = super().step(state, action, key)
+        return state, seen._replace(observation=self._show(state, seen.observation))
+
+    def _show(self, state: Any, seen: Any) -> Any:
+        time = state[1]
+        return {
+            "time": time,
+            "late": time > 1,
+            "image": jnp.full((2, 3), 40 * time, jnp.uint8),
+            "step": time % 4,
+            "at": (seen[:1], seen[:, None]),
+        }
+
+
+def test_observations_may_be_trees() -> None:
+    """Types and forms are kept from the environment to the host; flattened, numbers stand in the space's order."""
+    plain, shown = make_envs(Places(True, lives=3), 4), make_envs(Shown(True, lives=3), 4)
+    flat = make_envs(Shown(True, lives=3), 4, flatten=True)
+    seeds = [3, 1, 4, 15]
+    seen = [envs.reset(seeds) for envs in (plain, shown, flat)]
+    assert flat.spec.observation == Box((1 + 1 + 6 + 4 + 1 + 2,))
+    for t in range(8):
+        places, tree, rows = seen
+        assert shown.spec.observation.fits(tree) == (4,)
+        shown.spec.observation.map(lambda leaf, x: np.testing.assert_equal(str(x.dtype), leaf.dtype), tree)
+        np.testing.assert_array_equal(tree["at"][1][..., 0], places)
+        np.testing.assert_array_equal(tree["image"], np.full((4, 2, 3), 40 * (t % 3)))
+        time = places[:, 1:]
+        parts = [time, time > 1, np.repeat(40 * time, 6, 1), np.eye(4)[time[:, 0].astype(int)], places[:, :1], places]
+        np.testing.assert_array_equal(rows, np.concatenate(parts, axis=1).astype(np.float32))
+        assert rows.dtype == np.float32
+        after = [envs.step(np.zeros(4, np.int32)) for envs in (plain, shown, flat)]
+        np.testing.assert_array_equal(after[1].final_observation["at"][1][..., 0], after[0].final_observation)
+        np.testing.assert_array_equal(after[1].final_observation["time"], [t % 3 + 1] * 4)
+        np.testing.assert_array_equal(after[2].final_observation[:, -2:], after[0].final_observation)
+        seen = [transition.observation for transition in after]
 
 
 def test_a_jax_environment_needs_no_processes_and_at_least_one_copy() -> None:
@@ -556,9 +622,9 @@ def test_an_object_is_itself() -> None:
 def test_jax_probes_do_what_the_host_s_do(name: str) -> None:
     env, host = as_jax_env(f"jax-probe:{name}"), Probe(name)
     assert env is not None
-    ours, theirs = env.spec, action_spec(host.action_space)
-    assert (ours.observation_size, ours.observation_shape) == (1, (1,))
-    assert ours.action == dataclasses.replace(theirs, dtype=ours.action.dtype)
+    theirs: Any = space_of(host.action_space, of_actions=True)
+    assert env.spec.observation == space_of(host.observation_space)
+    assert env.spec.action == dataclasses.replace(theirs, dtype=env.spec.action.dtype)  # type: ignore[attr-defined]
     reset, step = jax.jit(env.reset), jax.jit(env.step)
     random = np.random.default_rng(0)
     over, ends = True, 0
@@ -602,15 +668,19 @@ def test_evaluation_of_a_probe_has_whole_episodes() -> None:
 INF = float("inf")
 
 
-def box(low: Any, high: Any, dtype: Any) -> ActionSpec:
-    return action_spec(spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype))
+def actions_of(space: gym.Space, rescale: bool = False) -> Space:
+    return EnvSpec("", Box((1,)), space_of(space, of_actions=True)).with_options(rescale, flatten=False).action
+
+
+def box(low: Any, high: Any, dtype: Any) -> gym.Space:
+    return spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
 
 
 BOXES = {
     "bounded": box([-1.0, 0.0, -0.4], [1.0, 5.0, 0.4], np.float32),
     "half-bounded": box([-2.0, -INF, 1.0, -INF], [2.0, INF, INF, 3.0], np.float32),
     "matrix": box(np.full((2, 3), -1), np.full((2, 3), 4), np.float64),
-    "scalar": action_spec(spaces.Box(-1.0, 1.0, ())),
+    "scalar": spaces.Box(-1.0, 1.0, ()),
     "integers": box([0, 0, -5], [4, 200, 5], np.int32),
     "bytes": box([0, 0], [4, 255], np.uint8),
 }
@@ -620,13 +690,13 @@ BOXES = {
 @pytest.mark.parametrize("name", BOXES)
 def test_box_actions_are_converted_in_jax_as_in_numpy(name: str, rescale: bool, x64: None) -> None:
     """In double precision, where the two differ by the last bit at most: NaN, infinities and all."""
-    spec = BOXES[name]
+    space: Any = actions_of(BOXES[name], rescale)
     random = np.random.default_rng(0)
-    action = random.normal(size=(60, spec.size)) * 10 ** random.uniform(-2, 3, (60, 1))
+    action = random.normal(size=(60, space.size)) * 10 ** random.uniform(-2, 3, (60, 1))
     action[:6] = np.array([np.nan, INF, -INF, 0.0, -0.0, 1.0])[:, None]
     action[6, 0] = np.nan
-    host = to_env_action(spec, action, rescale)
-    device = jax.jit(partial(to_env_action, spec, rescale=rescale))(jnp.asarray(action))
+    host = space.to_env(action)
+    device = jax.jit(space.to_env)(jnp.asarray(action))
     assert device.dtype == host.dtype
     np.testing.assert_allclose(device, host, rtol=5e-16, atol=5e-16)
     np.testing.assert_array_equal(device[:3], host[:3])
@@ -636,11 +706,11 @@ def test_box_actions_are_converted_in_jax_as_in_numpy(name: str, rescale: bool, 
 @pytest.mark.parametrize("name", ["bounded", "half-bounded", "scalar"])
 def test_box_actions_of_single_precision(name: str, rescale: bool) -> None:
     """NumPy's bounds are double: the last bit of the product may differ, the bounds themselves may not."""
-    spec = BOXES[name]
-    action = np.random.default_rng(0).normal(size=(60, spec.size)).astype(np.float32) * 3
+    space: Any = actions_of(BOXES[name], rescale)
+    action = np.random.default_rng(0).normal(size=(60, space.size)).astype(np.float32) * 3
     action[:3] = np.array([np.nan, INF, -INF], np.float32)[:, None]
-    host = to_env_action(spec, action, rescale)
-    device = jax.jit(partial(to_env_action, spec, rescale=rescale))(jnp.asarray(action))
+    host = space.to_env(action)
+    device = jax.jit(space.to_env)(jnp.asarray(action))
     assert device.dtype == host.dtype == np.float32
     np.testing.assert_allclose(device, host, rtol=3e-7, atol=3e-7)
     np.testing.assert_array_equal(device[:3], host[:3])
@@ -658,13 +728,12 @@ def test_box_actions_of_single_precision(name: str, rescale: bool) -> None:
     ids=str,
 )
 def test_discrete_actions_are_converted_in_jax_as_in_numpy(space: gym.Space, x64: None) -> None:
-    spec = action_spec(space)
+    actions: Any = actions_of(space)
     random = np.random.default_rng(0)
-    sizes = spec.sizes or (2,) * spec.size
-    rows = np.stack([random.integers(n, size=20) for n in sizes], axis=-1).astype(np.int32)
-    rows = rows[:, 0] if spec.kind == "discrete" else rows
-    host = to_env_action(spec, rows, True)
-    device = jax.jit(partial(to_env_action, spec, rescale=True))(jnp.asarray(rows))
+    sizes = {Choice: lambda: actions.n, Choices: lambda: actions.sizes}.get(type(actions), lambda: 2)()
+    rows = random.integers(sizes, size=(20, *([] if isinstance(actions, Choice) else [actions.size])), dtype=np.int32)
+    host = actions.to_env(rows)
+    device = jax.jit(actions.to_env)(jnp.asarray(rows))
     assert (device.dtype, device.shape) == (host.dtype, host.shape)
     np.testing.assert_array_equal(device, host)
     assert all(space.contains(np.asarray(a)) if a.ndim else space.contains(int(a)) for a in np.asarray(device))
@@ -674,7 +743,7 @@ def test_the_environment_is_given_the_converted_action() -> None:
     """Through the batch: [−1, 1] onto the bounds of a Box; a NaN becomes 0 and the reward stays a number."""
 
     class Told:
-        spec = EnvSpec("told", 1, box([0.0], [10.0], np.float32), (1,))
+        spec = EnvSpec("told", Box((1,)), Box((1,), low=0.0, high=10.0))
         cheap_reset = True
 
         def reset(self, key: Any) -> tuple[Any, Any]:
@@ -687,7 +756,8 @@ def test_the_environment_is_given_the_converted_action() -> None:
     state = batch.start(env, jax.random.key(0), 4)
     given = jnp.array([[-1.0], [0.5], [7.0], [math.nan]])
     for rescale, expected in ((True, [0.0, 7.5, 10.0, 0.0]), (False, [0.0, 0.5, 7.0, 0.0])):
-        _, seen = batch.step(env, state, given, rescale, lambda done: batch.fresh(env, state))
+        actions = env.spec.with_options(rescale, flatten=False).action
+        _, seen = batch.step(env, actions, state, given, lambda done: batch.fresh(env, state))
         np.testing.assert_array_equal(seen.reward, expected)
 
 

@@ -10,19 +10,24 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from trpo.envs import ActionSpec, EnvSpec, UnsupportedSpaceError, to_env_action
+from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple, UnsupportedSpaceError
+from trpo.envs.host.gymnasium import space_of
 from trpo.envs.names import make_envs
-from trpo.envs.spec import action_spec, check_observation_space
+from trpo.envs.spec import flat
 
 INF = float("inf")
 
 
-def box(low: Any, high: Any, dtype: Any = np.float32) -> ActionSpec:
-    return action_spec(spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype))
+def actions_of(space: gym.Space) -> Any:
+    return space_of(space, of_actions=True)
 
 
-def converted(spec: ActionSpec, rows: Any, rescale: bool = False, dtype: Any = np.float32) -> np.ndarray:
-    return to_env_action(spec, np.asarray(rows, dtype), rescale)
+def box(low: Any, high: Any, dtype: Any = np.float32) -> Box:
+    return actions_of(spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype))
+
+
+def converted(space: Space, rows: Any, rescale: bool = False, dtype: Any = np.float32) -> np.ndarray:
+    return EnvSpec("", space, space).with_options(rescale, flatten=False).action.to_env(np.asarray(rows, dtype))
 
 
 # ---------------------------------------------------------------- Box
@@ -32,7 +37,7 @@ def test_box_is_clipped_to_each_dimension_s_own_bounds() -> None:
     spec = box([-1, 0], [1, 5])
     given = np.array([[-3.0, -3.0], [0.25, 2.5], [3.0, 9.0]], np.float32)
     before = given.copy()
-    np.testing.assert_array_equal(to_env_action(spec, given, False), [[-1, 0], [0.25, 2.5], [1, 5]])
+    np.testing.assert_array_equal(spec.to_env(given), [[-1, 0], [0.25, 2.5], [1, 5]])
     np.testing.assert_array_equal(given, before)  # the policy's own action stays as it was sampled
 
 
@@ -66,7 +71,7 @@ def test_actions_have_the_environment_s_type_and_shape() -> None:
     assert got.dtype == np.float64
     np.testing.assert_array_equal(got, np.arange(6, dtype=np.float32).reshape(1, 2, 3) / np.float32(10))
     assert converted(box([0], [1]), [[0.5]], dtype=np.float64).dtype == np.float32
-    scalar = action_spec(spaces.Box(-1.0, 1.0, ()))
+    scalar = actions_of(spaces.Box(-1.0, 1.0, ()))
     assert scalar.size == 1
     assert converted(scalar, [[5.0], [0.5]]).shape == (2,)
 
@@ -84,7 +89,7 @@ def test_random_actions_always_lie_in_the_space(rescale: bool) -> None:
     for low, high, dtype in [([-0.4] * 17, [0.4] * 17, np.float32), ([-1e6, 0], [1e-6, INF], np.float64)]:
         space = spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
         rows = random.normal(size=(50, len(low))) * 10 ** random.uniform(-3, 3, (50, 1))
-        for action in converted(action_spec(space), rows, rescale):
+        for action in converted(actions_of(space), rows, rescale):
             assert space.contains(action)
 
 
@@ -93,16 +98,16 @@ def test_random_actions_always_lie_in_the_space(rescale: bool) -> None:
 
 def test_discrete_actions_begin_at_start() -> None:
     space = spaces.Discrete(3, start=-1)
-    got = to_env_action(action_spec(space), np.array([0, 1, 2]), True)
+    got = actions_of(space).to_env(np.array([0, 1, 2]))
     assert got.tolist() == [-1, 0, 1]
     assert all(space.contains(a) for a in got)
 
 
 def test_multi_discrete_has_start_and_may_be_two_dimensional() -> None:
     space = spaces.MultiDiscrete(np.array([[2, 3], [4, 5]]), start=np.array([[0, 10], [-3, 1]]))
-    spec = action_spec(space)
+    spec = actions_of(space)
     assert spec.sizes == (2, 3, 4, 5)
-    got = to_env_action(spec, np.array([[0, 0, 0, 0], [1, 2, 3, 4]]), True)
+    got = spec.to_env(np.array([[0, 0, 0, 0], [1, 2, 3, 4]]))
     np.testing.assert_array_equal(got, [[[0, 10], [-3, 1]], [[1, 12], [0, 5]]])
     assert all(space.contains(a) for a in got)
 
@@ -110,9 +115,9 @@ def test_multi_discrete_has_start_and_may_be_two_dimensional() -> None:
 def test_multi_binary_of_any_shape() -> None:
     for shape in (3, (2, 2)):
         space = spaces.MultiBinary(shape)
-        spec = action_spec(space)
+        spec = actions_of(space)
         bits = np.random.default_rng(0).integers(0, 2, (5, spec.size)).astype(np.int32)
-        got = to_env_action(spec, bits, True)
+        got = spec.to_env(bits)
         np.testing.assert_array_equal(got.reshape(5, -1), bits)
         assert all(space.contains(a) for a in got)
 
@@ -120,30 +125,115 @@ def test_multi_binary_of_any_shape() -> None:
 # ---------------------------------------------------------------- files
 
 
-def everything() -> list[ActionSpec]:
-    return [
-        box([-1, -INF, 0, -INF], [1, INF, INF, 2], np.float64),
-        action_spec(spaces.Box(-1.0, 1.0, ())),
-        box(np.zeros((2, 2)), np.full((2, 2), 9), np.int64),
-        action_spec(spaces.Discrete(1)),
-        action_spec(spaces.Discrete(4, start=2)),
-        action_spec(spaces.MultiDiscrete(np.array([[2, 3], [4, 5]]), start=np.array([[0, 10], [-3, 1]]))),
-        action_spec(spaces.MultiBinary((2, 2))),
-    ]
+SPACES: list[gym.Space] = [
+    spaces.Box(np.array([-1, -INF, 0, -INF]), np.array([1, INF, INF, 2]), dtype=np.float64),
+    spaces.Box(-1.0, 1.0, ()),
+    spaces.Box(0, 9, (2, 2), np.int64),
+    spaces.Box(-(2**40), 2**40, (3,), np.int64),
+    spaces.Box(0, 2**32 - 1, (3,), np.uint32),
+    spaces.Box(0, 65535, (3,), np.uint16),
+    spaces.Box(0, 255, (4, 3, 1), np.uint8),
+    spaces.Discrete(1),
+    spaces.Discrete(4, start=2),
+    spaces.MultiDiscrete(np.array([[2, 3], [4, 5]]), start=np.array([[0, 10], [-3, 1]])),
+    spaces.MultiBinary((2, 2)),
+]
+TREES: list[gym.Space] = [
+    spaces.Dict(b=spaces.Box(-1.0, 1.0, (2, 3)), a=spaces.Tuple([spaces.Discrete(3, start=5), spaces.MultiBinary(2)])),
+    spaces.Tuple([spaces.Dict(z=spaces.Discrete(2), y=spaces.Dict(x=SPACES[2])), SPACES[0], SPACES[-2]]),
+]
 
 
-@pytest.mark.parametrize("spec", everything(), ids=lambda spec: f"{spec.kind}{spec.shape}")
-def test_a_spec_survives_strict_json(spec: ActionSpec) -> None:
-    for shape in (None, (), (7,), (1, 7)):
-        whole = EnvSpec("Some-v0", 7, spec, shape)
-        text = json.dumps(whole.to_json(), allow_nan=False)
-        assert EnvSpec.from_json(json.loads(text)) == whole
+@pytest.mark.parametrize("space", [*SPACES, *TREES], ids=str)
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_spec_survives_strict_json(space: gym.Space, rescale: bool) -> None:
+    seen = space_of(space)
+    for action in (seen, *([] if space in TREES else [actions_of(space)])):
+        whole = EnvSpec("Some-v0", seen, action).with_options(rescale, flatten=False)
+        read = EnvSpec.from_json(json.loads(json.dumps(whole.to_json(), allow_nan=False)))
+        assert read == whole
+        assert hash(read) == hash(whole)  # they are static arguments of compiled functions
 
 
-def test_specs_without_an_observation_shape_can_be_read() -> None:
-    data = EnvSpec("Some-v0", 7, action_spec(spaces.Discrete(2)), (7,)).to_json()
-    del data["observation_shape"]
-    assert EnvSpec.from_json(data).observation_shape is None
+# ---------------------------------------------------------------- spaces of observations
+
+
+def test_spaces_are_described_leaf_by_leaf() -> None:
+    space = spaces.Dict(
+        far=spaces.Box(np.array([-1, -2]), np.array([INF, INF]), dtype=np.float64),
+        near=spaces.Tuple([spaces.MultiBinary(3), spaces.Discrete(4, start=2)]),
+        pixels=spaces.Box(0, 255, (3, 2), np.uint8),
+        wheels=spaces.MultiDiscrete([2, 5]),
+    )
+    assert space_of(space) == Dict(
+        (
+            ("far", Box((2,), "float32", (-1.0, -2.0), INF)),
+            ("near", Tuple((Bits((3,), "int8"), Choice(4, 2, "int32")))),
+            ("pixels", Box((3, 2), "uint8", 0.0, 255.0)),
+            ("wheels", Choices((2, 5), (0, 0), (2,), "int32")),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "given", "kept"),
+    [
+        (0, 255, "uint8", "uint8"),
+        (-5, 5, "int8", "int8"),
+        (0, 9, "uint16", "uint16"),
+        (-5, 5, "int32", "int32"),
+        (-(2**31), 2**31 - 1, "int64", "int32"),
+        (-(2**31) - 1, 0, "int64", "float32"),
+        (0, 2**31, "int64", "float32"),
+        (0, 2**31 - 1, "uint32", "int32"),
+        (0, 2**31, "uint32", "float32"),
+        (-1, 1, "float16", "float32"),
+        (-1, 1, "float64", "float32"),
+    ],
+)
+def test_observations_keep_a_type_that_has_room_for_them(low: int, high: int, given: str, kept: str) -> None:
+    space = spaces.Box(np.full(2, low, given), np.full(2, high, given), dtype=np.dtype(given).type)
+    assert space_of(space).dtype == kept  # type: ignore[attr-defined]
+    assert actions_of(space).dtype == given
+
+
+@pytest.mark.parametrize("space", [*SPACES, *TREES], ids=str)
+def test_samples_fit_and_their_numbers_are_gymnasium_s(space: gym.Space) -> None:
+    """Also in batches of any rank; and what has another shape or lacks a part does not fit."""
+    described = space_of(space)
+    space.seed(3)
+    samples = [space.sample() for _ in range(6)]
+    assert all(described.fits(sample) == () for sample in samples)
+    columns = described.zeros(2, 3)
+    for i, sample in enumerate(samples):
+        described.map(lambda leaf, column, part, i=i: column.__setitem__((i // 3, i % 3), part), columns, sample)
+    assert described.fits(columns) == (2, 3)
+    expected = np.stack([np.float32(spaces.flatten(space, sample)).ravel() for sample in samples])
+    np.testing.assert_array_equal(flat(described, columns).reshape(6, -1), expected)
+    flattened = EnvSpec("", described, described).flattened().observation
+    assert flattened == Box((expected.shape[1],))
+    if all(leaf.shape for _, leaf in described.leaves()):  # anything is an array of numbers
+        assert described.fits(described.map(lambda leaf, part: np.zeros((*leaf.shape, 2, 7)), columns)) is None
+    if isinstance(columns, dict):
+        assert described.fits({name: columns[name] for name in list(columns)[1:]}) is None
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("space", [space for space in SPACES if np.all(getattr(space, "high", 0) != INF)], ids=str)
+def test_a_policy_s_actions_lie_in_the_space(space: gym.Space, rescale: bool) -> None:
+    action = EnvSpec("", Box((1,)), actions_of(space)).with_options(rescale, flatten=False).action
+    random = np.random.default_rng(0)
+    given: Any
+    if isinstance(action, Choice):
+        given = random.integers(action.n, size=20)
+    elif isinstance(action, Box):
+        given = 5 * random.normal(size=(20, action.size)).astype(np.float32)
+    else:
+        sizes = action.sizes if isinstance(action, Choices) else (2,) * action.size  # type: ignore[attr-defined]
+        given = np.stack([random.integers(n, size=20) for n in sizes], axis=-1)
+    rows = action.to_env(given)
+    assert action.fits(rows) == (20,)
+    assert all(space.contains(row) for row in rows)
 
 
 # ---------------------------------------------------------------- what is not supported
@@ -185,9 +275,3 @@ def test_unsupported_actions_name_the_space_and_the_cure(space: gym.Space) -> No
         make_envs(text_env(spaces.Box(0, 1, (2,)), space), 1)
     for words in (str(space), "action space", "supported are", "MultiDiscrete"):
         assert words in str(caught.value)
-
-
-def test_supported_observations_pass() -> None:
-    fine = [spaces.Box(0, 255, (3, 4, 4), np.uint8), spaces.Discrete(3), spaces.MultiDiscrete([2, 2])]
-    for space in [*fine, spaces.MultiBinary(2), spaces.Tuple(fine), spaces.Dict(a=spaces.Dict(b=fine[0]))]:
-        check_observation_space(space)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_regi
 from trpo.envs.host.probes import Probe
 from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
 from trpo.envs.spec import EnvSpec
+from trpo.spelling import nearest
 
 _MAKERS: dict[str, Callable[[str], JaxEnv]] = {
     "gymnax": make_gymnax,
@@ -62,8 +62,7 @@ def _imported(name: str) -> JaxEnv:
     except (ImportError, TypeError, ValueError) as error:  # the last two: not a module's name, such as .x
         raise UnknownEnvironmentError(f"environment 'jax:{name}' cannot be imported: {error}") from error
     if not hasattr(module, function):
-        near = difflib.get_close_matches(function, dir(module), n=3)
-        raise UnknownEnvironmentError(f"{module_name} has no {function!r}; nearest: {', '.join(near) or 'none'}")
+        raise UnknownEnvironmentError(f"{module_name} has no {function!r}; {nearest(function, dir(module))}")
     made = getattr(module, function)
     if not callable(made):
         raise UnknownEnvironmentError(f"jax:{name} is {type(made).__name__}, not a function that returns a trpo.JaxEnv")

@@ -60,17 +60,11 @@ class Space(abc.ABC):
 
 def flat(space: Space, x: Tree) -> Any:
     """Return the numbers of ``x``, all leaves side by side in the space's order, ``[..., size]``."""
-    rows = []
+    rows: list[Any] = []
     for path, leaf in space.leaves():
         part = _part(x, path)
         rows.append(leaf.to_numbers(part).reshape((*part.shape[: part.ndim - len(leaf.shape)], -1)))
     return rows[0] if len(rows) == 1 else rows[0].__array_namespace__().concatenate(rows, axis=-1)
-
-
-def bound_of(values: Any) -> Bound:
-    """Return the bounds of every element of an array as a :data:`Bound`."""
-    each = tuple(float(x) for x in np.ravel(values))
-    return each[0] if len(set(each)) == 1 else each
 
 
 def _part(x: Tree, path: tuple[str | int, ...]) -> Any:
@@ -198,11 +192,12 @@ class Choices(Leaf):
     dtype: str = "int32"
 
     def to_numbers(self, x: Any) -> Any:
-        xp, flat = x.__array_namespace__(), x.reshape((*x.shape[: x.ndim - len(self.shape)], self.size))
-        parts = [
-            _one_hot(flat[..., i], n, start) for i, (n, start) in enumerate(zip(self.sizes, self.start, strict=True))
-        ]
-        return xp.concatenate(parts, axis=-1)
+        rows, each = (
+            x.reshape((*x.shape[: x.ndim - len(self.shape)], self.size)),
+            zip(self.sizes, self.start, strict=True),
+        )
+        parts = [_one_hot(rows[..., i], n, start) for i, (n, start) in enumerate(each)]
+        return x.__array_namespace__().concatenate(parts, axis=-1)
 
     def to_env_action(self, action: Any) -> Any:
         return (action + np.asarray(self.start)[None]).astype(self.dtype).reshape(action.shape[:1] + self.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trpo.envs import MissingExtraError, UnknownEnvironmentError
+from trpo.spelling import nearest
 
 
 def require(module: str, env: str, extra: str) -> Any:
@@ -40,7 +40,5 @@ def quiet() -> Iterator[None]:
 def check_known(kind: str, name: str, known: list[str]) -> None:
     """Raise :class:`UnknownEnvironmentError` with the nearest names unless ``name`` is known."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
-        raise UnknownEnvironmentError(
-            f"unknown environment '{kind}:{name}'; nearest: {', '.join(f'{kind}:{n}' for n in near)}"
-        )
+        near = nearest(name, known, known[:5], prefix=f"{kind}:", cutoff=0.4)
+        raise UnknownEnvironmentError(f"unknown environment '{kind}:{name}'; {near}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy as np
 from trpo.envs import Bits, Box, Choice, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.device.extras import require
 from trpo.envs.device.protocol import Step
+from trpo.envs.host.gymnasium import bound_of
 from trpo.envs.protocol import UnknownEnvironmentError
-from trpo.envs.spec import bound_of
+from trpo.spelling import nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,9 +82,8 @@ def make_gymnax(name: str) -> GymnaxEnv:
     """Make a gymnax environment by its id, such as ``CartPole-v1`` or ``Breakout-MinAtar``."""
     gymnax = require("gymnax", f"gymnax:{name}", "gymnax")
     if name not in gymnax.registered_envs:
-        near = difflib.get_close_matches(name, gymnax.registered_envs, n=3, cutoff=0.4)
-        hint = f"nearest: {', '.join(f'gymnax:{n}' for n in near)}" if near else "see gymnax.registered_envs"
-        raise UnknownEnvironmentError(f"unknown environment 'gymnax:{name}'; {hint}")
+        near = nearest(name, gymnax.registered_envs, "see gymnax.registered_envs", prefix="gymnax:", cutoff=0.4)
+        raise UnknownEnvironmentError(f"unknown environment 'gymnax:{name}'; {near}")
     try:
         env, params = gymnax.make(name)
     except OSError as error:

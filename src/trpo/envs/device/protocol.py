@@ -61,15 +61,8 @@ class Flattened:
 
     env: JaxEnv
 
-    @property
-    def spec(self) -> EnvSpec:
-        """The environment's, with such an observation."""
-        return self.env.spec.flattened()
-
-    @property
-    def cheap_reset(self) -> bool:
-        """As the environment says."""
-        return self.env.cheap_reset
+    spec = property(lambda self: self.env.spec.flattened(), doc="The environment's, with such an observation.")
+    cheap_reset = property(lambda self: self.env.cheap_reset, doc="As the environment says.")
 
     def _flat(self, observation: Tree) -> Array:
         return flat(self.env.spec.observation, jax.tree.map(jnp.asarray, observation))

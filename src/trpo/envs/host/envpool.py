@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from trpo.envs.host.gymnasium import space_of
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError
 from trpo.envs.spec import EnvSpec, Tree, flat
+from trpo.spelling import nearest
 
 
 def _import_envpool() -> Any:
@@ -37,11 +37,8 @@ class EnvPoolEnvs:
         self._flatten = flatten
         known = self._envpool.list_all_envs()
         if env_id not in known:
-            near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-            raise UnknownEnvironmentError(
-                f"unknown EnvPool environment {env_id!r}; "
-                f"nearest: {', '.join(near) or 'none: see envpool.list_all_envs()'}"
-            )
+            near = nearest(env_id, known, "nearest: none: see envpool.list_all_envs()", cutoff=0.5)
+            raise UnknownEnvironmentError(f"unknown EnvPool environment {env_id!r}; {near}")
         self._envs = self._make(0)
         self._space = space_of(self._envs.observation_space)
         spec = EnvSpec(f"envpool:{env_id}", self._space, space_of(self._envs.action_space, of_actions=True))

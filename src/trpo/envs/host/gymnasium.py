@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import Leaf, bound_of, flat
+from trpo.envs.spec import Bound, Leaf, flat
+from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
 
@@ -47,13 +47,19 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
     raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
 
 
+def bound_of(values: Any) -> Bound:
+    """Return the bounds of every element of an array: one number, where they are all the same."""
+    each = tuple(float(x) for x in np.ravel(values))
+    return each[0] if len(set(each)) == 1 else each
+
+
 def _seen(space: gym.Space) -> np.dtype | None:
     """Return the type of observations: float32, or integers of up to 32 bits, where these hold wider ones too."""
     if space.dtype is None or np.can_cast(space.dtype, np.int32):
         return space.dtype
     low, high, limits = getattr(space, "low", 0), getattr(space, "high", 0), np.iinfo(np.int32)
-    inside = np.all(low >= limits.min) and np.all(high <= limits.max)
-    return np.dtype(np.int32 if inside and space.dtype.kind != "f" else np.float32)
+    fits = space.dtype.kind != "f" and np.all(low >= limits.min) and np.all(high <= limits.max)
+    return np.dtype(np.int32 if fits else np.float32)
 
 
 @contextlib.contextmanager
@@ -92,14 +98,8 @@ def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
     except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
         if env_id.split(":")[-1] in gym.registry:
             raise
-        raise UnknownEnvironmentError(_unknown(env_id)) from error
-
-
-def _unknown(env_id: str) -> str:
-    known = list(gym.registry)
-    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "see `gymnasium.pprint_registry()` for the names"
-    return f"unknown environment {env_id!r}; {hint}"
+        near = nearest(env_id, list(gym.registry), "see `gymnasium.pprint_registry()` for the names", cutoff=0.5)
+        raise UnknownEnvironmentError(f"unknown environment {env_id!r}; {near}") from error
 
 
 def make_one(make: MakeEnv) -> gym.Env:
@@ -111,15 +111,20 @@ def make_one(make: MakeEnv) -> gym.Env:
     return env
 
 
-def _write(space: Space, columns: Tree, i: int, x: Tree) -> None:
-    """Write one environment's observation into row ``i``."""
+def _writer(space: Space) -> Callable[[Tree, int, Tree], Any]:
+    """Return ``(columns, i, x) ↦``, which writes one environment's observation into row i."""
     if not isinstance(space, Leaf):
-        space.map(lambda leaf, column, part: _write(leaf, column, i, part), columns, x)
-        return
-    if isinstance(space, Choice) and not space.start <= x < space.start + space.n:
-        raise ValueError(f"observation {x} is none of the {space.n} numbers from {space.start} on")
-    # Without the test, what has one element would silently fill the row.
-    columns[i] = x if getattr(x, "shape", None) == space.shape else np.reshape(x, space.shape)
+        writers = space.map(_writer)
+        return lambda columns, i, x: space.map(lambda _, write, to, part: write(to, i, part), writers, columns, x)
+    shape, choice = space.shape, space if isinstance(space, Choice) else None
+
+    def write(column: np.ndarray, i: int, x: Any) -> None:
+        if choice is not None and not choice.start <= x < choice.start + choice.n:
+            raise ValueError(f"observation {x} is none of the {choice.n} numbers from {choice.start} on")
+        # Without the test, what has one element would silently fill the row.
+        column[i] = x if getattr(x, "shape", None) == shape else np.reshape(x, shape)
+
+    return write
 
 
 class GymnasiumEnvs:
@@ -137,7 +142,8 @@ class GymnasiumEnvs:
             self._envs.extend(make_one(make) for _ in range(count))
             first = self._envs[0]
             self._space = space_of(first.observation_space)
-            self._flatten = flatten
+            self._write, self._flatten = _writer(self._space), flatten
+            self._shape = self._space.shape if isinstance(self._space, Box) else False
             spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
             self.time_limit = None if first.spec is None else first.spec.max_episode_steps
@@ -155,7 +161,7 @@ class GymnasiumEnvs:
         columns = self._space.zeros(len(which))
         try:
             for row, (i, keyword) in enumerate(zip(which, keywords, strict=True)):
-                _write(self._space, columns, row, self._envs[i].reset(**keyword)[0])
+                self._write(columns, row, self._envs[i].reset(**keyword)[0])
         except Exception as error:
             raise self._failure(error) from error
         return self._seen(columns)
@@ -170,19 +176,22 @@ class GymnasiumEnvs:
 
     def step(self, action: Tree) -> Transition:
         """Step every environment once."""
-        space, converted = self._space, self.spec.action.to_env(action)
+        write, shape, converted = self._write, self._shape, self.spec.action.to_env(action)
         # Lists, turned into arrays at once: writing single numbers into arrays costs more than a cheap simulator.
         reward: list[Any] = []
         terminated: list[bool] = []
         truncated: list[bool] = []
-        final, first = space.zeros(self.count), None
+        final, first = self._space.zeros(self.count), None
         try:
             for i, env in enumerate(self._envs):
                 after, gained, ended, cut, _ = env.step(converted[i])
-                _write(space, final, i, after)
+                if getattr(after, "shape", None) == shape:  # the usual case, without a call
+                    final[i] = after
+                else:
+                    write(final, i, after)
                 if ended or cut:
-                    first = space.zeros(self.count) if first is None else first
-                    _write(space, first, i, env.reset()[0])
+                    first = self._space.zeros(self.count) if first is None else first
+                    write(first, i, env.reset()[0])
                 reward.append(gained)
                 terminated.append(ended)
                 truncated.append(cut)

@@ -17,11 +17,12 @@ All of them offer ``snapshot()`` and ``restore()``, so a resumed run equals an u
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+from trpo.spelling import nearest
 
 TIME_LIMIT = 10
 NAMES = ("constant", "observation", "delayed", "action", "both", "endless", "continuous")
@@ -32,8 +33,7 @@ class Probe(gym.Env):
 
     def __init__(self, name: str):
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.3) or NAMES
-            raise ValueError(f"unknown probe {name!r}; nearest: {', '.join(f'probe:{n}' for n in near)}")
+            raise ValueError(f"unknown probe {name!r}; {nearest(name, NAMES, NAMES, prefix='probe:', cutoff=0.3)}")
         self.name = name
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = (

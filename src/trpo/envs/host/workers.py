@@ -75,9 +75,7 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
                 memory = SharedMemory(memory_name)
                 views = _views(memory, exchanged, count)
             elif command == "step":
-                actions, answers = views
-                _write(exchanged.items[1], answers, rows, envs.step(actions[rows]))
-                del actions, answers
+                _write(exchanged.items[1], views[1], rows, envs.step(views[0][rows]))
             elif command == "call":
                 function, arguments = cloudpickle.loads(argument)
                 answer = function(envs, *arguments)
@@ -212,21 +210,20 @@ class WorkerEnvs:
         """Step every environment once, the processes side by side."""
         if self._memory is None:
             self._attach(action)
-        actions, answers = self._views
-        actions[...] = action
+        self._views[0][...] = action
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._send(i, "step", None)
             else:
                 signals.ask()
         if self._envs is not None:
-            _write(self._exchanged.items[1], answers, self._own, self._envs.step(action[self._own]))
+            _write(self._exchanged.items[1], self._views[1], self._own, self._envs.step(action[self._own]))
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._answer(i)
             else:
                 self._await(i, signals)
-        return Transition(*self._exchanged.items[1].map(lambda leaf, view: view.copy(), answers))
+        return Transition(*self._exchanged.items[1].map(lambda leaf, view: view.copy(), self._views[1]))
 
     def _await(self, i: int, signals: Signals) -> None:
         """Wait until worker ``i`` has stepped; raise what it raised."""
