@@ -15,7 +15,7 @@ from trpo.envs import EnvironmentFailure, EnvSpec
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
 from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_config
 from trpo.runs.interrupts import RunInterrupted, graceful_stop
-from trpo.runs.progress import joint_metrics, reporter
+from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
 from trpo.settings.config import Config
 from trpo.settings.presets import AUTO, apply_preset
@@ -254,7 +254,7 @@ def train_runs(env: Any, runs: list[Run], quiet: bool, place: Path | None = None
 
     ``place`` is what a user resumes: the runs' common directory, by default the only one's.
     """
-    show = reporter(runs[0].agent.config.steps * len(runs), quiet)
+    show = Reporter(runs[0].agent.config.steps * len(runs), quiet)
     saver = _Saver(runs, place or runs[0].directory)
     with graceful_stop() as stop, contextlib.ExitStack() as ending:
         ending.callback(show.close)
