@@ -5,25 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from trpo.runs.files import replace_durably
 from trpo.training.record import Metrics
 
 FILE = "metrics.jsonl"
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Takes the metrics of every iteration."""
-
-    def write(self, records: Sequence[Metrics]) -> None:
-        """Record one or more iterations, in order."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close."""
-        ...
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -96,3 +83,6 @@ class TensorBoard:
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+Sink = JsonLines | TensorBoard
