@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -163,5 +164,4 @@ def poisoned(batch: trpo.Batch) -> trpo.Batch:
         bad = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 10**6
         return jnp.where(absent, jnp.asarray(bad, leaf.dtype), leaf)
 
-    observation, action, advantage = jax.tree.map(poison, (batch.observation, batch.action, batch.advantage))
-    return trpo.Batch(observation, action, advantage, batch.weight)
+    return dataclasses.replace(jax.tree.map(poison, batch), weight=batch.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -70,6 +71,8 @@ def test_content_behind_weight_zero_does_not_matter_bit_for_bit(name: str, subsa
         pytest.skip("a recurrent policy needs whole sequences: Fisher products cannot use single states")
     policy, params, _ = setting(name)
     batch = batch_of(name)
+    if name == "masked-dict":
+        batch = dataclasses.replace(batch, log_prob=jnp.full(LEADING, -1.0))
     other = jax.tree.map(lambda leaf: leaf * 1.1, params)
 
     @jax.jit
@@ -81,6 +84,72 @@ def test_content_behind_weight_zero_does_not_matter_bit_for_bit(name: str, subsa
 
     for a, b in zip(jax.tree.leaves(compute(batch)), jax.tree.leaves(compute(poisoned(batch))), strict=True):
         assert np.all(np.isfinite(a))
+        np.testing.assert_array_equal(a, b)
+
+
+# ---------------------------------------------------------------- batches of another policy
+
+
+@pytest.mark.parametrize("name", ["state-dependent-relu", "masked-dict"])
+def test_ratios_are_to_the_policy_that_sampled(name: str, x64: None) -> None:
+    """With b ≠ π_old: L(θ) = Σ w (π_θ/b) Â and ∇L(θ_old) = Σ w (π_old/b) Â ∇log π_old, while D̄ is from π_old."""
+    policy, params, observation = setting(name, np.float64)
+    flat, unravel = ravel_pytree(params)
+    behaviour = unravel(flat + 0.2 * np.cos(np.arange(flat.size)))
+    action = policy(behaviour, observation).sample(jax.random.key(3))
+    log_prob = policy(behaviour, observation).log_prob(action)
+    batch = dataclasses.replace(batch_of(name, np.float64), action=action, log_prob=log_prob)
+
+    @jax.jit
+    def compute(batch: trpo.Batch) -> tuple:
+        problem = trpo.sampled_problem(policy, params, batch)
+        scores = jax.jacobian(lambda v: policy(unravel(v), observation).log_prob(batch.action))(flat)
+        log_probs = [policy(p, observation).log_prob(batch.action) for p in (params, behaviour)]
+        model = problem.linearise(params)
+        return problem.evaluate(behaviour), model.evaluation, ravel_pytree(model.gradient)[0], scores, log_probs
+
+    there, here, gradient, scores, (old, sampled) = jax.device_get(compute(batch))
+    weighted, ratio = np.asarray(batch.weight * batch.advantage), np.exp(old - sampled)
+    assert np.abs(ratio - 1).max() > 0.1
+    np.testing.assert_allclose(gradient, np.tensordot(weighted * ratio, scores, 2), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(here.surrogate, np.sum(weighted * ratio), rtol=1e-11)
+    np.testing.assert_allclose(there.surrogate, np.sum(weighted), atol=1e-12)  # at b itself the ratios are 1
+    assert here.mean_kl == 0 < there.mean_kl
+
+
+def test_the_gradient_of_another_policys_batch_is_unbiased(x64: None) -> None:
+    """Its mean over actions of b is ∇ Σ_a π_θ(a) A(a): exactly by weighing every action, and by Monte Carlo."""
+    theta, other, advantage = jnp.array([0.3, -0.5, 0.1]), np.array([-0.6, 0.4, 0.2]), np.array([1.0, -2.0, 0.5])
+    pi, b = (np.exp(logits) / np.exp(logits).sum() for logits in (np.asarray(theta), other))
+    exact = pi * (advantage - pi @ advantage)  # ∂/∂θ_a of Σ π A for a soft-max
+
+    def policy(theta: jax.Array, observation: jax.Array) -> trpo.Categorical:
+        return trpo.Categorical(jnp.broadcast_to(theta, (*observation.shape[:-1], 3)))
+
+    def gradient(action: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        content = (np.zeros((len(action), 1)), action, advantage[action], weight, np.log(b)[action])
+        problem = trpo.sampled_problem(policy, theta, trpo.Batch(*map(jnp.asarray, content)))
+        return np.asarray(problem.linearise(theta).gradient)
+
+    np.testing.assert_allclose(gradient(np.arange(3), b), exact, rtol=1e-12)
+    size = 200_000
+    action = np.random.default_rng(0).choice(3, size, p=b)
+    score = np.eye(3) - pi
+    error = np.sqrt(b @ ((pi / b * advantage)[:, None] * score) ** 2 / size)
+    found = gradient(action, np.full(size, 1 / size))
+    assert np.all(np.abs(found - exact) < 4 * error)
+    naive = score[action].T @ advantage[action] / size  # what ratios of 1 would give
+    assert np.all(np.abs(naive - exact) > 10 * error)
+
+
+@pytest.mark.parametrize("name", ["gaussian-tanh", "masked-dict"])
+def test_log_probabilities_of_the_policy_itself_change_nothing(name: str) -> None:
+    policy, params, observation = setting(name)
+    batch = batch_of(name)
+    given = dataclasses.replace(batch, log_prob=policy(params, observation).log_prob(batch.action))
+    models = [trpo.sampled_problem(policy, params, each).linearise(params) for each in (batch, given)]
+    one, two = (jax.tree.leaves((model.evaluation, model.gradient)) for model in models)
+    for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

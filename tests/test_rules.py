@@ -22,7 +22,7 @@ from problems import LEADING, batch_of, setting
 import trpo
 from trpo.rules.protocol import Result
 
-RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty()]
+RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty(), trpo.Repeated(trpo.TRPO(), 2)]
 NORMALISED = RULES[:2]  # the step's length comes from the trust region; a penalty has a scale of its own
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 normalised_rule = pytest.mark.parametrize("rule", NORMALISED, ids=lambda rule: type(rule).__name__)
@@ -44,6 +44,11 @@ def update(rule: Any, name: str = GAUSSIAN, batch: trpo.Batch | None = None, par
     policy, sampling, _ = setting(name)
     params = sampling if params is None else params
     return compiled(policy)(rule, sampling, params, batch_of(name) if batch is None else batch, rule.init(params))
+
+
+def bounded(rule: Any, max_kl: Any) -> Any:
+    """The same rule with another δ."""
+    return eqx.tree_at(lambda r: r.max_kl, rule, max_kl)
 
 
 def with_advantage(batch: trpo.Batch, advantage: Any) -> trpo.Batch:
@@ -102,12 +107,12 @@ def test_vmap_over_max_kl_is_a_loop(rule: Any, x64: None) -> None:
     bounds = jnp.array([1e-3, 0.03, 1.0])
 
     def one(max_kl: jax.Array) -> tuple:
-        each = eqx.tree_at(lambda r: r.max_kl, rule, max_kl)
+        each = bounded(rule, max_kl)
         return each.update(trpo.sampled_problem(linear_policy, theta, batch), theta, each.init(theta))
 
     together = jax.jit(jax.vmap(one))(bounds)
     for i, bound in enumerate(bounds):
-        each = dataclasses.replace(rule, max_kl=float(bound))
+        each = bounded(rule, float(bound))
         alone = compiled(linear_policy)(each, theta, theta, batch, each.init(theta))
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-6, atol=1e-9)
@@ -115,8 +120,9 @@ def test_vmap_over_max_kl_is_a_loop(rule: Any, x64: None) -> None:
 
 @every_rule
 def test_repr_round_trip(rule: Any) -> None:
-    changed = dataclasses.replace(rule, max_kl=0.037, cg_iterations=7)
-    again = eval(repr(changed), {type(rule).__name__: type(rule)})
+    count = "times" if isinstance(rule, trpo.Repeated) else "cg_iterations"
+    changed = dataclasses.replace(bounded(rule, 0.037), **{count: 7})
+    again = eval(repr(changed), {kind.__name__: kind for kind in map(type, RULES)})
     assert again == changed
     assert again != rule
 
@@ -154,6 +160,7 @@ ALTERNATIVES = {  # base ↦ one other value for each field; the base is chosen 
         "max_kl": 10.0, "initial_coefficient": 5.0, "inner_steps": 1, "damping": 1.0, "cg_iterations": 3,
         "cg_tolerance": 0.5, "max_step_norm": 0.01, "backtrack_ratio": 0.5, "max_backtracks": 0,
     },
+    trpo.Repeated(trpo.TRPO(), 2): {"rule": trpo.TRPO(max_kl=0.02), "times": 3},
 }  # fmt: skip
 
 
@@ -225,7 +232,9 @@ def test_info_is_what_the_batch_says(rule: Any) -> None:
     np.testing.assert_allclose(info.entropy, entropy, rtol=1e-4)
     gradient, step = dense_gradient(), ravel_pytree(new)[0] - ravel_pytree(params)[0]
     np.testing.assert_allclose(info.gradient_norm, np.linalg.norm(gradient), rtol=1e-3)
-    np.testing.assert_allclose(info.predicted_gain, gradient @ step, rtol=2e-3)
+    if not isinstance(rule, trpo.Repeated):  # which sums what every update expected where it began: see below
+        np.testing.assert_allclose(info.predicted_gain, gradient @ step, rtol=2e-3)
+    assert info.accepted_updates == getattr(rule, "times", 1)
     np.testing.assert_allclose(info.step_norm, np.linalg.norm(step), rtol=1e-3)
 
 
@@ -269,7 +278,7 @@ def test_no_signal_is_no_step(rule: Any) -> None:
     assert_same_bits(new, setting(GAUSSIAN).params)
     assert_same_bits(state, rule.init(new))
     assert info.result == Result.NO_SIGNAL
-    assert info.step_norm == info.mean_kl == info.predicted_gain == 0
+    assert info.step_norm == info.mean_kl == info.predicted_gain == info.accepted_updates == 0
 
 
 @every_rule
@@ -333,6 +342,7 @@ def test_curvature_that_is_not_positive_is_reported(rule: Any, factor: float) ->
     new, _, info = compiled(wrong_policy)(rule, params, params, broken, rule.init(params))
     assert_same_bits(new, params)
     assert info.result == Result.NONPOSITIVE_CURVATURE
+    assert info.backtracks == info.step_fraction == info.accepted_updates == 0  # not even a trial
 
 
 @normalised_rule
@@ -370,6 +380,8 @@ def test_every_result_has_a_reason_with_causes() -> None:
         (lambda: trpo.NaturalGradient(cg_iterations=0), r"cg_iterations=0: must be in \[1, ∞\]; 10 is usual"),
         (lambda: trpo.Penalty(initial_coefficient=0.0), r"initial_coefficient=0\.0: must be in \(0, ∞\); 10 is"),
         (lambda: trpo.Penalty(inner_steps=0), r"inner_steps=0: must be in \[1, ∞\]; 3 nearly solves"),
+        (lambda: trpo.Penalty(damping=-1.0), r"damping=-1\.0: must be in \[0, ∞\]; 0\.1 is usual$"),
+        (lambda: trpo.Repeated(trpo.TRPO(), 0), r"times=0: must be in \[1, ∞\]; 1 is the rule itself"),
     ],
 )
 def test_mistakes_name_argument_value_range_and_cure(make: Callable[[], Any], message: str) -> None:
@@ -605,3 +617,63 @@ def test_penalty_maximises_its_penalised_objective(x64: None) -> None:
     assert info.result == Result.ACCEPTED
     assert value > objective(theta)
     np.testing.assert_allclose(gradient, 0, atol=1e-5 * np.linalg.norm(linear.gradient))
+
+
+# ---------------------------------------------------------------- Repeated
+
+
+@every_rule
+def test_once_is_the_rule_itself(rule: Any) -> None:
+    """The same program, to the last operation."""
+    policy, params, _ = setting(GAUSSIAN)
+    batch = batch_of(GAUSSIAN)
+
+    def program(rule: Any) -> str:
+        problem = trpo.sampled_problem(policy, params, batch)
+        return str(jax.make_jaxpr(lambda state: rule.update(problem, params, state))(rule.init(params)))
+
+    assert program(trpo.Repeated(rule, 1)) == program(rule)
+
+
+TRUNCATED = [dataclasses.replace(rule, cg_iterations=3) for rule in RULES[:3]]  # a residual that is not rounding
+
+
+@pytest.mark.parametrize("rule", [*TRUNCATED, trpo.Repeated(TRUNCATED[0], 2)], ids=lambda rule: type(rule).__name__)
+def test_repeated_is_a_loop_with_a_growing_bound(rule: Any, x64: None) -> None:
+    """k/K of δ from the sampling policy for k = 1, …, K, the state handed on; also where the rule repeats another."""
+    linear = Linear()
+    theta, batch, times = jnp.asarray(linear.theta), linear.batch(), 3
+    repeated = trpo.Repeated(rule, times)
+    assert repeated.enforces_max_kl is rule.enforces_max_kl
+    assert repeated.max_kl == rule.max_kl
+    new, after, info = compiled(linear_policy)(repeated, theta, theta, batch, repeated.init(theta))
+    params, state, infos = theta, rule.init(theta), []
+    for k in range(times):
+        each = bounded(rule, rule.max_kl * (k + 1) / times)
+        params, state, one = compiled(linear_policy)(each, theta, params, batch, state)
+        infos.append(jax.device_get(one))
+        if rule.enforces_max_kl:
+            assert one.mean_kl <= rule.max_kl * (k + 1) / times
+    for a, b in zip(jax.tree.leaves((new, after)), jax.tree.leaves((params, state)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+    assert info.result == Result.ACCEPTED
+    for name in ("surrogate_gain", "predicted_gain", "cg_iterations", "backtracks", "accepted_updates"):
+        np.testing.assert_allclose(getattr(info, name), sum(getattr(one, name) for one in infos), rtol=1e-6)
+    for name in ("mean_kl", "max_state_kl", "entropy"):
+        np.testing.assert_allclose(getattr(info, name), getattr(infos[-1], name), rtol=1e-6)
+    np.testing.assert_allclose(info.gradient_norm, infos[0].gradient_norm, rtol=1e-9)
+    np.testing.assert_allclose(info.cg_residual, max(one.cg_residual for one in infos), rtol=1e-6)
+    assert info.cg_residual > 1e-6
+    np.testing.assert_allclose(info.step_norm, np.linalg.norm(new - theta), rtol=1e-9)
+    np.testing.assert_allclose(info.step_fraction, np.mean([one.step_fraction for one in infos]), rtol=1e-6)
+
+
+def test_a_batch_that_is_not_finite_leaves_no_trace() -> None:
+    info = update(trpo.TRPO())[2]
+    refused = info.refused()
+    assert refused.result == Result.NONFINITE_BATCH
+    assert np.isnan(refused.entropy)
+    for name in {field.name for field in dataclasses.fields(info)} - {"result", "entropy"}:
+        assert getattr(refused, name) == 0
+    assert [x.dtype for x in jax.tree.leaves(refused)] == [x.dtype for x in jax.tree.leaves(info)]

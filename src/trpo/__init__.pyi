@@ -39,6 +39,7 @@ from trpo.policies.trunks import mlp as mlp
 from trpo.problem import Batch as Batch
 from trpo.problem import LocalProblem as LocalProblem
 from trpo.problem import sampled_problem as sampled_problem
+from trpo.rollout import EpisodeStatistics as EpisodeStatistics
 from trpo.rollout import HostSource as HostSource
 from trpo.rollout import Source as Source
 from trpo.rollout import Trajectory as Trajectory

@@ -76,7 +76,7 @@ def line_search(
         max_kl: δ, in nats.
         start: ``evaluate(params)``, against which improvement is judged.
         backtrack_ratio: ρ, in (0, 1).
-        max_backtracks: j runs to this number, so at most ``max_backtracks + 1`` trials are made.
+        max_backtracks: j runs to this number, so at most ``max_backtracks + 1`` trials are made: with −1 none.
         use_measured_kl: after a trial with D̄ > δ shrink by 0.98 √(δ / D̄) instead of ρ. The full step's KL is within
             a few per cent of δ, on either side; ρ = 0.8 then gives a third of the trust region away.
 

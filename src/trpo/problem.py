@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -40,6 +40,8 @@ class Batch(eqx.Module):
     """A policy's memory before the first step, as it was when it acted."""
     reset: Bool[Array, "*batch"] | None = None
     """Whether an episode begins with a step: memory starts anew."""
+    log_prob: Float[Array, "*batch"] | None = None
+    """log b(a|s) under the behaviour policy b that sampled, if that is not the policy at ``params``; None if it is."""
 
 
 class LocalModel(eqx.Module):
@@ -80,7 +82,8 @@ class LocalProblem(eqx.Module):
     objective: Callable[[Any], Scalar]
     """π ↦ L."""
     old: Any
-    """π_old: distributions of the policy that sampled the data. It stays put when a batch serves several updates."""
+    """π_old: distributions of the policy that the trust region is around, as a rule the one that sampled the data. It
+    stays put when a batch serves several updates."""
     weight: Float[Array, "*batch"]
     product_distributions: Callable[[Params], Distribution] | None = None
     """θ ↦ π_θ on the states that enter Fisher products; all of them if None."""
@@ -135,7 +138,8 @@ def sampled_problem(
     Args:
         policy: a :class:`~trpo.policies.protocol.PolicyFunction`, or without memory ``policy(params, observation)``,
             which returns a :class:`Distribution` with the batch's leading axes.
-        params: parameters of the *sampling* policy; ratios are 1 and the KL is 0 there.
+        params: parameters of π_old, where the KL is 0: those of the *sampling* policy, so that ratios are 1 there, or,
+            with ``batch.log_prob``, of any policy whose ratios to the one that sampled are finite.
         batch: see :class:`Batch`.
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
             gradient, and the KL that the line search enforces, always use all. Of every environment it takes other
@@ -144,34 +148,29 @@ def sampled_problem(
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
     if fisher_subsample > 1 and jax.tree.leaves(batch.carry):
-        raise ValueError(
-            f"fisher_subsample={fisher_subsample}: a policy with memory needs every step of a batch; use 1"
-        )
+        raise ValueError(f"fisher_subsample={fisher_subsample}: a policy with memory needs all steps of a batch; use 1")
     policy = memoryless(policy)
-    observation, action, advantage = _without_absent_rows(
-        (batch.observation, batch.action, batch.advantage), batch.weight
-    )
+    content = (batch.observation, batch.action, batch.advantage, batch.log_prob)
+    observation, action, advantage, log_prob = _without_absent_rows(content, batch.weight)
     distributions = _PolicyAt(policy, observation, batch.carry, batch.reset)
     old = jax.lax.stop_gradient(distributions(params))
     objective = jax.tree_util.Partial(
         importance_sampled_surrogate,
         action=action,
-        old_log_prob=old.log_prob(action),
+        old_log_prob=old.log_prob(action) if log_prob is None else log_prob,
         advantage=advantage,
         weight=batch.weight,
     )
+    problem = LocalProblem(distributions, objective, old, batch.weight)
     if fisher_subsample == 1:
-        return LocalProblem(distributions, objective, old, batch.weight)
+        return problem
     take = _fixed_subsample(batch.weight.shape, fisher_subsample)
     sample_weight = take(batch.weight)
     total = jnp.sum(sample_weight)
-    return LocalProblem(
-        distributions,
-        objective,
-        old,
-        batch.weight,
-        _PolicyAt(policy, jax.tree.map(take, observation)),
-        sample_weight / jnp.where(total > 0, total, 1.0),
+    return dataclasses.replace(
+        problem,
+        product_distributions=_PolicyAt(policy, jax.tree.map(take, observation)),
+        product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 
 
@@ -211,11 +210,8 @@ def _fixed_subsample(shape: tuple[int, ...], every: int) -> Callable[[Array], Ar
         # Of each environment its own times: on a batch that is divided by environment nothing has to move.
         length, count = shape
         times = np.stack([np.sort(random.permutation(length)[: length // every]) for _ in range(count)])
-        return partial(_take_times, times=times)
+        pick = jax.vmap(lambda column, rows: column[rows], in_axes=(1, 0), out_axes=1)
+        return lambda leaf: pick(leaf, times)
     size = math.prod(shape)
     rows = np.sort(random.permutation(size)[: max(1, size // every)])
     return lambda leaf: leaf.reshape((-1, *leaf.shape[len(shape) :]))[rows]
-
-
-def _take_times(leaf: Array, times: np.ndarray) -> Array:
-    return jax.vmap(lambda column, rows: column[rows], in_axes=(1, 0), out_axes=1)(leaf, times)

@@ -2,7 +2,8 @@
 
     python -m tests.golden make DIRECTORY        run all with the package that Python finds (PYTHONPATH chooses it)
     python -m tests.golden compare OLD NEW       exit 1 if anything but timings differs; how far, where it is rounding
-    python -m tests.golden keep                  write anew the run directories in tests/golden/runs
+    python -m tests.golden old                   exit 1 if the run directories of the first format in tests/golden/runs
+                                                 do not evaluate and resume as they did when they were written
 
 Bits depend on the machine and the versions of its libraries, so two commits are compared on one machine.
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -177,50 +179,31 @@ def main() -> int:
     comparer = commands.add_parser("compare")
     comparer.add_argument("old", type=Path)
     comparer.add_argument("new", type=Path)
-    keeper = commands.add_parser("keep")
-    keeper.add_argument("out", type=Path, nargs="?", default=HERE / "runs")
+    commands.add_parser("old")
     options = parser.parse_args()
     if options.command == "compare":
         return compare(options.old, options.new)
     if options.command == "make":
         make(options.out, options.only)
         return 0
-    keep(options.out)
-    return 0
+    return old()
 
 
-KEPT = {
-    "box": lambda out: train("Pendulum-v1", 512, out, policy={"hidden": [8]}, value={"hidden": [8]}),
-    "mixed": lambda out: train(f"{MODULE}:Mixed-v0", 512, out, policy={"hidden": [8]}, value={"hidden": [8]}),
-    "first_elements": lambda out: train(
-        f"{MODULE}:Choices-v0", 512, out, policy={"hidden": [8]}, value={"hidden": [8]}, **first_elements(2)
-    ),
-    "device": lambda out: train("gymnax:CartPole-v1", 512, out, policy={"hidden": [8]}, value={"hidden": [8]}),
-}
-
-
-def keep(out: Path) -> None:
-    """Write run directories in this commit's format, and what evaluating and resuming each of them gives."""
+def old() -> int:
+    """Evaluate and resume the kept runs of the first format, and compare with what that gave when they were written."""
     import trpo
 
-    for name, run in KEPT.items():
-        place = out / name
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        run(place)
-        for events in place.glob("events*"):
-            events.unlink()
-        for old in sorted((place / "checkpoints").iterdir())[:-1]:
-            shutil.rmtree(old)
-        agent = trpo.load(place)
-        evaluated = agent.evaluate(episodes=3).to_json()
-        copy = out / ".copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(place, copy)
-        trpo.resume(copy, steps=1024, quiet=True)
-        expected = summary(copy)
-        shutil.rmtree(copy)
-        (place / "expected.json").write_text(json.dumps({"evaluated": evaluated, "resumed": expected}))
+    failed = 0
+    for run in sorted(path for path in (HERE / "runs").iterdir() if path.is_dir()):
+        expected = json.loads((run / "expected.json").read_text())
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copytree(run, Path(folder) / "run")
+            evaluated = trpo.load(copy).evaluate(episodes=3).to_json()
+            trpo.resume(copy, steps=1024, quiet=True)
+            found = differences(expected, {"evaluated": evaluated, "resumed": summary(copy)})
+        print(f"✗ {run.name}: {len(found)} differ, first {found[0]}" if found else f"✓ {run.name}")
+        failed += bool(found)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

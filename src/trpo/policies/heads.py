@@ -57,7 +57,7 @@ class GaussianHead(eqx.Module):
 
 
 class StateDependentGaussianHead(eqx.Module):
-    """N(μ, diag(σ)²): outputs are the d means, then the d offsets to ``log_std``; σ = min_std + exp(log_std + offset)."""
+    """N(μ, diag(σ)²), σ = min_std + exp(log_std + offset): outputs are the d means, then the d offsets."""
 
     log_std: Float[AnyArray, "d"]
     min_std: float = eqx.field(static=True, default=0.0)

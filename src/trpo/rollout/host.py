@@ -77,10 +77,10 @@ def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: An
 class HostSource:
     """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries.
 
-    ``start`` gives the policy's memory at the start of so many episodes. It must be restarted before it is collected
-    from. With ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of N after
-    (i + 1)/N of it, where the environments can be restarted one by one. Otherwise environments whose episodes all
-    have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends.
+    ``start`` gives the policy's memory at the start of so many episodes. A source must be restarted before anything is
+    collected. With ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of
+    N after (i + 1)/N of it, where the environments can be restarted one by one. Otherwise environments whose episodes
+    all have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends.
     """
 
     def __init__(self, envs: HostEnv, start: Callable[[int], Any] = lambda count: (), stagger: bool = False):

@@ -81,8 +81,8 @@ class MM(eqx.Module):
         taken = result == Result.ACCEPTED
         end = jax.tree.map(lambda there, here: jnp.where(taken, there, here), end, model.evaluation)
         step = jnp.where(taken, step, 0.0)
-        own = {"predicted_gain": jnp.sum(model.gradient * step)}
-        info = UpdateInfo.of(result, model.gradient, step, model.evaluation, end, **own)
+        predicted = jnp.sum(model.gradient * step)
+        info = UpdateInfo.of(result, model.gradient, step, model.evaluation, end, predicted_gain=predicted)
         return jnp.where(taken, new, params), state, info
 
     def _log_ratio(self, probability: Float[Array, "s a"], b: Float[Array, "s a"]) -> Float[Array, "s a"]:
@@ -129,10 +129,10 @@ class MM(eqx.Module):
             y = jnp.where(moves, y, search.y)
             return _Search(y, log_q, low, high, least, most, unsettled, search.newton_steps + 1)
 
-        start = states.start(log_price)
-        search = jax.lax.while_loop(
-            lambda search: search.unsettled & (search.newton_steps < _ITERATIONS), newton, start
-        )
+        def goes_on(search: _Search) -> Array:
+            return search.unsettled & (search.newton_steps < _ITERATIONS)
+
+        search = jax.lax.while_loop(goes_on, newton, states.start(log_price))
         moved = states.moves[:, None] & (probability > 0)
         return jnp.where(moved, states.tilt(search.y).log_ratio, 0.0)
 

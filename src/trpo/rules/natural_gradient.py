@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -12,7 +11,7 @@ import optax
 
 from trpo.problem import LocalProblem
 from trpo.rules.protocol import Result, UpdateInfo
-from trpo.rules.step import account, check, natural_direction, step_along, step_length
+from trpo.rules.step import account, check_fields, natural_direction, step_along, step_length
 from trpo.trees import all_finite, tree_where
 from trpo.types import Params, Scalar
 
@@ -35,11 +34,7 @@ class NaturalGradient(eqx.Module):
     """Bound on ‖θ' − θ‖, about a hundred ordinary steps: only a saturated policy meets it."""
 
     def __check_init__(self) -> None:
-        check("max_kl", self.max_kl, 0, math.inf, "0.01 is usual")
-        check("damping", self.damping, 0, math.inf, "0.1 is usual, 0 solves the undamped system", strict=False)
-        check("cg_iterations", self.cg_iterations, 1, math.inf, "10 is usual", strict=False)
-        check("cg_tolerance", self.cg_tolerance, 0, 1, "1e-10 never stops early in practice", strict=False)
-        check("max_step_norm", self.max_step_norm, 0, math.inf, "10 is far above ordinary steps")
+        check_fields(self)
 
     def init(self, params: Params) -> tuple[()]:
         """The rule carries nothing from one update to the next."""

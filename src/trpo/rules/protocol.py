@@ -130,17 +130,15 @@ class UpdateInfo(eqx.Module):
         """
         accepted = infos.result == Result.ACCEPTED
         return dataclasses.replace(
-            jax.tree.map(lambda leaf: leaf[-1], infos),
+            jax.tree.map(jnp.sum, infos),
             result=jnp.where(jnp.any(accepted), Result.ACCEPTED, infos.result[0]),
-            surrogate_gain=jnp.sum(infos.surrogate_gain),
-            predicted_gain=jnp.sum(infos.predicted_gain),
+            mean_kl=infos.mean_kl[-1],
+            max_state_kl=infos.max_state_kl[-1],
             gradient_norm=infos.gradient_norm[0],
             step_norm=optax.tree.norm(step),
-            cg_iterations=jnp.sum(infos.cg_iterations),
             cg_residual=jnp.max(infos.cg_residual),
-            backtracks=jnp.sum(infos.backtracks),
             step_fraction=jnp.mean(infos.step_fraction),
-            accepted_updates=jnp.sum(infos.accepted_updates),
+            entropy=infos.entropy[-1],
         )
 
     def refused(self) -> UpdateInfo:

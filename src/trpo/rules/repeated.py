@@ -18,7 +18,7 @@ from trpo.types import Params
 
 
 class Repeated(eqx.Module):
-    """The rule applied K times to one batch: D̄(θ_k) ≤ (k/K) δ for k = 1, …, K.
+    """The rule applied K times to one batch, the k-th time with (k/K) δ: D̄(θ_k) ≤ (k/K) δ if it enforces its bound.
 
     Every update is from where the last one ended, with ratios and KL against the policy that *sampled* the batch, so
     that δ bounds them all together. This differs from Tianshou's ``repeat``, which measures the KL of each pass over

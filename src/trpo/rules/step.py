@@ -19,6 +19,17 @@ from trpo.rules.protocol import Result
 from trpo.trees import all_finite
 from trpo.types import Params, Scalar
 
+_ALLOWED = {
+    # What several rules have in common: least and most, whether both are excluded, and the cure.
+    "max_kl": (0, math.inf, True, "0.01 is usual"),
+    "damping": (0, math.inf, False, "0.1 is usual, 0 solves the undamped system"),
+    "cg_iterations": (1, math.inf, False, "10 is usual"),
+    "cg_tolerance": (0, 1, False, "1e-10 never stops early in practice"),
+    "max_step_norm": (0, math.inf, True, "10 is far above ordinary steps"),
+    "backtrack_ratio": (0, 1, True, "0.8 is usual"),
+    "max_backtracks": (0, math.inf, False, "10 is usual"),
+}
+
 
 class Direction(eqx.Module):
     """s ≈ (F + λI)⁻¹ g with its exact undamped curvature."""
@@ -104,13 +115,18 @@ def account(direction: Direction, search: SearchInfo | None = None) -> dict[str,
     return solve if search is None else solve | {"backtracks": search.backtracks, "step_fraction": search.fraction}
 
 
+def check_fields(rule: Any, **cures: str) -> None:
+    """Check those fields of a rule that stand in the table; ``cures`` are better ones than the table's."""
+    for name, (low, high, strict, cure) in _ALLOWED.items():
+        if hasattr(rule, name):
+            check(name, getattr(rule, name), low, high, cures.get(name, cure), strict=strict)
+
+
 def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:
     """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real):
         return
-    number = float(value)
-    inside = low < number < high if strict else low <= number <= high
-    if not inside:
+    if not (low < float(value) < high if strict else low <= float(value) <= high):
         brackets = ("(", ")") if strict else ("[", "]")
         upper = "∞" if math.isinf(high) else f"{high:g}"
         raise ValueError(f"{name}={value}: must be in {brackets[0]}{low:g}, {upper}{brackets[1]}; {cure}")

@@ -1,7 +1,7 @@
 """Run directories of the first format, as they are read today.
 
-There, observations were one flat vector whatever their space, policies were networks with a distribution, and an array's
-name said so.
+There, observations were one flat vector whatever their space, and policies were networks with a distribution, which
+the names of arrays said.
 """
 
 from __future__ import annotations

@@ -326,8 +326,9 @@ def _check(setup: Setup, size: int, verb: str) -> None:
     limit = capacity()
     if limit is not None and size > limit:
         raise ValueError(
-            f"env.count={setup.program.count}, fragment={setup.program.fragment}: the batch {verb} {gigabytes(size)} of "
-            f"memory on each device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or fewer seeds"
+            f"env.count={setup.program.count}, fragment={setup.program.fragment}: the batch {verb} {gigabytes(size)} "
+            f"of memory on each device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or "
+            "fewer seeds"
         )
 
 
