@@ -236,8 +236,8 @@ def named(space: Space) -> tuple[Any, dict[str, np.ndarray]]:
         (ARM, "joints[3:] t", [("joints", 3, 4), "t"]),
         (PAIR, "1[:1]", [("1", 0, 1)]),
         (Box((4,)), ":3", [("", 0, 3)]),
-        (Box((2, 3)), "2:5", [("", 2, 5)]),
-        (Choice(4), "1:", [("", 1, 4)]),
+        (Box((2, 3)), "[2:5]", [("", 2, 5)]),
+        (Choice(4), "[1:]", [("", 1, 4)]),
     ],
 )
 def test_what_is_seen(space: Space, sees: str, expected: list[Any]) -> None:
