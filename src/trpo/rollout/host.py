@@ -94,7 +94,8 @@ class HostSource:
         self._apart: bool | None = None
 
     def restart(self, seeds: list[int]) -> None:
-        self.seat = Seat(self.envs.reset(seeds), self._start(self.count), np.ones(self.count, bool))
+        memory = to_numpy(self._start(self.count))
+        self.seat = Seat(self.envs.reset(seeds), memory, np.ones(self.count, bool))
         self.episodes.restart()
 
     def collect(self, policy: HostPolicy, noise: Any) -> Trajectory:
