@@ -88,7 +88,7 @@ def assert_each_episode_alone(module: trpo.Policy, whole: Trajectory, mean: np.n
                 expected = alone(module, whole.observation[rows, i])
                 np.testing.assert_allclose(mean[rows, i], expected, rtol=2e-4, atol=2e-5)
                 lengths.append(len(rows))
-    assert len(lengths) > 4 * COUNT
+    assert len(lengths) > 3 * COUNT
     assert max(lengths) > 10
 
 
@@ -396,7 +396,7 @@ def test_a_run_with_memory_resumes_bit_for_bit(workers: int, tmp_path: Path) -> 
     whole = trpo.train(Recall, config=config, policy=recalling(), quiet=True)
     short = dataclasses.replace(config, steps=2 * 8 * 7)
     trpo.train(Recall, config=short, policy=recalling(), out=tmp_path / "run", quiet=True)
-    resumed = trpo.resume(tmp_path / "run", config.steps, policy=recalling(), env=Recall, quiet=True)
+    resumed = trpo.resume(tmp_path / "run", steps=config.steps, policy=recalling(), env=Recall, quiet=True)
     assert_same_bits(resumed.learner, whole.learner)
     loaded = trpo.load(tmp_path / "run", policy=recalling())
     x = np.ones((3, 1), np.float32)
