@@ -393,6 +393,32 @@ def test_more_elements_than_there_are() -> None:
         trpo.make_agent("Pendulum-v1", config)
 
 
+class InParts(gym.ObservationWrapper):
+    """Pendulum with its observation as a dict."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        one, two = (spaces.Box(-10, 10, (n,), np.float32) for n in (1, 2))
+        self.observation_space = spaces.Dict({"angle": two, "speed": one})
+
+    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        return {"angle": observation[:2], "speed": observation[2:]}
+
+
+def test_observations_in_parts_are_as_good_as_flat_ones() -> None:
+    """Bit for bit, statistics included."""
+    config = configure("Pendulum-v1", 3, policy=trpo.PolicyConfig(hidden=(4,)))
+    _, parts, _ = run(config, env=InParts)
+    for env in (config.env, dataclasses.replace(config.env, flatten=True)):
+        _, flat, _ = run(dataclasses.replace(config, env=env), env=InParts if env.flatten else None)
+        one, other = parts[-1].learner, flat[-1].learner
+        assert bits((one.policy, one.value)) == bits((other.policy, other.value))
+        for field in ("mean", "deviations"):
+            joined = np.concatenate([getattr(one.observations[name], field) for name in ("angle", "speed")])
+            np.testing.assert_array_equal(joined, getattr(other.observations, field))
+        assert one.observations["angle"].count == one.observations["speed"].count == other.observations.count == 96
+
+
 def test_workers_are_processes() -> None:
     config = configure("probe:both", iterations=1)
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, workers=3))
