@@ -72,7 +72,7 @@ def test_a_value_function_of_one_s_own_is_stored_and_asked_for(tmp_path: Path) -
 @pytest.mark.parametrize("env", ["probe:observation", "jax-probe:observation"])
 def test_a_sweep_with_a_value_function_of_one_s_own(env: str, tmp_path: Path) -> None:
     agents = trpo.sweep(env, seeds=2, config=CONFIG, value=LINE, out=tmp_path / "sweep", quiet=True)
-    values = [bits(agent.learner.value.params) for agent in agents.values()]
+    values = [bits(agent.learner.value.params) for agent in agents]
     assert len(values) == 2
     assert values[0] != values[1]
     assert all(bits(LINE) != value for value in values)
