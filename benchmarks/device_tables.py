@@ -178,23 +178,16 @@ def section() -> list[str]:
 
 def draw() -> None:
     """Draw the learning curves."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from trpo.report.plots import colour_of, style
+    from trpo.report.figure import colour_of, draw_band, new_figure, save_png, style
 
     tasks = _tasks("learning")
-    figure = Figure(figsize=(3.6 * len(tasks), 3.2), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 * len(tasks), 3.2)
     for axes, r in zip(np.atleast_1d(figure.subplots(1, len(tasks))), tasks, strict=True):
         style(axes, r["env"].removeprefix("gymnax:"))
         curves = [np.array([[s, np.nan if y is None else y] for s, y in curve], float).T for curve in r["curves"]]
         steps, values = curves_on_grid([(c[0], c[1]) for c in curves], 100)
         known = np.isfinite(values).all(axis=-1)
-        band = interval(values[known])
         axes.plot(steps, values, color="0.8", linewidth=0.4)
-        axes.fill_between(steps[known], band.low, band.high, color=colour_of(0, 1), alpha=0.3, linewidth=0)
-        axes.plot(steps[known], band.iqm, color=colour_of(0, 1), linewidth=2)
+        draw_band(axes, steps[known], interval(values[known]), colour_of(0, 1), alpha=0.3)
         axes.set_xlabel("environment steps of each seed")
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=110)
+    save_png(figure, FIGURE, dpi=110)

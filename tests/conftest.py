@@ -8,9 +8,12 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import jaxtyping
 
@@ -45,6 +48,23 @@ def x64() -> Iterator[None]:
     """Double precision, for comparisons with dense algebra."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Run a command in this process, from an empty directory: the same code but for the interpreter's start."""
+    from trpo.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        try:
+            code: Any = main([str(a) for a in arguments])
+        except SystemExit as error:
+            code = error.code
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,9 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from helpers import same_bits
 
 import trpo
 from trpo.runs import checkpoint
@@ -26,17 +26,11 @@ def trained():
     return agent, state
 
 
-def same(a, b):
-    return all(
-        x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-
 def test_round_trip_is_bit_exact(trained, tmp_path):
     agent, state = trained
     path = checkpoint.write_checkpoint(tmp_path, state)
     read = checkpoint.read_checkpoint(path, agent.learner)
-    assert same(read.learner, state.learner)
+    assert same_bits(read.learner, state.learner)
     assert (read.iteration, read.steps) == (state.iteration, state.steps)
     assert read.environments == state.environments
     assert np.array_equal(read.observation, state.observation)
@@ -51,7 +45,7 @@ def test_the_average_of_policies_may_be_begun_or_dropped(trained, tmp_path, aver
     saved, like = (without, agent.learner) if averaged else (state.learner, without)
     path = checkpoint.write_checkpoint(tmp_path, dataclasses.replace(state, learner=saved))
     read = checkpoint.read_checkpoint(path, like).learner
-    assert same(read, dataclasses.replace(state.learner, average=state.learner.policy if averaged else None))
+    assert same_bits(read, dataclasses.replace(state.learner, average=state.learner.policy if averaged else None))
 
 
 def test_statistics_are_inside(trained, tmp_path):  # PITFALLS row 23

@@ -1,6 +1,5 @@
 """The command line as a user types it: real processes, real files."""
 
-import dataclasses
 import json
 import os
 import random
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.cli.main import main
 from trpo.runs.sinks import read_metrics
 
 KEYS = {
@@ -24,33 +22,10 @@ KEYS = {
 SMALL = ["--env.count", "4", "--fragment", "8", "--policy.hidden", "8", "--value.hidden", "8"]
 
 
-@dataclasses.dataclass
-class Outcome:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def cli(*arguments, cwd=None, timeout=240):
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-@pytest.fixture
-def here(capfd, monkeypatch, tmp_path):
-    """Run a command in this process, from an empty directory: the same code but for the interpreter's start."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as error:
-            code = error.code
-        said = capfd.readouterr()
-        return Outcome(code, said.out, said.err)
-
-    return run
 
 
 def one_line(result, code):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import bits, untimed
 from scipy import stats
 
 import trpo
@@ -35,7 +36,6 @@ from trpo.training.learner import Hyper
 from trpo.training.loop import advance
 from trpo.training.state import NonFiniteBatchError, TrainingState
 
-TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 LIMIT = 6
 
 
@@ -93,18 +93,6 @@ def in_chunks(config: trpo.Config, longest: int, state: TrainingState | None = N
         (state,) = progress.states()
     assert state is not None
     return state, rows
-
-
-def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name not in TIMINGS}
-
-
-def bits(tree: Any) -> list[bytes]:
-    leaves = [
-        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        for leaf in jax.tree.leaves(tree)
-    ]
-    return [np.asarray(leaf).tobytes() for leaf in leaves]
 
 
 def trained_actor(agent: trpo.Agent) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from helpers import assert_same_bits
 
 import trpo
 import trpo.training.learner
@@ -89,13 +90,6 @@ def pendulum() -> Case:
 @pytest.fixture(scope="module")
 def cartpole() -> Case:
     return prepare(configure("CartPole-v1"))
-
-
-def assert_same_bits(a: Any, b: Any) -> None:
-    ours, theirs = jax.tree.leaves(a), jax.tree.leaves(b)
-    assert len(ours) == len(theirs)
-    for x, y in zip(ours, theirs, strict=True):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def differs(a: Any, b: Any) -> bool:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_same_bits
 from jax.flatten_util import ravel_pytree
 from problems import LEADING, batch_of, setting
 
@@ -53,13 +54,6 @@ def bounded(rule: Any, max_kl: Any) -> Any:
 
 def with_advantage(batch: trpo.Batch, advantage: Any) -> trpo.Batch:
     return trpo.Batch(batch.observation, batch.action, jnp.asarray(advantage, jnp.float32), batch.weight)
-
-
-def assert_same_bits(a: Any, b: Any) -> None:
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(
-            np.asarray(x).reshape(-1).view(np.uint8), np.asarray(y).reshape(-1).view(np.uint8)
-        )
 
 
 def gaussian_in_numpy(params: Any, name: str = GAUSSIAN) -> tuple[np.ndarray, np.ndarray]:

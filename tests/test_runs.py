@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import same_bits
 
 import trpo
 from trpo.runs.sinks import read_metrics
@@ -56,10 +57,6 @@ class Constant(gym.Env):
         return np.zeros(1, np.float32), float(action), True, False, {}
 
 
-def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
 def test_without_out_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trpo.train("probe:both", config=CONFIG, quiet=True)
@@ -69,7 +66,7 @@ def test_without_out_nothing_is_written(tmp_path, monkeypatch):
 def test_load_gives_the_agent_that_was_trained(tmp_path):
     agent = trpo.train("probe:both", config=CONFIG, out=tmp_path / "r", quiet=True)
     loaded = trpo.load(tmp_path / "r")
-    assert same(agent.learner, loaded.learner)
+    assert same_bits(agent.learner, loaded.learner)
     assert loaded.spec == agent.spec
     assert loaded.config == agent.config
     for x in (-1.0, 1.0):
@@ -78,10 +75,10 @@ def test_load_gives_the_agent_that_was_trained(tmp_path):
 
 def test_a_policy_of_ones_own_trains_loads_and_resumes(tmp_path):
     agent = trpo.train("probe:both", config=CONFIG, policy=own_policy(), out=tmp_path / "r", quiet=True)
-    assert not same(agent.learner.policy, trpo.as_function(own_policy())[1])
+    assert not same_bits(agent.learner.policy, trpo.as_function(own_policy())[1])
     with pytest.raises(ValueError, match="policy=…"):
         trpo.load(tmp_path / "r")
-    assert same(trpo.load(tmp_path / "r", policy=own_policy()).learner, agent.learner)
+    assert same_bits(trpo.load(tmp_path / "r", policy=own_policy()).learner, agent.learner)
     trpo.resume(tmp_path / "r", policy=own_policy(), steps=128, quiet=True)
     assert len(read_metrics(tmp_path / "r")) == 4
 

@@ -9,17 +9,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import bits, untimed
 from scipy import integrate, stats
 
 import trpo
-from trpo.cli.main import main
 from trpo.envs import EnvSpec
 from trpo.envs.device import Step
 from trpo.envs.spec import ActionSpec
@@ -32,7 +32,6 @@ from trpo.training import device as device_training
 
 jax.devices()  # JAX has begun, on one device: a sweep that is the first to use it would make every core a device
 
-TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 LIMIT = 6
 
 
@@ -69,14 +68,6 @@ def configure(iterations: int = 3, **changes: Any) -> trpo.Config:
     }
     config = trpo.Config(**(small | changes))
     return dataclasses.replace(config, steps=iterations * config.batch)
-
-
-def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name not in TIMINGS}
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def assert_close(one: trpo.Agent, other: trpo.Agent, tolerance: float = 1e-8) -> None:
@@ -534,32 +525,10 @@ SMALL = ["--env.count", "4", "--fragment", "5", "--policy.hidden", "8", "--value
 SMALL += ["--value.epochs", "2", "--checkpoint-every", "1000"]
 
 
-class Outcome(NamedTuple):
-    code: Any
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def here(capfd: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
-    """Run a command in this process, from an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: Any) -> Outcome:
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as error:
-            code = error.code
-        said = capfd.readouterr()
-        return Outcome(code, said.out, said.err)
-
-    return run
-
-
-def test_train_evaluate_resume(here: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_train_evaluate_resume(here: Callable[..., Any], tmp_path: Path) -> None:
     vary = ["--vary", "rule.max-kl=0.01,0.02", "--seeds", 3]
     done = here("train", "jax-probe:action", *vary, "--steps", 60, *SMALL)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     out = Path("runs/jax-probe-action-sweep")
     names = [variant.name for variant in read_sweep(tmp_path / out)]
     assert len(names) == 6
@@ -569,7 +538,7 @@ def test_train_evaluate_resume(here: Callable[..., Outcome], tmp_path: Path) -> 
     assert [trpo.load(out / name).config.rule.max_kl for name in names] == [0.01] * 3 + [0.02] * 3
 
     told = here("evaluate", out, "--episodes", 2)
-    assert told.code == 0, told.stderr
+    assert told.returncode == 0, told.stderr
     lines = told.stdout.splitlines()
     assert len(lines) == 8
     for name, line in zip(names, lines[:6], strict=True):
@@ -581,10 +550,11 @@ def test_train_evaluate_resume(here: Callable[..., Outcome], tmp_path: Path) -> 
         means = [data["runs"][variant.name]["mean_return"] for variant in members]
         assert data["groups"][label]["iqm"] == pytest.approx(np.mean(means))
 
-    assert here("resume", out, "--steps", 100, "--quiet") == Outcome(0, "", "")
+    done = here("resume", out, "--steps", 100, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [read_metrics(out / name)[-1]["steps"] for name in names] == [100] * 6
     again = here("train", "jax-probe:action", "--seeds", 6, "--steps", 20, *SMALL, "--quiet")
-    assert again == Outcome(0, "", "")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert is_sweep(Path(f"{out}-2"))
 
 
@@ -610,11 +580,11 @@ def test_train_evaluate_resume(here: Callable[..., Outcome], tmp_path: Path) -> 
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(
-    arguments: list[str], words: list[str], here: Callable[..., Outcome]
+    arguments: list[str], words: list[str], here: Callable[..., Any]
 ) -> None:
     # A flag that comes twice counts as it is given last.
     done = here("train", arguments[0], *SMALL, *arguments[1:], "--quiet")
-    assert done.code == 2, done.stderr
+    assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1
     assert lines[0].startswith("trpo: ")
@@ -622,6 +592,6 @@ def test_mistakes_get_one_line_and_exit_code_2(
         assert word in lines[0]
 
 
-def test_what_a_finished_sweep_recommends_works(here: Callable[..., Outcome], place: tuple[Path, list[Any]]) -> None:
+def test_what_a_finished_sweep_recommends_works(here: Callable[..., Any], place: tuple[Path, list[Any]]) -> None:
     done = here("plot", place[0], "--out", "curves.png")
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr

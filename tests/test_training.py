@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from helpers import bits, untimed
 
 import trpo
 import trpo.envs
@@ -27,8 +28,6 @@ from trpo.envs.spec import action_spec
 from trpo.training.host import env_seeds
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits.fit import predict
-
-TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 
 
 def configure(env_id: str, iterations: int = 4, **changes: Any) -> trpo.Config:
@@ -50,14 +49,6 @@ def run(
     agent = trpo.make_agent(env, config, policy)
     pairs = list(trpo.iterations(env, agent, config, state))
     return agent, [state for state, _ in pairs], [metrics for _, metrics in pairs]
-
-
-def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name not in TIMINGS}
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 # ---------------------------------------------------------------- probes with a choice (for V, see test_learner.py)

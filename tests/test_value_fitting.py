@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from helpers import assert_same_bits
 
 import trpo
 from trpo.value_fits.adam import shuffled
@@ -46,11 +47,6 @@ explained = jax.jit(explained_variance)
 
 def loss(params: dict, batch: ValueBatch) -> float:
     return float(jnp.sum(batch.weight * (linear(params, batch.observation) - batch.target) ** 2))
-
-
-def assert_same_bits(a: Any, b: Any) -> None:
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def test_adam_on_the_whole_batch_is_a_plain_optax_loop(x64: None) -> None:

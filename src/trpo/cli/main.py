@@ -86,12 +86,7 @@ def _train(arguments: Sequence[str]) -> int:
         from trpo.runs.sweep import sweep
 
         sweep(
-            options.env_id,
-            seeds=options.seeds,
-            vary=_varied(options.vary),
-            config=config,
-            out=out,
-            quiet=options.quiet,
+            options.env_id, seeds=options.seeds, vary=_varied(options.vary), config=config, out=out, quiet=options.quiet
         )
     else:
         train(options.env_id, config=config, out=out, quiet=options.quiet)

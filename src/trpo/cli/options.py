@@ -11,6 +11,8 @@ from tyro.conf import Positional, arg
 from trpo.settings.config import Config
 from trpo.settings.presets import AUTO
 
+RunDirectory = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of the run.")]
+
 
 @dataclass(frozen=True)
 class Train:
@@ -35,8 +37,7 @@ class Train:
 class Resume:
     """Go on with a run from its newest intact checkpoint."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of the run."""
+    run: RunDirectory
     steps: int | None = None
     """Train to this many steps instead of the configured number."""
     quiet: bool = False
@@ -47,8 +48,7 @@ class Resume:
 class Evaluate:
     """Run whole episodes with the newest checkpoint and report undiscounted returns."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of the run."""
+    run: RunDirectory
     episodes: int = 10
     """Episodes to run."""
     stochastic: bool = False
@@ -63,8 +63,7 @@ class Evaluate:
 class Record:
     """Render episodes of the newest checkpoint to a video, headless."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of the run."""
+    run: RunDirectory
     out: Path | None = None
     """A .mp4 (needs the extra `video`) or .gif file; by default in the run's directory."""
     episodes: int = 1

@@ -77,8 +77,8 @@ def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: An
 class HostSource:
     """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries.
 
-    ``start`` gives the policy's memory at the start of so many episodes. A source must be restarted before anything is
-    collected. With ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of
+    ``start`` gives the memory at the start of so many episodes. It must be restarted before anything is collected. With
+    ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of
     N after (i + 1)/N of it, where the environments can be restarted one by one. Otherwise environments whose episodes
     all have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends.
     """
@@ -92,7 +92,6 @@ class HostSource:
         self._apart: bool | None = None
 
     def restart(self, seeds: list[int]) -> None:
-        """Begin new episodes everywhere, as after a crash or a non-finite batch."""
         self.seat = Seat(self.envs.reset(seeds), self._start(self.count), np.ones(self.count, bool))
         self.episodes.restart()
 
@@ -111,18 +110,15 @@ class HostSource:
         return trajectory
 
     def snapshot(self) -> Snapshot | None:
-        """Return the simulators' state and the seat, or None where the simulators don't offer theirs."""
         environments = self.envs.snapshot()
         return None if environments is None else Snapshot(environments, self.seat)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot."""
         self.envs.restore(snapshot.environments)
         seat = snapshot.seat
         self.seat = to_numpy(from_named_arrays(self.seat, seat)) if isinstance(seat, dict) else seat
 
     def close(self) -> None:
-        """Close the environments."""
         self.envs.close()
 
     def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: Any) -> Trajectory:

@@ -28,85 +28,55 @@ def _count(x: float) -> str:
     return f"{x:.0f}"
 
 
-class _Rate:
-    """Steps per second since the reporter began, the first iteration (compilation) left out."""
+class Reporter:
+    """Shows how a run is going: on a terminal one line that is redrawn in place, elsewhere a line now and then."""
 
-    def __init__(self, total: int):
-        self.total = total
+    def __init__(self, total: int, quiet: bool = False):
+        self._console = Console(stderr=True, quiet=quiet)
+        self._total = total
         self._first: tuple[float, int] | None = None
+        """When the first iteration (compilation) was over, and its steps: the rate leaves it out."""
+        self._printed = 0.0
+        self._live: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            line = TextColumn("{task.description}", markup=False)
+            # The numbers come first: the bar is for terminals with room to spare.
+            columns = (BarColumn(bar_width=20), TaskProgressColumn(), line) if self._console.width >= 110 else (line,)
+            self._live = Progress(*columns, console=self._console, refresh_per_second=5)
+            self._task = self._live.add_task("compiling (a few seconds, once)", total=total)
+            self._live.start()
 
-    def line(self, m: Metrics) -> str:
-        now, steps = time.perf_counter(), int(m["steps"] or 0)
-        if self._first is None:
-            self._first = (now, steps)
-        began, first = self._first
+    def update(self, metrics: Metrics) -> None:
+        steps, now = int(metrics["steps"] or 0), time.perf_counter()
+        line = self._line(metrics, steps, now)
+        if self._live is not None:
+            self._live.update(self._task, completed=steps, description=line)
+        elif now - self._printed >= PLAIN_INTERVAL or steps >= self._total:
+            self._printed = now
+            self.say(line)
+
+    def _line(self, m: Metrics, steps: int, now: float) -> str:
+        began, first = self._first = self._first or (now, steps)
         rate = (steps - first) / (now - began) if steps > first else None
         reward = m["episode_return"]
         kl, bound = float(m["mean_kl"] or 0.0), m["max_kl"]
         parts = [
-            f"{_count(steps)}/{_count(self.total)} steps",
+            f"{_count(steps)}/{_count(self._total)} steps",
             f"return {float(reward):.1f}" if reward is not None else "return –",
             f"KL {kl:.4f}" + (f"/{float(bound):g}" if bound is not None else " (no bound)"),
             f"{_count(rate)} steps/s" if rate else "compiling",
-            f"{_short(max(0, self.total - steps) / rate)} left" if rate else "",
+            f"{_short(max(0, self._total - steps) / rate)} left" if rate else "",
         ]
         if m["result"] != "accepted":
             parts.append(f"[{m['result']}]")
         return " · ".join(part for part in parts if part)
 
-
-class Plain:
-    """A line now and then, for files and pipes."""
-
-    def __init__(self, console: Console, total: int):
-        self._console, self._rate = console, _Rate(total)
-        self._last = 0.0
-
-    def update(self, metrics: Metrics) -> None:
-        """Print a line if the last was long ago or the run is over."""
-        line = self._rate.line(metrics)
-        now = time.perf_counter()
-        if now - self._last >= PLAIN_INTERVAL or int(metrics["steps"] or 0) >= self._rate.total:
-            self._last = now
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
     def say(self, text: str) -> None:
-        """Print it."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=self._live is None)
 
     def close(self) -> None:
-        """Nothing is open."""
-
-
-class Live:
-    """One line that is redrawn in place."""
-
-    def __init__(self, console: Console, total: int):
-        self._rate = _Rate(total)
-        line = TextColumn("{task.description}", markup=False)
-        # The numbers come first: the bar is for terminals with room to spare.
-        columns = (BarColumn(bar_width=20), TaskProgressColumn(), line) if console.width >= 110 else (line,)
-        self._progress = Progress(*columns, console=console, refresh_per_second=5)
-        self._task = self._progress.add_task("compiling (a few seconds, once)", total=total)
-        self._progress.start()
-
-    def update(self, metrics: Metrics) -> None:
-        """Redraw the line."""
-        self._progress.update(self._task, completed=int(metrics["steps"] or 0), description=self._rate.line(metrics))
-
-    def say(self, text: str) -> None:
-        """Print it above the line."""
-        self._progress.console.print(text, highlight=False, markup=False)
-
-    def close(self) -> None:
-        """Stop redrawing."""
-        self._progress.stop()
-
-
-def reporter(total: int, quiet: bool = False, console: Console | None = None) -> Plain | Live:
-    """Return a live line on a terminal, plain lines elsewhere, nothing if ``quiet``."""
-    console = console or Console(stderr=True, quiet=quiet)
-    return Live(console, total) if console.is_terminal and not quiet else Plain(console, total)
+        if self._live is not None:
+            self._live.stop()
 
 
 def joint_metrics(members: Sequence[Metrics]) -> Metrics:

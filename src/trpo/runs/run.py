@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,8 @@ from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
 from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_config
-from trpo.runs.progress import joint_metrics, reporter
+from trpo.runs.interrupts import RunInterrupted, graceful_stop
+from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
 from trpo.settings.config import Config
 from trpo.settings.presets import AUTO, apply_preset
@@ -29,41 +28,8 @@ from trpo.training.loop import advance, check_runs, make_agent
 from trpo.training.state import NonFiniteBatchError, TrainingState
 
 
-class RunInterrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint."""
-
-
 class RunFailed(RuntimeError):
     """The run cannot go on; the message says why and how to resume."""
-
-
-@dataclasses.dataclass
-class _Stop:
-    """Set by the first Ctrl-C or termination signal; the run then ends after the iteration under way."""
-
-    requested: bool = False
-
-
-@contextlib.contextmanager
-def _graceful() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: Any) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        _say("\nstopping after this iteration; once more to stop at once")
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def read_run(
@@ -171,13 +137,12 @@ def train(
     """
     config = configure(env, config, preset, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule, value)
-    directory = None
     if out is not None:
         check_runs(env, [agent])
-        directory = claim_directory(Path(out))
-        create_directory(directory, agent)
-    with removed_if_refused(directory):
-        return train_runs(env, [Run(agent, TrainingState(agent.learner), directory)], quiet)[0]
+    run = Run(agent, TrainingState(agent.learner), None if out is None else claim_directory(Path(out)))
+    run.begin()
+    with removed_if_refused(run.directory):
+        return train_runs(env, [run], quiet)[0]
 
 
 @contextlib.contextmanager
@@ -200,13 +165,6 @@ def configure(env: EnvLike | Source, config: Config | None, preset: str, **chang
     return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def create_directory(run: Path, agent: Agent) -> None:
-    """Write what a run starts from."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(run, agent)
-    write_checkpoint(run / CHECKPOINTS, TrainingState(agent.learner), agent.config.keep_checkpoints)
-
-
 def resume(
     run: str | Path,
     *,
@@ -218,7 +176,6 @@ def resume(
     quiet: bool = False,
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
-    run = Path(run)
     agent, state, problems = read_run(run, policy, env, rule, value)
     if not quiet:
         for problem in problems:
@@ -226,15 +183,10 @@ def resume(
         _say(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
         if state.source is None and state.iteration > 0:
             _say("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
+    resumed = Run(agent, state, Path(run))
     if steps is not None:
-        agent = with_steps(agent, steps)
-        write_config(run, agent)
-    return train_runs(env if isinstance(env, Source) else env_of(agent), [Run(agent, state, run)], quiet)[0]
-
-
-def with_steps(agent: Agent, steps: int) -> Agent:
-    """Return ``agent`` with another number of steps to train for."""
-    return dataclasses.replace(agent, config=dataclasses.replace(agent.config, steps=steps))
+        resumed.change_steps(steps)
+    return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
 
 
 def env_of(agent: Agent) -> EnvLike:
@@ -257,6 +209,19 @@ class Run:
     sinks: tuple[Sink, ...] = ()
     saved: int = 0
     """Iteration of the newest checkpoint."""
+
+    def begin(self) -> None:
+        """Write what a new run starts from."""
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_config(self.directory, self.agent)
+            write_checkpoint(self.directory / CHECKPOINTS, self.state)
+
+    def change_steps(self, steps: int) -> None:
+        """Train to another number of steps, and remember it."""
+        self.agent = dataclasses.replace(self.agent, config=dataclasses.replace(self.agent.config, steps=steps))
+        if self.directory is not None:
+            write_config(self.directory, self.agent)
 
     def open_sinks(self) -> None:
         """Open what its metrics go to."""
@@ -313,14 +278,14 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
 
     ``place`` is what a user resumes: the runs' common directory, by default the only one's.
     """
-    show = reporter(runs[0].agent.config.steps * len(runs), quiet)
+    show = Reporter(runs[0].agent.config.steps * len(runs), quiet)
     saver = _Saver(runs, place or runs[0].directory)
-    with _graceful() as stop, contextlib.ExitStack() as ending:
+    with graceful_stop() as stop, contextlib.ExitStack() as ending:
+        ending.callback(show.close)
         for run in runs:
             run.open_sinks()
             for sink in run.sinks:
                 ending.callback(sink.close)
-        ending.callback(show.close)
         try:
             for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
                 for run, records in zip(runs, progress.metrics, strict=True):

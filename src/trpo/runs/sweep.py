@@ -16,17 +16,8 @@ from typing import Any
 from trpo.envs.names import EnvLike, as_jax_env, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.runs.aggregate import interval
-from trpo.runs.files import claim_directory, read_config, read_json, write_config, write_json
-from trpo.runs.run import (
-    Run,
-    configure,
-    create_directory,
-    env_of,
-    read_run,
-    removed_if_refused,
-    train_runs,
-    with_steps,
-)
+from trpo.runs.files import claim_directory, read_config, read_json, write_json
+from trpo.runs.run import Run, configure, env_of, read_run, removed_if_refused, train_runs
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO
@@ -137,17 +128,11 @@ def sweep(
     runs = []
     for variant, agent in zip(plan, agents, strict=True):
         runs.append(Run(agent, TrainingState(agent.learner), None if place is None else place / variant.name))
+        runs[-1].begin()
     if place is not None:
-        for run in runs:
-            create_directory(_directory(run), run.agent)
         write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
     with removed_if_refused(place):
         return _train(env, runs, quiet, place)
-
-
-def _directory(run: Run) -> Path:
-    assert run.directory is not None
-    return run.directory
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
@@ -236,16 +221,15 @@ def resume_sweep(
     runs = []
     for variant in plan:
         agent, state, _ = read(place / variant.name)
-        runs.append(Run(agent if steps is None else with_steps(agent, steps), state, place / variant.name))
+        runs.append(Run(agent, state, place / variant.name))
     target = env_of(runs[0].agent)
-    if as_jax_env(target) is not None:
-        # They go on together; a crash may have come between the checkpoints of two of them.
-        while len({run.state.iteration for run in runs}) > 1:
-            earliest = min(run.state.iteration for run in runs)
-            for run in runs:
-                if run.state.iteration > earliest:
-                    run.state = read(_directory(run), not_after=earliest)[1]
+    # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
+    while as_jax_env(target) is not None and len({run.state.iteration for run in runs}) > 1:
+        earliest = min(run.state.iteration for run in runs)
+        for run, variant in zip(runs, plan, strict=True):
+            if run.state.iteration > earliest:
+                run.state = read(place / variant.name, not_after=earliest)[1]
     if steps is not None:
         for run in runs:
-            write_config(_directory(run), run.agent)
+            run.change_steps(steps)
     return _train(target, runs, quiet, place)

@@ -167,15 +167,12 @@ class GymnasiumEnvs:
         return self._seen(columns)
 
     def reset(self, seeds: list[int]) -> Tree:
-        """Start new episodes."""
         return self._begin(range(self.count), [{"seed": seed} for seed in seeds])
 
     def restart(self, which: np.ndarray) -> Tree:
-        """Start new episodes in some environments."""
         return self._begin(which.tolist(), [{}] * len(which))
 
     def step(self, action: Tree) -> Transition:
-        """Step every environment once."""
         write, shape, converted = self._write, self._shape, self.spec.action.to_env(action)
         # Lists, turned into arrays at once: writing single numbers into arrays costs more than a cheap simulator.
         reward: list[Any] = []
@@ -210,20 +207,17 @@ class GymnasiumEnvs:
         return Transition(observation, np.array(reward, np.float32), *ends, final, np.ones(self.count, bool))
 
     def snapshot(self) -> Any | None:
-        """Return every environment's ``snapshot()`` (see the docs on environments), or None if one has none."""
         envs: list[Any] = self._envs
         if not all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in envs):
             return None
         return [env.snapshot() for env in envs]
 
     def restore(self, snapshot: Any) -> None:
-        """Put back what :meth:`snapshot` returned."""
         envs: list[Any] = self._envs
         for env, state in zip(envs, snapshot, strict=True):
             env.restore(state)
 
     def close(self) -> None:
-        """Close every environment."""
         for env in self._envs:
             env.close()
         self._envs = []
