@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from trpo.theory.claims import CLAIMS, claim, text
+from trpo.theory.pages import rows
 from trpo.theory.pages.equations import EQUATIONS
-from trpo.theory.pages.text import INTRODUCTION, NOTATION, number, paragraphs, source
-from trpo.theory.run import CLAIMS, module
+from trpo.theory.pages.text import INTRODUCTION, NOTATION, paragraphs, source
 
 _STYLE = """
 :root { --ink: #1a1c1f; --soft: #5b626b; --line: #dde1e6; --paper: #fff; --panel: #f6f7f9; --blue: #0b5fa5;
@@ -80,16 +82,33 @@ def _picture(picture: dict[str, Any], figures: Path) -> str:
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _checks(record: dict[str, Any]) -> str:
-    rows = "\n".join(
-        f"<tr><td><b>{_inline(check['name'])}</b><br>{_inline(check['statement'])}</td>"
-        f'<td class="n">{check["cases"]:,}</td><td class="n">{number(check["worst"])}</td>'
-        f'<td class="n">{escape(check["limit"])}</td><td>{_inline(check["law"])}</td>'
-        f"<td>{_mark(check['passed'])}</td></tr>"
-        for check in record["checks"]
+def _number(text: str) -> str:
+    return f'<td class="n">{text}</td>'
+
+
+def _table(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Return a table of cells that are either ``<td>…</td>`` already or what belongs in it."""
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    body = "\n".join(
+        "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in line) + "</tr>"
+        for line in lines
     )
-    head = "<tr><th>check</th><th>cases</th><th>measured</th><th>wanted</th><th>error law</th><th></th></tr>"
-    return f'<div class="wide"><table>{head}\n{rows}</table></div>'
+    return f'<div class="wide"><table>{f"<tr>{head}</tr>" if head else ""}\n{body}</table></div>'
+
+
+def _checks(record: dict[str, Any]) -> str:
+    return _table(
+        rows.CHECKS,
+        (
+            (
+                f"<b>{_inline(row.name)}</b><br>{_inline(row.statement)}",
+                *map(_number, (row.cases, row.measured, escape(row.wanted))),
+                _inline(row.law),
+                _mark(row.passed),
+            )
+            for row in rows.rows(record)
+        ),
+    )
 
 
 def _code(reference: str) -> str:
@@ -106,8 +125,8 @@ def _code(reference: str) -> str:
 
 
 def _chapter(record: dict[str, Any], figures: Path) -> str:
-    claim = module(record["name"])
-    parts = [f'<h2 id="{record["name"]}">{record["number"]}. {escape(record["title"])}</h2>', _prose(claim.EXPLANATION)]
+    module = claim(record["name"])
+    parts = [f'<h2 id="{record["name"]}">{escape(rows.heading(record))}</h2>', _prose(text(record["name"])[1])]
     parts += [_picture(picture, figures) for picture in record["pictures"]]
     if record["error"]:
         parts.append(f'<p class="bad">This check did not finish: {escape(record["error"])}</p>')
@@ -115,29 +134,21 @@ def _chapter(record: dict[str, Any], figures: Path) -> str:
         parts.append(_checks(record))
     if record["findings"]:
         parts.append("<ul>" + "".join(f"<li>{_inline(finding)}</li>" for finding in record["findings"]) + "</ul>")
-    parts.append("<p><b>The code</b></p>" + "".join(map(_code, claim.CODE)))
-    parts.append("<p><b>The tests</b>: " + ", ".join(f"<code>tests/{test}</code>" for test in claim.TESTS) + "</p>")
+    parts.append("<p><b>The code</b></p>" + "".join(map(_code, module.CODE)))
+    parts.append("<p><b>The tests</b>: " + ", ".join(f"<code>tests/{test}</code>" for test in module.TESTS) + "</p>")
     return "\n".join(parts)
 
 
 def _summary(report: dict[str, Any]) -> str:
-    rows = "\n".join(
-        f'<tr><td><a href="#{record["name"]}">{record["number"]}. {escape(record["title"])}</a></td>'
-        f'<td class="n">{sum(check["passed"] for check in record["checks"])} of {len(record["checks"])}</td>'
-        f'<td class="n">{record["cases"]:,}</td><td class="n">{record["seconds"]:.0f} s</td>'
-        f"<td>{_mark(record['passed'])}</td></tr>"
-        for record in report["claims"]
-    )
-    head = "<tr><th>claim</th><th>checks passed</th><th>cases</th><th>time</th><th></th></tr>"
+    lines = []
+    for record in report["claims"]:
+        heading, *numbers = rows.summary(record)
+        link = f'<a href="#{record["name"]}">{escape(heading)}</a>'
+        lines.append((link, *map(_number, (*numbers, f"{record['seconds']:.0f} s")), _mark(record["passed"])))
     failed = [str(record["number"]) for record in report["claims"] if not record["passed"]]
     verdict = f"Claims that failed: {', '.join(failed)}." if failed else "Every claim that was checked held."
     box = "verdict failed" if failed else "verdict"
-    return f'<p class="{box}">{verdict}</p><div class="wide"><table>{head}\n{rows}</table></div>'
-
-
-def _notation() -> str:
-    rows = "".join(f'<tr><td class="n">{_formula(s)}</td><td>{_inline(meaning)}</td></tr>' for s, meaning in NOTATION)
-    return f'<div class="wide"><table>{rows}</table></div>'
+    return f'<p class="{box}">{verdict}</p>' + _table((*rows.SUMMARY, "time", ""), lines)
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -145,14 +156,19 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _equations() -> str:
-    rows = "".join(
-        f'<tr><td class="n">{escape(e.number)}</td><td>{_formula(e.formula)}</td>'
-        f"<td>{_listed(e.code)}</td><td>{_listed(e.tests)}</td>"
-        f'<td><a href="#{e.claim}">{CLAIMS.index(e.claim) + 1}</a></td></tr>'
-        for e in EQUATIONS
+    return _table(
+        rows.EQUATIONS,
+        (
+            (
+                _number(escape(e.number)),
+                _formula(e.formula),
+                _listed(e.code),
+                _listed(e.tests),
+                f'<a href="#{e.claim}">{CLAIMS.index(e.claim) + 1}</a>',
+            )
+            for e in EQUATIONS
+        ),
     )
-    head = "<tr><th>equation</th><th>formula</th><th>function</th><th>test</th><th>claim</th></tr>"
-    return f'<div class="wide"><table>{head}\n{rows}</table></div>'
 
 
 def html_page(report: dict[str, Any], figures: Path) -> str:
@@ -175,7 +191,7 @@ seed {report["seed"]} · {report["seconds"]:.0f} s · numbers: <code>claims.json
 again: <code>trpo theory</code></p>
 {_summary(report)}
 <h2>Notation</h2>
-{_notation()}
+{_table((), ((_number(_formula(symbol)), _inline(meaning)) for symbol, meaning in NOTATION))}
 {chapters}
 <h2>The paper's equations</h2>
 <p>Numbers are those of arXiv:1502.05477v5.</p>

@@ -86,8 +86,3 @@ def paragraphs(text: str) -> list[tuple[bool, str]]:
         else:
             found.append((False, " ".join(line.strip() for line in lines)))
     return found
-
-
-def number(value: float | str) -> str:
-    """Write a measured number in at most four digits."""
-    return value if isinstance(value, str) else f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
