@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-Values = Shaped[np.ndarray, "cases *each"] | float
-Over = Shaped[np.ndarray, "cases *each"] | int | None
+Values = Shaped[np.ndarray, "cases *each"] | float | int
+Over = Shaped[np.ndarray, "rows *of_each"] | int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,8 @@ class Check:
     passed: bool
 
     def __post_init__(self) -> None:
-        # NumPy's scalars would not survive JSON; NaN must never pass.
-        object.__setattr__(self, "cases", int(self.cases))
-        object.__setattr__(self, "worst", float(self.worst))
-        object.__setattr__(self, "passed", bool(self.passed) and not math.isnan(self.worst))
+        # NaN must never pass.
+        object.__setattr__(self, "passed", self.passed and not math.isnan(self.worst))
 
 
 def at_most(name: str, statement: str, values: Values, limit: float, law: str, over: Over = None) -> Check:
@@ -83,7 +81,7 @@ def _check(
     cases = counted if isinstance(counted, int) else len(counted)
     # Nothing measured is nothing shown.
     worst = float(pick(values)) if values.size else math.nan
-    return Check(name, statement, cases, worst, limit, law, bounds[0] <= worst <= bounds[1])
+    return Check(name, statement, cases, worst, limit, law, bool(bounds[0] <= worst <= bounds[1]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,16 @@ def stack(parts: Sequence[Tree], axis: int = -1) -> Tree:
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *parts)
 
 
-def limit(values: Float[np.ndarray, "... k"], steps: Float[np.ndarray, " k"]) -> Float[np.ndarray, "..."]:
-    """Extrapolate ``values[..., k]`` at ``steps[k]`` to step 0 by the polynomial through all of them (Richardson)."""
+def limit_weights(steps: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Return w with Σ_k w_k f(steps_k) = f(0) for every polynomial through as many points (Richardson)."""
     ratios = steps[None, :] / (steps[None, :] - steps[:, None] + np.eye(steps.size))
     np.fill_diagonal(ratios, 1.0)
-    return values @ ratios.prod(axis=1)
+    return ratios.prod(axis=1)
+
+
+def limit(values: Float[np.ndarray, "... k"], steps: Float[np.ndarray, " k"]) -> Float[np.ndarray, "..."]:
+    """Extrapolate ``values[..., k]`` at ``steps[k]`` to step 0 by the polynomial through all of them."""
+    return values @ limit_weights(steps)
 
 
 def bisect(

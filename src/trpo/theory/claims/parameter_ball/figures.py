@@ -10,10 +10,12 @@ import numpy as np
 
 from trpo.distributions import DiagGaussian
 from trpo.tabular import MDP
-from trpo.theory.claims import _minimal_logits as minimal
-from trpo.theory.claims import _parameter_ball as study
+from trpo.tabular.exact import softmax
+from trpo.theory.claims.parameter_ball import measure as study
 from trpo.theory.records import Picture
+from trpo.theory.shared import minimal_logits as minimal
 from trpo.theory.shared import style
+from trpo.theory.shared.arrays import bisect
 from trpo.theory.shared.ensemble import Group
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
@@ -23,7 +25,12 @@ _KL = 0.02
 """Of the steps that are drawn, in nats."""
 
 
-def distances(directory: Path, c: study.Compared) -> Picture:
+def draw(directory: Path | None, c: study.Compared) -> tuple[Picture, ...]:
+    """Draw the unequal distances, and what coordinates do to steps."""
+    return () if directory is None else (_distances(directory, c), _coordinates(directory, c))
+
+
+def _distances(directory: Path, c: study.Compared) -> Picture:
     """Draw the unequal distances: Gaussians, balls in the simplex, random MDPs."""
     drawing, panels = style.figure(columns=3, width=4.3, height=3.8)
     _gaussians(panels[0, 0])
@@ -35,10 +42,10 @@ def distances(directory: Path, c: study.Compared) -> Picture:
         f"nats, of steps ‖Δθ‖ = {study.RADIUS:g} along the plain gradient on {c.kl.size} random MDPs, against how "
         "often the policy does not take its favourite action."
     )
-    return Picture(style.save(drawing, directory, "parameter_ball_distances"), caption)
+    return style.save(drawing, directory, "parameter_ball_distances", caption)
 
 
-def coordinates(directory: Path, c: study.Compared) -> Picture:
+def _coordinates(directory: Path, c: study.Compared) -> Picture:
     """Draw steps from one policy in several coordinate systems, and how fast the disagreement goes."""
     drawing, panels = style.figure(columns=2, width=5.2, height=4.2)
     _steps(panels[0, 0])
@@ -49,7 +56,7 @@ def coordinates(directory: Path, c: study.Compared) -> Picture:
         f"Right: distance between the policies that a rule reaches in two coordinate systems, in per cent of the step, "
         f"on {c.kl.size} random MDPs: median and the middle 80 %."
     )
-    return Picture(style.save(drawing, directory, "parameter_ball_coordinates"), caption)
+    return style.save(drawing, directory, "parameter_ball_coordinates", caption)
 
 
 def _gaussians(axes: Any) -> None:
@@ -68,22 +75,21 @@ def _gaussians(axes: Any) -> None:
     axes.legend(frameon=False, fontsize=8.5, loc="center right")
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def _circle() -> np.ndarray:
+    """Unit steps in the plane of logits that sum to 0: the third direction changes no policy."""
+    angle = np.linspace(0, 2 * np.pi, 181)
+    plane = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2.0], [6.0]])
+    return np.cos(angle)[:, None] * plane[0] + np.sin(angle)[:, None] * plane[1]
 
 
 def _balls(axes: Any) -> None:
-    angle = np.linspace(0, 2 * np.pi, 181)
-    # A circle in the plane of logits that sum to 0: the third direction changes no policy.
-    plane = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2.0], [6.0]])
-    circle = _BALL * (np.cos(angle)[:, None] * plane[0] + np.sin(angle)[:, None] * plane[1])
+    circle = _BALL * _circle()
     axes.fill(*_CORNERS.T, facecolor="none", edgecolor=style.COLOURS[6], linewidth=1)
     for i, favour in enumerate((0.0, 1.5, 3.0, 4.5)):
         for k in range(1 if favour == 0 else 3):
             logits = favour * np.eye(3)[k]
-            axes.fill(*(_softmax(logits + circle) @ _CORNERS).T, color=style.COLOURS[i], alpha=0.75, linewidth=0)
-        label = f"{_softmax(logits).max():.2f}"
+            axes.fill(*(softmax(logits + circle) @ _CORNERS).T, color=style.COLOURS[i], alpha=0.75, linewidth=0)
+        label = f"{softmax(logits).max():.2f}"
         axes.fill([], [], color=style.COLOURS[i], alpha=0.75, linewidth=0, label=label)
     axes.legend(title="π(favourite)", frameon=False, fontsize=8.5, title_fontsize=8.5, loc="upper left")
     for corner, name, where in zip(_CORNERS, "abc", ((-8, -4), (8, -4), (0, 6)), strict=True):
@@ -116,16 +122,15 @@ def _bandit_steps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _boundary(start: np.ndarray) -> np.ndarray:
     """Policies with KL(start ‖ π) = ``_KL``, in every direction of the simplex, by bisection."""
-    angle = np.linspace(0, 2 * np.pi, 181)
-    plane = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2.0], [6.0]])
-    direction = np.cos(angle)[:, None] * plane[0] + np.sin(angle)[:, None] * plane[1]
-    low, high = np.zeros(angle.size), np.full(angle.size, 3.0)
-    for _ in range(50):
-        middle = (low + high) / 2
-        policy = _softmax(np.log(start) + middle[:, None] * direction)
-        inside = (start * np.log(start / policy)).sum(axis=-1) < _KL
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    return policy
+    direction = _circle()
+
+    def reached(length: np.ndarray) -> np.ndarray:
+        return softmax(np.log(start) + length[:, None] * direction)
+
+    def inside(length: np.ndarray) -> np.ndarray:
+        return (start * np.log(start / reached(length))).sum(axis=-1) < _KL
+
+    return reached(bisect(inside, np.zeros(len(direction)), np.full(len(direction), 3.0))[0])
 
 
 def _steps(axes: Any) -> None:
@@ -152,9 +157,7 @@ def _disagreement(axes: Any, c: study.Compared) -> None:
         (c.plain, 1, "plain gradient"),
         (c.natural, 0, "natural gradient"),
     ):
-        low, middle, high = 100 * np.quantile(fraction, [0.1, 0.5, 0.9], axis=0)
-        axes.fill_between(study.SIZES, low, high, color=style.COLOURS[colour], alpha=0.18, linewidth=0)
-        axes.plot(study.SIZES, middle, "o-", color=style.COLOURS[colour], markersize=4, label=label)
+        style.band(axes, study.SIZES, 100 * fraction, style.COLOURS[colour], label, markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="size of the step: largest change of a log-probability, nats")
     axes.set(ylabel="disagreement, per cent of the step", title="What new coordinates change")
     axes.legend(frameon=False, fontsize=8.5)

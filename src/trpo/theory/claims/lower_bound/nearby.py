@@ -8,8 +8,9 @@ import numpy as np
 
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP
-from trpo.theory.claims._adversary import Bound, Cases, join, measure
+from trpo.theory.claims.lower_bound.adversary import Bound, Cases, compare
 from trpo.theory.shared import laws
+from trpo.theory.shared.arrays import join
 from trpo.theory.shared.ensemble import Group
 
 STEPS = 0.2 / 2.0 ** np.arange(7)
@@ -66,16 +67,6 @@ def _gap_coefficient(mdp: MDP, old: np.ndarray, change: np.ndarray) -> np.ndarra
     return -mdp.discount * (moved * ahead).sum(axis=-1)
 
 
-def concatenate(parts: list[Expansion]) -> Expansion:
-    """Put all MDPs' rows together."""
-    names = parts[0].penalty
-    return Expansion(
-        np.concatenate([part.gap for part in parts]),
-        np.concatenate([part.coefficient for part in parts]),
-        {name: np.concatenate([part.penalty[name] for part in parts]) for name in names},
-    )
-
-
 class ByHand(NamedTuple):
     """A family of MDPs and pairs whose numbers can be written down, and what the oracle says of them."""
 
@@ -105,7 +96,7 @@ def by_hand(discounts: np.ndarray, alphas: np.ndarray, penalties: dict[str, Boun
     old = np.broadcast_to([0.5, 0.5, 0.0], (n, 2, 3))
     half, zero = np.full(n, 0.5), np.zeros(n)
     new = np.stack([np.stack([half - alpha, half, alpha], -1), np.stack([half + beta, half - beta, zero], -1)], axis=1)
-    cases = measure(mdp, old, new, penalties)
+    cases = compare(mdp, old, new, penalties)
     horizon, kl = gamma / (1 - gamma) ** 2, -0.5 * np.log1p(-2 * alpha)
     formula = {
         "theorem_1": 4 * horizon * alpha**2,
@@ -122,9 +113,9 @@ def by_hand(discounts: np.ndarray, alphas: np.ndarray, penalties: dict[str, Boun
 
 def pairs(group: Group, penalties: dict[str, Bound], rng: np.random.Generator) -> tuple[Cases, Cases]:
     """Compare all penalties with the gap for unrelated policies, and for steps of several sizes from π."""
-    far = measure(group.mdp, group.policy, group.other_policy, penalties)
+    far = compare(group.mdp, group.policy, group.other_policy, penalties)
     close = []
     for size in 10.0 ** np.arange(-3, 1):
         new = exact.softmax(group.logits + size * rng.standard_normal(group.logits.shape))
-        close.append(measure(group.mdp, group.policy, new, penalties))
+        close.append(compare(group.mdp, group.policy, new, penalties))
     return far, join(close)

@@ -46,7 +46,7 @@ class Cases(NamedTuple):
         return np.where(gap > 0, gap / np.where(penalty > 0, penalty, np.finfo(float).tiny), 0)
 
 
-def measure(mdp: MDP, old: np.ndarray, new: np.ndarray, penalties: dict[str, Bound]) -> Cases:
+def compare(mdp: MDP, old: np.ndarray, new: np.ndarray, penalties: dict[str, Bound]) -> Cases:
     """Compare L_π(π̃) − η(π̃) with each penalty."""
     gap = np.abs(exact.surrogate(mdp, old, new) - exact.expected_return(mdp, new))
     scale = np.abs(mdp.reward).max(axis=(-2, -1)) / (1 - mdp.discount)
@@ -56,18 +56,6 @@ def measure(mdp: MDP, old: np.ndarray, new: np.ndarray, penalties: dict[str, Bou
     with np.errstate(invalid="ignore"):
         value = {name: bound(mdp, old, new) for name, bound in penalties.items()}
     return Cases(mdp.discount, gap, rounding, scale, value)
-
-
-def join(parts: list[Cases]) -> Cases:
-    """Put cases in one row."""
-    names = parts[0].penalty
-    return Cases(
-        np.concatenate([part.discount for part in parts]),
-        np.concatenate([part.gap for part in parts]),
-        np.concatenate([part.rounding for part in parts]),
-        np.concatenate([part.scale for part in parts]),
-        {name: np.concatenate([part.penalty[name] for part in parts]) for name in names},
-    )
 
 
 _SHAPES = {
@@ -133,5 +121,5 @@ def search(
     which, discount = np.repeat(np.arange(len(targets)), count), np.resize(DISCOUNTS, len(x))
     found = np.asarray(jax.jit(jax.vmap(climb))(x, discount, which))
     return {
-        name: measure(*_build(found[which == i], discount[which == i]), penalties) for i, name in enumerate(targets)
+        name: compare(*_build(found[which == i], discount[which == i]), penalties) for i, name in enumerate(targets)
     }

@@ -11,8 +11,9 @@ import numpy as np
 
 from trpo.rules import NaturalGradient
 from trpo.tabular import MDP, exact, exact_problem
-from trpo.theory.claims import _minimal_logits as minimal
-from trpo.theory.shared.ensemble import Group
+from trpo.theory.shared import minimal_logits as minimal
+from trpo.theory.shared.arrays import join, limit_weights
+from trpo.theory.shared.ensemble import SHAPES, Group, ensemble
 from trpo.trees import namespace
 
 SIZES = 0.1 * 0.5 ** np.arange(5)
@@ -38,6 +39,7 @@ class Chart(eqx.Module):
     """c, ``[*mdps]``; 0 and M = I is θ itself."""
 
     def __call__(self, phi: Any) -> Any:
+        """θ = h(φ)."""
         xp = namespace(phi)
         moved = phi - self.phi + self.bend[..., None] * (xp.sin(phi) - xp.sin(self.phi))
         return self.theta + xp.einsum("...ij,...j->...i", self.matrix, moved)
@@ -126,14 +128,7 @@ class Compared(NamedTuple):
     """Σ_s d(s) (1 − max_a π(a|s)): how often the policy does not take its favourite action."""
 
 
-def extrapolate(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Return the limit of ``values[:, k, …]`` at ``steps[k]`` as the step goes to 0 (polynomial through all)."""
-    ratios = steps[None, :] / (steps[None, :] - steps[:, None] + np.eye(steps.size))
-    np.fill_diagonal(ratios, 1.0)
-    return np.einsum("nk...,k->n...", values, ratios.prod(axis=1))
-
-
-def compare(rng: np.random.Generator, group: Group) -> Compared:
+def _compare(rng: np.random.Generator, group: Group) -> Compared:
     """Take the same steps in two charts and compare the policies that result with each other and with theory."""
     n, states, actions = group.logits.shape
     theta = minimal.reduce(group.logits).reshape(n, -1)
@@ -169,19 +164,24 @@ def compare(rng: np.random.Generator, group: Group) -> Compared:
     scaled = (natural[1] - natural[0]) / norm[..., None]
     gradients = [np.einsum("nij,ni->nj", b, target) for b in bases]
     tangents = [_unit(np.einsum("nij,nj->ni", b, g)) for b, g in zip(bases, gradients, strict=True)]
-    first = _unit(target)[:, None] - extrapolate(natural[0], SIZES)[:, None]
+    first = _unit(target)[:, None] - _limit(natural[0])[:, None]
     return Compared(
         np.linalg.norm(natural[1] - natural[0], axis=-1),
         np.linalg.norm(plain[1] - plain[0], axis=-1),
         np.linalg.norm(oracle[1] - oracle[0], axis=-1),
-        np.linalg.norm(extrapolate(scaled, SIZES) - bent, axis=-1) / np.linalg.norm(bent, axis=-1),
-        np.linalg.norm(extrapolate(plain[1] - plain[0], SIZES) - (tangents[1] - tangents[0]), axis=-1),
+        np.linalg.norm(_limit(scaled) - bent, axis=-1) / np.linalg.norm(bent, axis=-1),
+        np.linalg.norm(_limit(plain[1] - plain[0]) - (tangents[1] - tangents[0]), axis=-1),
         np.linalg.norm(first, axis=(-2, -1)),
         np.linalg.cond(bases[1]) ** 2,
         steps[0].kl,
         steps[0].curvature,
         (weight * (1 - policy.max(axis=-1))).sum(axis=-1),
     )
+
+
+def _limit(values: np.ndarray) -> np.ndarray:
+    """Return the limit of ``values[:, k, …]`` as the size goes to 0."""
+    return np.einsum("nk...,k->n...", values, limit_weights(SIZES))
 
 
 def _pairs(steps: list[Steps]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -195,3 +195,15 @@ def _lift(advantage: np.ndarray) -> np.ndarray:
 
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def generator(seed: int) -> np.random.Generator:
+    """Return the claim's own source of randomness."""
+    return np.random.default_rng([seed, 1])
+
+
+def measure(rng: np.random.Generator, size: int, seed: int) -> Compared:
+    """Compare the charts on ``size`` random MDPs."""
+    # Compiling costs more than computing, hence few shapes.
+    groups = ensemble(size, seed, SHAPES[1::2] if size >= 256 else SHAPES[1:2])
+    return join([_compare(rng, group) for group in groups])

@@ -1,4 +1,4 @@
-"""Figures of the claim "surrogate"."""
+"""Figures of the surrogate claim."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trpo.tabular import exact
+from trpo.theory.claims.surrogate.measure import STEPS, Study
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
 from trpo.theory.shared.ensemble import Group
@@ -18,7 +19,14 @@ REACH = np.linspace(-2.0, 2.0, 81)
 QUANTILES = (0.25, 0.5, 0.9)
 
 
-def line(group: Group, direction: np.ndarray, figures: Path) -> Picture:
+def draw(directory: Path | None, study: Study, group: Group, direction: np.ndarray) -> tuple[Picture, ...]:
+    """Draw lines of policies through three MDPs of ``group``, and the error law of all."""
+    if directory is None:
+        return ()
+    return _line(group, direction, directory), _error_law(study.measurable, directory)
+
+
+def _line(group: Group, direction: np.ndarray, directory: Path) -> Picture:
     """Draw η and L_π along lines of policies in three MDPs, where L_π errs little, typically and much."""
     eta, surrogate, tangent = (np.stack(x, axis=-1) for x in zip(*_along(group, direction), strict=True))
     share = np.abs(eta - surrogate).max(axis=-1) / np.ptp(eta, axis=-1)
@@ -31,8 +39,10 @@ def line(group: Group, direction: np.ndarray, figures: Path) -> Picture:
         axes.set_title(f"error larger than in {100 * quantile:.0f} % of MDPs", fontsize=10)
     panels[0, 0].set_ylabel("expected discounted return")
     panels[0, 0].legend(fontsize=8, frameon=False)
-    return Picture(
-        style.save(drawing, figures, "surrogate_line"),
+    return style.save(
+        drawing,
+        directory,
+        "surrogate_line",
         "Return η and surrogate L_π along lines θ + td of soft-max policies through π, d random, in three of "
         f"{order.size} random MDPs (8 states, 4 actions, rewards of order 1): those whose largest error |η − L_π|, "
         "relative to the range of η, is at the quantiles named. At π they share value and tangent; further out L_π may "
@@ -63,24 +73,27 @@ def _line_panel(axes: Any, eta: np.ndarray, surrogate: np.ndarray, tangent: np.n
     axes.set_xlabel("t, distance from π in logits")
 
 
-def error_law(steps: np.ndarray, change: np.ndarray, missed: np.ndarray, figures: Path) -> Picture:
-    """Draw |η − L_π| and |η − η(π)| over their exact leading coefficients; both are ``[n, k]``."""
+def _error_law(study: Study, directory: Path) -> Picture:
+    """Draw |η − L_π| and |η − η(π)| over their exact leading coefficients."""
+    missed = np.abs(study.forward / study.coefficient[:, None])
+    change = np.abs(study.change / study.slope[:, None])
     drawing, ((axes,),) = style.figure(1, width=5.4, height=4.0)
     for values, power, colour, label in (
         (change, 1, style.COLOURS[5], r"$|\eta - \eta(\pi)|\;/\;|\nabla\eta\cdot d|$"),
         (missed, 2, style.COLOURS[0], r"$|\eta - L_\pi|\;/\;|\sum_s d\rho\,d\bar A|$"),
     ):
-        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.3, linewidth=0)
-        axes.plot(steps, middle, "o", color=colour, markersize=4, label=f"{label}: median, 90 % of MDPs")
-        axes.plot(steps, steps**power, color="black", linewidth=0.8, linestyle="--" if power == 1 else "-")
-    axes.text(steps[-1] * 1.1, steps[-1] * 1.6, "t", fontsize=11)
-    axes.text(steps[-1] * 1.1, steps[-1] ** 2 * 2.2, "t²", fontsize=11)
+        shown = f"{label}: median, 90 % of MDPs"
+        style.band(axes, STEPS, values, colour, shown, (0.05, 0.5, 0.95), "o", markersize=4)
+        axes.plot(STEPS, STEPS**power, color="black", linewidth=0.8, linestyle="--" if power == 1 else "-")
+    axes.text(STEPS[-1] * 1.1, STEPS[-1] * 1.6, "t", fontsize=11)
+    axes.text(STEPS[-1] * 1.1, STEPS[-1] ** 2 * 2.2, "t²", fontsize=11)
     axes.set(xscale="log", yscale="log", xlabel="t, length of the step from π in logits")
     axes.set_ylabel("error / exact coefficient")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
-    return Picture(
-        style.save(drawing, figures, "surrogate_error_law"),
+    return style.save(
+        drawing,
+        directory,
+        "surrogate_error_law",
         f"{len(missed)} random MDPs in random directions. The return changes in proportion to t, but what L_π misses "
         "of it only to t². Each MDP is divided by its own exact coefficient, so nothing is fitted: the lines are t "
         "and t².",

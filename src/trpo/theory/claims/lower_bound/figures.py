@@ -1,21 +1,19 @@
-"""The figure of the claim "the lower bound"."""
+"""The figure of the lower bounds."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from trpo.theory.claims._adversary import CONTROL, DISCOUNTS
-from trpo.theory.claims._second_order import STEPS
+from trpo.theory.claims.lower_bound.adversary import CONTROL, DISCOUNTS
+from trpo.theory.claims.lower_bound.measure import Evidence
+from trpo.theory.claims.lower_bound.nearby import STEPS
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
 from trpo.theory.shared.laws import rms
-
-if TYPE_CHECKING:
-    from trpo.theory.claims.lower_bound import Evidence
 
 _LINES = (
     ("theorem_1", "Theorem 1: TV²", 0, "o-"),
@@ -26,8 +24,10 @@ _LINES = (
 )
 
 
-def draw(directory: Path, e: Evidence) -> Picture:
+def draw(directory: Path | None, e: Evidence) -> tuple[Picture, ...]:
     """Draw both sides of Theorem 1, tightness against γ, and the powers of the step."""
+    if directory is None:
+        return ()
     drawing, panels = style.figure(columns=3, width=4.4, height=3.9)
     _draw_sides(panels[0, 0], e)
     _draw_tightness(panels[0, 1], e)
@@ -39,7 +39,7 @@ def draw(directory: Path, e: Evidence) -> Picture:
         f"penalties, root mean square over {e.near.coefficient.size} MDPs, against the step in the logits in units of "
         "1 − γ; in units of Theorem 1's leading coefficient."
     )
-    return Picture(style.save(drawing, directory, "lower_bound"), caption)
+    return (style.save(drawing, directory, "lower_bound", caption),)
 
 
 def _draw_sides(axes: Any, e: Evidence) -> None:
