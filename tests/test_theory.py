@@ -12,11 +12,10 @@ import pytest
 
 from trpo.cli.main import main
 from trpo.theory import records
-from trpo.theory.claims import CLAIMS, claim, text
-from trpo.theory.pages.equations import EQUATIONS
+from trpo.theory.claims import CLAIMS, claim, prose
 from trpo.theory.pages.markdown import claims_page, equations_page
 from trpo.theory.pages.rows import number
-from trpo.theory.pages.text import paragraphs, source
+from trpo.theory.pages.text import EQUATIONS, paragraphs, source
 from trpo.theory.shared import arrays, laws
 from trpo.theory.shared.ensemble import SHAPES, ensemble
 
@@ -36,7 +35,7 @@ def exists(test: str) -> bool:
 
 @every_claim
 def test_a_claim_explains_itself_and_names_code_and_tests_that_exist(name: str) -> None:
-    module, (title, explanation) = claim(name), text(name)
+    module, (title, explanation) = claim(name), prose(name)
     assert title
     assert module.__doc__
     kinds = [formula for formula, _ in paragraphs(explanation)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo._version import __version__
-from trpo.theory.claims import CLAIMS, claim, text
+from trpo.theory.claims import CLAIMS, claim, prose
 from trpo.theory.pages.markdown import claims_page, equations_page
 from trpo.theory.pages.page import html_page
 from trpo.theory.records import Outcome
@@ -42,7 +42,7 @@ def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> di
     return {
         "number": CLAIMS.index(name) + 1,
         "name": name,
-        "title": text(name)[0],
+        "title": prose(name)[0],
         "passed": outcome.passed,
         "error": error,
         "cases": max((check.cases for check in outcome.checks), default=0),

@@ -35,7 +35,7 @@ def claim(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}.claim")
 
 
-def text(name: str) -> tuple[str, str]:
+def prose(name: str) -> tuple[str, str]:
     """Return title and explanation of the claim called ``name``."""
     title, _, explanation = files(f"{__name__}.{name}").joinpath("text.md").read_text(encoding="utf-8").partition("\n")
     return title.removeprefix("# "), explanation.strip("\n")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trpo.theory.claims import CLAIMS, claim, text
+from trpo.theory.claims import CLAIMS, claim, prose
 from trpo.theory.pages import rows
-from trpo.theory.pages.equations import EQUATIONS
-from trpo.theory.pages.text import paragraphs, source
+from trpo.theory.pages.text import EQUATIONS, paragraphs, source
 
 ROOT = "../.."
 """From docs/theory to the repository."""
 
 
-def _prose(text: str) -> list[str]:
+def _paragraphs(text: str) -> list[str]:
     lines = []
     for formula, block in paragraphs(text):
         lines += ["```text", block, "```", ""] if formula else [_plain(block), ""]
@@ -46,20 +45,14 @@ def _table(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> list[str]
 
 def _chapter(record: dict[str, Any]) -> list[str]:
     module = claim(record["name"])
-    lines = [f"## {rows.heading(record)}", "", *_prose(text(record["name"])[1])]
+    lines = [f"## {rows.heading(record)}", "", *_paragraphs(prose(record["name"])[1])]
     for picture in record["pictures"]:
         lines += [f"![{picture['caption']}](figures/{picture['file']})", "", f"*{picture['caption']}*", ""]
-    lines += _table(
-        rows.CHECKS,
-        (
-            (
-                f"**{_cell(row.name)}**: {_cell(row.statement)}",
-                *map(_cell, (row.cases, row.measured, row.wanted, row.law)),
-                "✓" if row.passed else "**✗**",
-            )
-            for row in rows.rows(record)
-        ),
-    )
+    cells = []
+    for row in rows.rows(record):
+        statement, mark = f"**{_cell(row.name)}**: {_cell(row.statement)}", "✓" if row.passed else "**✗**"
+        cells.append((statement, *map(_cell, (row.cases, row.worst, row.limit, row.law)), mark))
+    lines += _table(rows.CHECKS, cells)
     lines += ["", *(f"- {_plain(finding)}" for finding in record["findings"]), ""]
     lines += ["Code: " + " · ".join(map(_code, module.CODE)) + "  "]
     return [*lines, "Tests: " + " · ".join(map(_test, module.TESTS)), ""]

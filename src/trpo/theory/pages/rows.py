@@ -15,8 +15,8 @@ class Row(NamedTuple):
     name: str
     statement: str
     cases: str
-    measured: str
-    wanted: str
+    worst: str
+    limit: str
     law: str
     passed: bool
 
@@ -29,16 +29,7 @@ def number(value: float | str) -> str:
 def rows(record: dict[str, Any]) -> list[Row]:
     """Return a claim's checks."""
     return [
-        Row(
-            check["name"],
-            check["statement"],
-            f"{check['cases']:,}",
-            number(check["worst"]),
-            check["limit"],
-            check["law"],
-            check["passed"],
-        )
-        for check in record["checks"]
+        Row(**check | {"cases": f"{check['cases']:,}", "worst": number(check["worst"])}) for check in record["checks"]
     ]
 
 

@@ -26,5 +26,5 @@ def print_table(report: dict[str, Any]) -> None:
             table.add_row(f"   {escape(record['error'])}", "", "", "", "")
         for row in rows.rows(record):
             mark = "✓" if row.passed else "[bold red]✗[/]"
-            table.add_row(f"   {escape(row.name)}", row.cases, row.measured, row.wanted, mark)
+            table.add_row(f"   {escape(row.name)}", row.cases, row.worst, row.limit, mark)
     Console(highlight=False).print(table)
