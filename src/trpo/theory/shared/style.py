@@ -46,6 +46,13 @@ def band(
     return middle
 
 
+def label(axes: Any, title: str, x: str, y: str, log: str = "", legend: str | None = "best", **more: Any) -> None:
+    """Name a panel and its axes, which are logarithmic where ``log`` says so ("x", "xy"), and list its lines."""
+    axes.set(title=title, xlabel=x, ylabel=y, **{f"{axis}scale": "log" for axis in log}, **more)
+    if legend is not None:
+        axes.legend(frameon=False, fontsize=8.5, loc=legend)
+
+
 def save(drawing: Any, directory: Path, name: str, caption: str) -> Picture:
     """Write ``name``.png into ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)

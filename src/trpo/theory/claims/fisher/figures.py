@@ -36,8 +36,7 @@ def _draw_directions(axes: Any) -> None:
     for kl, colour, label in ((library_kl(old, new), 0, "KL(old ‖ new)"), (library_kl(new, old), 1, "KL(new ‖ old)")):
         axes.plot(t, kl, color=style.COLOURS[colour], label=label)
     axes.plot(t, 0.5 * 0.09 * t**2, "--", color=style.COLOURS[6], label="½ t² ΔᵀFΔ", linewidth=1.2)
-    axes.set(xlabel="change t of a logit", ylabel="KL, nats", title="One parabola, two directions", ylim=(0, 0.5))
-    axes.legend(frameon=False, fontsize=8.5)
+    style.label(axes, "One parabola, two directions", "change t of a logit", "KL, nats", ylim=(0, 0.5))
 
 
 def _draw_powers(axes: Any, s: Series) -> None:
@@ -45,14 +44,7 @@ def _draw_powers(axes: Any, s: Series) -> None:
     for y, colour, power, label in lines:
         middle = style.band(axes, STEPS, np.abs(y), style.COLOURS[colour], f"{label}: slope {power}", markersize=3)
         axes.plot(STEPS, middle[-1] * (STEPS / STEPS[-1]) ** power, ":", color=style.COLOURS[6], linewidth=1)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="step t",
-        ylabel="in units of ΔᵀFΔ/6",
-        title="What is left, and how fast it goes",
-    )
+    style.label(axes, "What is left, and how fast it goes", "step t", "in units of ΔᵀFΔ/6", "xy", "lower right")
 
 
 def _draw_coefficients(axes: Any, s: Series) -> None:
@@ -63,5 +55,4 @@ def _draw_coefficients(axes: Any, s: Series) -> None:
     ):
         axes.plot(ends, factor * ends, color=style.COLOURS[6], linewidth=0.8)
         axes.plot(s.kappa, y, ".", color=style.COLOURS[colour], markersize=3, label=label)
-    axes.set(xlabel="third cumulant of Δ, κ₃/6", ylabel="measured coefficient of t³", title="The coefficient is known")
-    axes.legend(frameon=False, fontsize=8.5)
+    style.label(axes, "The coefficient is known", "third cumulant of Δ, κ₃/6", "measured coefficient of t³")

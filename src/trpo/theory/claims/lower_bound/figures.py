@@ -51,26 +51,12 @@ def _draw_sides(axes: Any, e: Evidence) -> None:
         (e.far, 0, "random, unrelated"),
         (e.found["theorem_1"], 1, "found by the search"),
     ):
-        scale = cases.scale
-        axes.plot(
-            cases.penalty["theorem_1"] / scale,
-            cases.gap / scale,
-            ".",
-            color=style.COLOURS[colour],
-            markersize=2.5,
-            alpha=0.6,
-            label=label,
-            rasterized=True,
-        )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlim=(1e-6, 1e4),
-        ylim=(1e-9, 1e3),
-        xlabel="Theorem 1's penalty, in max|r|/(1 − γ)",
-        ylabel="|L − η|, in max|r|/(1 − γ)",
-        title="An adversary comes close, and no closer",
-    )
+        x, y = cases.penalty["theorem_1"] / cases.scale, cases.gap / cases.scale
+        look = {"markersize": 2.5, "alpha": 0.6, "rasterized": True}
+        axes.plot(x, y, ".", color=style.COLOURS[colour], label=label, **look)
+    labels = "Theorem 1's penalty, in max|r|/(1 − γ)", "|L − η|, in max|r|/(1 − γ)"
+    title, limits = "An adversary comes close, and no closer", {"xlim": (1e-6, 1e4), "ylim": (1e-9, 1e3)}
+    style.label(axes, title, *labels, log="xy", legend=None, **limits)
     axes.text(2e-6, 3e1, "would violate\nthe bound", fontsize=9)
     axes.legend(framealpha=0.9, edgecolor="none", fontsize=8.5, loc="lower right", markerscale=3)
 
@@ -88,46 +74,22 @@ def _draw_tightness(axes: Any, e: Evidence) -> None:
         (np.sqrt(a * b), np.median(share[i])) for a, b, i in zip(edges, edges[1:], inside, strict=False) if i.any()
     ]
     axes.plot(*np.transpose(filled), ":", color=style.COLOURS[0], label="random, Theorem 1 (median)")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="1 − γ",
-        ylabel="largest |L − η| / penalty found",
-        title="How tight, as γ → 1",
-        ylim=(5e-6, 2),
-    )
+    found = "largest |L − η| / penalty found"
+    style.label(axes, "How tight, as γ → 1", "1 − γ", found, "xy", "lower left", ylim=(5e-6, 2))
     axes.invert_xaxis()
     axes.set_xticks(x, [f"{value:.2g}" for value in x])
     axes.set_xticks([], minor=True)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
 
 
 def _draw_powers(axes: Any, e: Evidence) -> None:
     root = np.sqrt(rms(e.near.penalty["theorem_1"], axis=0))
     axes.plot(STEPS, root, "--", color="#777777", label="TV in place of TV²: slope 1 (a kink)")
     for name, label, colour, mark in (_LINES[3], _LINES[2], _LINES[0]):
-        axes.plot(
-            STEPS,
-            rms(e.near.penalty[name], axis=0),
-            mark,
-            color=style.COLOURS[colour],
-            markersize=4,
-            label=f"{label}: {e.near.slope(name):.3f}",
-        )
+        size, shown = rms(e.near.penalty[name], axis=0), f"{label}: {e.near.slope(name):.3f}"
+        axes.plot(STEPS, size, mark, color=style.COLOURS[colour], markersize=4, label=shown)
     axes.plot(STEPS, rms(e.near.gap, axis=0), "P-", color=style.COLOURS[6], label=f"L − η: {e.near.slope():.3f}")
-    axes.plot(
-        STEPS,
-        rms(e.near.penalty[CONTROL], axis=0),
-        "x-",
-        color=style.COLOURS[5],
-        label=f"refuted control: {e.near.slope(CONTROL):.3f}",
-    )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="step in the logits / (1 − γ)",
-        ylabel="in units of Theorem 1's coefficient",
-        title="Powers of the step (slopes)",
-        ylim=(1e-9, 1e4),
-    )
+    size, shown = rms(e.near.penalty[CONTROL], axis=0), f"refuted control: {e.near.slope(CONTROL):.3f}"
+    axes.plot(STEPS, size, "x-", color=style.COLOURS[5], label=shown)
+    labels = "step in the logits / (1 − γ)", "in units of Theorem 1's coefficient"
+    style.label(axes, "Powers of the step (slopes)", *labels, log="xy", legend=None, ylim=(1e-9, 1e4))
     axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=1)

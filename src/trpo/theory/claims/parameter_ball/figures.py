@@ -69,10 +69,7 @@ def _gaussians(axes: Any) -> None:
         axes.annotate(
             note, (sigma[i], kl[i]), (12, -3) if i == 0 else (-118, -3), textcoords="offset points", fontsize=8.5
         )
-    axes.set(
-        xscale="log", yscale="log", xlabel="standard deviation σ", ylabel="KL, nats", title="The same step Δμ = 0.1"
-    )
-    axes.legend(frameon=False, fontsize=8.5, loc="center right")
+    style.label(axes, "The same step Δμ = 0.1", "standard deviation σ", "KL, nats", "xy", "center right")
 
 
 def _circle() -> np.ndarray:
@@ -102,8 +99,8 @@ def _saturation(axes: Any, c: study.Compared) -> None:
     axes.axhline(study.RADIUS**2 / 4, color=style.COLOURS[1], linewidth=1.2)
     axes.annotate("r²/4", (c.doubt.min(), study.RADIUS**2 / 4), (0, 4), textcoords="offset points", fontsize=8.5)
     axes.plot(c.doubt, c.kl, ".", color=style.COLOURS[0], markersize=4)
-    axes.set(xscale="log", yscale="log", xlabel="probability of another action than the favourite")
-    axes.set(ylabel="mean KL, nats", title="The same ‖Δθ‖ = 1, random MDPs")
+    doubt = "probability of another action than the favourite"
+    style.label(axes, "The same ‖Δθ‖ = 1, random MDPs", doubt, "mean KL, nats", "xy", legend=None)
 
 
 def _bandit_steps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -153,11 +150,7 @@ def _steps(axes: Any) -> None:
 
 
 def _disagreement(axes: Any, c: study.Compared) -> None:
-    for fraction, colour, label in (
-        (c.plain, 1, "plain gradient"),
-        (c.natural, 0, "natural gradient"),
-    ):
+    for fraction, colour, label in ((c.plain, 1, "plain gradient"), (c.natural, 0, "natural gradient")):
         style.band(axes, study.SIZES, 100 * fraction, style.COLOURS[colour], label, markersize=4)
-    axes.set(xscale="log", yscale="log", xlabel="size of the step: largest change of a log-probability, nats")
-    axes.set(ylabel="disagreement, per cent of the step", title="What new coordinates change")
-    axes.legend(frameon=False, fontsize=8.5)
+    labels = "size of the step: largest change of a log-probability, nats", "disagreement, per cent of the step"
+    style.label(axes, "What new coordinates change", *labels, log="xy")
