@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-Values = Shaped[np.ndarray, "cases *each"] | float | int
+Values = Shaped[np.ndarray, "cases *each"] | float | np.floating
 Over = Shaped[np.ndarray, "rows *of_each"] | int | None
 
 

@@ -55,8 +55,8 @@ def _draw_sides(axes: Any, e: Evidence) -> None:
         look = {"markersize": 2.5, "alpha": 0.6, "rasterized": True}
         axes.plot(x, y, ".", color=style.COLOURS[colour], label=label, **look)
     labels = "Theorem 1's penalty, in max|r|/(1 − γ)", "|L − η|, in max|r|/(1 − γ)"
-    title, limits = "An adversary comes close, and no closer", {"xlim": (1e-6, 1e4), "ylim": (1e-9, 1e3)}
-    style.label(axes, title, *labels, log="xy", legend=None, **limits)
+    style.label(axes, "An adversary comes close, and no closer", *labels, log="xy", legend=None)
+    axes.set(xlim=(1e-6, 1e4), ylim=(1e-9, 1e3))
     axes.text(2e-6, 3e1, "would violate\nthe bound", fontsize=9)
     axes.legend(framealpha=0.9, edgecolor="none", fontsize=8.5, loc="lower right", markerscale=3)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trpo.tabular import bounds
-from trpo.theory.claims.lower_bound.adversary import CONTROL, DISCOUNTS, Cases, search
+from trpo.theory.claims.lower_bound.adversary import CONTROL, DISCOUNTS, Bound, Cases, search
 from trpo.theory.claims.lower_bound.nearby import ByHand, Expansion, by_hand, expand, pairs
 from trpo.theory.shared.arrays import join
 from trpo.theory.shared.ensemble import ensemble
@@ -34,14 +34,10 @@ class Evidence(NamedTuple):
         return np.array([self.searched(name)[gamma == g].max() for g in DISCOUNTS])
 
 
-def _penalties() -> dict[str, Bound]:
-    return {**bounds.BOUNDS, CONTROL: bounds.icml_version}
-
-
 def measure(size: int, seed: int) -> Evidence:
     """Measure ``size`` random MDPs, and search from as many starts against each bound."""
     rng = np.random.default_rng([seed, 5])
-    penalties = {**bounds.BOUNDS, CONTROL: bounds.icml_version}
+    penalties: dict[str, Bound] = {**bounds.BOUNDS, CONTROL: bounds.icml_version}
     far, close = map(join, zip(*(pairs(g, penalties, rng) for g in ensemble(size, seed)), strict=True))
     # theorem_1_kl is twice pinsker, so one search serves both; it is measured on what all searches find.
     targets = {name: bound for name, bound in penalties.items() if name != "theorem_1_kl"}
