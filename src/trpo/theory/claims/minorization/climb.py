@@ -13,6 +13,7 @@ import trpo
 from trpo.rules.mm import MM
 from trpo.tabular import bounds, exact, exact_problem
 from trpo.tabular.mdp import MDP
+from trpo.theory.shared.arrays import join
 from trpo.theory.shared.ensemble import Group
 
 CHUNK = 100
@@ -21,9 +22,13 @@ WIDTH = 64
 """MDPs that climb at the same time; the next one takes the place of one that has arrived."""
 CLOSED = 0.99
 """An MDP has arrived when this much of the gap η* − η(π₀) is closed."""
-_MARKS = np.unique(np.geomspace(1, 2e5, 120).astype(int))
-MARKS = np.concatenate([[0], _MARKS])
+MARKS = np.unique(np.concatenate([[0], np.geomspace(1, 2e5, 120).astype(int)]))
 """Iterations at which the remaining gap is noted for the figure."""
+
+
+def rounding(mdp: MDP) -> np.ndarray:
+    """How large a rounding error of η may be: values are at most |r|/(1 − γ), and a solve multiplies by 1/(1 − γ)."""
+    return np.finfo(float).eps * np.abs(mdp.reward).max(axis=(-2, -1)) / (1 - mdp.discount) ** 2
 
 
 class Iteration(NamedTuple):
@@ -68,140 +73,101 @@ def mm_chunk() -> Chunk:
 
 
 class Climb(NamedTuple):
-    """What MM did on ``n`` MDPs; changes of η are in units of ``rounding``."""
+    """What MM did on ``n`` MDPs; changes of η, one for each iteration of any MDP, are in units of ``rounding``."""
 
     iterations: np.ndarray
     """Until ``CLOSED`` of the gap was closed, ``[n]``; ``np.inf`` where the cap came first."""
-    total: int
-    """Iterations of all MDPs together."""
-    least_gain: np.ndarray
-    """The smallest η(π_{i+1}) − η(π_i) of all iterations."""
-    least_surplus: np.ndarray
-    """The smallest gain less what was promised."""
+    gain: np.ndarray
+    """η(π_{i+1}) − η(π_i)."""
+    surplus: np.ndarray
+    """The gain less what was promised."""
     disagreement: np.ndarray
-    """The largest difference between the oracle's promise and the library's."""
+    """Between the oracle's promise and the library's."""
+    whose: np.ndarray
+    """The MDP of each row of these three, ``[rows, CHUNK]``."""
     gain_ratio: np.ndarray
-    """Σ gains over Σ promises; 0 if nothing was promised."""
+    """Σ gains over Σ promises, ``[n]``; 0 if nothing was promised."""
     first_kl: np.ndarray
-    """max_s KL of the first iteration."""
+    """max_s KL of the first iteration, ``[n]``."""
     curve: np.ndarray
     """(η* − η_i)/(η* − η_0) at ``MARKS``, ``[n, marks]``; what MM no longer ran for counts as 0 after arrival."""
-    steps: tuple[np.ndarray, np.ndarray, np.ndarray]
+    steps: tuple[np.ndarray, ...]
     """Pairs of logits, before and after an update, and the index of their MDP: every first and every last update."""
 
+    @property
+    def largest_disagreement(self) -> np.ndarray:
+        """Of each MDP, ``[n]``."""
+        largest = np.zeros(self.iterations.size)
+        np.maximum.at(largest, self.whose, self.disagreement.max(axis=1))
+        return largest
 
-def climb(chunk: Chunk, mdp: MDP, logits: np.ndarray, best: np.ndarray, cap: int, rounding: np.ndarray) -> Climb:
+
+def climb(chunk: Chunk, group: Group, best: np.ndarray, cap: int) -> Climb:
     """Run MM on every MDP until it has arrived, at most ``cap`` iterations.
 
     Args:
         chunk: of :func:`mm_chunk`.
-        mdp: ``n`` MDPs.
-        logits: where to start, ``[n, S, A]``.
+        group: ``n`` MDPs and where to start.
         best: η*, ``[n]``.
         cap: most iterations for one MDP, a multiple of ``CHUNK``.
-        rounding: what a rounding error of η may amount to, ``[n]``.
     """
-    n = logits.shape[0]
-    theta = logits.copy()
-    start = exact.expected_return(mdp, exact.softmax(logits))
-    gap = best - start
-    count, arrived = np.zeros(n, int), np.full(n, np.inf)
-    extremes = np.array([np.full(n, np.inf), np.full(n, np.inf), np.zeros(n)])  # least gain, least surplus, …
-    sums, first_kl, curve = np.zeros((2, n)), np.zeros(n), np.zeros((n, MARKS.size))
-    befores, afters, whose = [], [], []
+    mdp, theta, n = group.mdp, group.logits.copy(), group.size
+    gap, unit = best - exact.expected_return(mdp, group.policy), rounding(mdp)[:, None]
+    count, arrived, first_kl, curve = np.zeros(n, int), np.full(n, np.inf), np.zeros(n), np.zeros((n, MARKS.size))
+    rows, steps = [], []
     # The longest climbs first, so that few lanes are idle at the end.
-    waiting = list(np.argsort(mdp.discount))
-    running: list[int] = []
-    while running or waiting:
-        while waiting and len(running) < WIDTH:
-            running.append(waiting.pop())
-        lanes = np.array(running)
+    waiting, running = list(np.argsort(mdp.discount)), np.zeros(0, int)
+    while running.size or waiting:
+        lanes = np.array([*running, *(waiting.pop() for _ in range(min(WIDTH - running.size, len(waiting))))])
         filled = np.resize(lanes, WIDTH)
-        found = chunk(jax.tree.map(lambda leaf, i=filled: leaf[i], mdp), np.ones(WIDTH), theta[filled])
+        found = chunk(group.take(filled).mdp, np.ones(WIDTH), theta[filled])
         eta, promise, claim, kl, path = (leaf[: lanes.size] for leaf in found)
         # The last iteration's gain is known only to the next chunk, whose first η it is.
-        after = exact.expected_return(jax.tree.map(lambda leaf, i=lanes: leaf[i], mdp), exact.softmax(path[:, -1]))
+        after = exact.expected_return(group.take(lanes).mdp, exact.softmax(path[:, -1]))
         gain = np.diff(np.concatenate([eta, after[:, None]], axis=1), axis=1)
-        unit = rounding[lanes][:, None]
-        extremes[0, lanes] = np.minimum(extremes[0, lanes], (gain / unit).min(axis=1))
-        extremes[1, lanes] = np.minimum(extremes[1, lanes], ((gain - promise) / unit).min(axis=1))
-        extremes[2, lanes] = np.maximum(extremes[2, lanes], (np.abs(promise - claim) / unit).max(axis=1))
-        sums[:, lanes] += gain.sum(axis=1), promise.sum(axis=1)
+        changes = [x / unit[lanes] for x in (gain, gain - promise, np.abs(promise - claim))]
+        rows.append((lanes, gain.sum(axis=1), promise.sum(axis=1), *changes))
         left = (best[lanes][:, None] - eta) / gap[lanes][:, None]
         fresh = count[lanes] == 0
         first_kl[lanes[fresh]] = kl[fresh, 0]
-        _note(curve, lanes, count[lanes], left)
+        offset = MARKS - count[lanes][:, None]
+        lane, mark = np.nonzero((offset >= 0) & (offset < left.shape[1]))
+        curve[lanes[lane], mark] = left[lane, offset[lane, mark]]
         near = left <= 1 - CLOSED
         here = near.any(axis=1)
         arrived[lanes[here]] = count[lanes[here]] + near[here].argmax(axis=1)
         count[lanes] += CHUNK
         ends = here | (count[lanes] >= cap)
-        for some, before, new in (
-            (fresh, theta[lanes], path[:, 0]),
-            (ends, path[:, -2], path[:, -1]),
-        ):
-            befores.append(before[some])
-            afters.append(new[some])
-            whose.append(lanes[some])
+        steps.append((theta[lanes][fresh], path[fresh, 0], lanes[fresh]))
+        steps.append((path[ends, -2], path[ends, -1], lanes[ends]))
         theta[lanes] = path[:, -1]
-        running = list(lanes[~ends])
-    gain, surplus, disagreement = extremes
-    ratio = sums[0] / np.where(sums[1] > 0, sums[1], np.inf)
-    steps = np.concatenate(befores), np.concatenate(afters), np.concatenate(whose)
-    return Climb(arrived, int(count.sum()), gain, surplus, disagreement, ratio, first_kl, curve, steps)
+        running = lanes[~ends]
+    whose, gained, promised, gain, surplus, disagreement = join(rows)
+    gains, promises = (np.bincount(whose, weights=x, minlength=n) for x in (gained, promised))
+    ratio = gains / np.where(promises > 0, promises, np.inf)
+    return Climb(arrived, gain, surplus, disagreement, whose, ratio, first_kl, curve, join(steps))
 
 
-class Climbed(NamedTuple):
-    """A group of MDPs, and what MM and its rivals did there."""
-
-    group: Group
-    best: np.ndarray
-    """η*."""
-    climb: Climb
-    rivals: dict[str, np.ndarray]
-    """(η* − η_i)/(η* − η_0) of each rival, ``[n, updates + 1]``."""
-    trpo_kl: np.ndarray
-    """max_s KL of TRPO's first step with the smaller δ."""
-    improvements: np.ndarray
-    """Of policy iteration."""
-
-    @property
-    def kl_ratio(self) -> np.ndarray:
-        """How much larger the max_s KL of TRPO's first step is than that of MM's."""
-        return self.trpo_kl / np.maximum(self.climb.first_kl, np.finfo(float).tiny)
+RIVALS = {"TRPO": trpo.TRPO, "natural gradient": trpo.NaturalGradient, "penalty": trpo.Penalty}
 
 
-def _note(curve: np.ndarray, lanes: np.ndarray, first: np.ndarray, left: np.ndarray) -> None:
-    """Copy the entries of ``left`` (iterations ``first`` and on) that fall on ``MARKS`` into ``curve``."""
-    offset = MARKS[None, :] - first[:, None]
-    lane, mark = np.nonzero((offset >= 0) & (offset < left.shape[1]))
-    curve[lanes[lane], mark] = left[lane, offset[lane, mark]]
+def rival_runs(rule: Any, length: int) -> Callable[[float, MDP, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Compile ``length`` updates of a rule: (δ, MDPs, logits) ↦ η(π_i) and max_s KL, both ``[n, length]``."""
 
-
-def rival_runs(rule: Any, length: int) -> Callable[[float, MDP, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Compile ``length`` updates of a rule: (δ, MDPs, logits) ↦ η(π_i), max_s KL and mean KL, each ``[n, length]``."""
-
-    def run(max_kl: Any, mdp: MDP, logits: Any) -> tuple[Any, Any, Any]:
-        configured = rule(max_kl)
+    def run(max_kl: Any, mdp: MDP, logits: Any) -> tuple[Any, Any]:
+        # Soft-max logits are redundant and d_π(s)π(a|s) gets small, so F needs a little damping and all of its
+        # dimensions.
+        configured = rule(max_kl=max_kl, damping=1e-8, cg_iterations=20, max_step_norm=100.0)
 
         def update(carry: tuple, _: None) -> tuple:
             theta, state = carry
             new, state, info = configured.update(exact_problem(mdp, theta), theta, state)
-            eta = exact.expected_return(mdp, exact.softmax(theta))
-            return (new, state), (eta, info.max_state_kl, info.mean_kl)
+            return (new, state), (exact.expected_return(mdp, exact.softmax(theta)), info.max_state_kl)
 
         return jax.lax.scan(update, (logits, configured.init(logits)), None, length=length)[1]
 
     compiled = jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
     return lambda max_kl, mdp, logits: jax.tree.map(np.asarray, compiled(jnp.asarray(max_kl), mdp, jnp.asarray(logits)))
-
-
-# Soft-max logits are redundant and d_π(s)π(a|s) gets small, so F needs a little damping and all of its S·A dimensions.
-RIVALS: dict[str, Callable[[Any], Any]] = {
-    "TRPO": lambda d: trpo.TRPO(max_kl=d, damping=1e-8, cg_iterations=20, max_step_norm=100.0),
-    "natural gradient": lambda d: trpo.NaturalGradient(max_kl=d, damping=1e-8, cg_iterations=20, max_step_norm=100.0),
-    "penalty": lambda d: trpo.Penalty(max_kl=d, damping=1e-8, cg_iterations=20, max_step_norm=100.0),
-}
 
 
 def policy_iteration_returns(mdp: MDP, policy: np.ndarray, improvements: int) -> np.ndarray:

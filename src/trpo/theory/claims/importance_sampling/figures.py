@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trpo.theory.claims._batches import STEPS, PathErrors
-from trpo.theory.claims._ratios import RADII, Spread
-from trpo.theory.claims._sampling import Noise
-from trpo.theory.claims._single_path import DISCOUNTS, LENGTHS, PathBias
+from trpo.theory.claims.importance_sampling.measure import SAMPLES, STEPS, Measured, PathErrors
+from trpo.theory.claims.importance_sampling.paths import DISCOUNTS, LENGTHS, PathBias
+from trpo.theory.claims.importance_sampling.ratios import RADII, Spread
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
 from trpo.theory.shared.laws import rms
+from trpo.theory.shared.noise import Noise
 
-KEPT, DROPPED = style.COLOURS[0], style.COLOURS[1]
+KEPT, DROPPED = style.COLOURS[:2]
 
 
-def sampling_figure(noises: dict[str, Noise], errors: PathErrors, figures: Path) -> Picture:
+def draw(directory: Path | None, m: Measured) -> tuple[Picture, ...]:
+    """Draw convergence, ratios, and single paths."""
+    if directory is None or m.errors is None:
+        return ()
+    names = {"surrogate": "surrogate at π̃", "gradient": "gradient", "fisher": "Fisher product"}
+    noises = {label: m.samples[name].noise(SAMPLES) for name, label in names.items()}
+    return (
+        _sampling(directory, noises, m.errors),
+        _ratio(directory, m.study.far, m.study.deviation),
+        _paths(directory, m.study.bias),
+    )
+
+
+def _sampling(directory: Path, noises: dict[str, Noise], errors: PathErrors) -> Picture:
     """Draw how sampled quantities close in on the exact ones: independent samples, and paths with and without γᵗ."""
     drawing, ((left, right),) = style.figure(2)
-    first = next(iter(noises.values()))
-    left.plot(first.samples, 1 / np.sqrt(first.samples), color="black", linewidth=1, label="exact: σ/√N")
+    left.plot(SAMPLES, 1 / np.sqrt(SAMPLES), color="black", linewidth=1, label="exact: σ/√N")
     for (name, noise), marker, colour in zip(noises.items(), "os^", style.COLOURS, strict=False):
-        error = rms(noise.z, axis=0) / np.sqrt(noise.samples)
-        left.plot(noise.samples, error, marker, color=colour, label=name, markersize=8, markerfacecolor="none")
+        error = rms(noise.z, axis=0) / np.sqrt(SAMPLES)
+        left.plot(SAMPLES, error, marker, color=colour, label=name, markersize=8, markerfacecolor="none")
     left.set(xscale="log", yscale="log", xlabel="independent samples N", ylabel="RMS error / σ of the MDP")
-    left.set_title(f"{len(first.z)} MDPs, library against exact values", fontsize=10)
-    _ticks(left, first.samples, (0.02, 0.04, 0.08))
+    left.set_title(f"{len(noises['surrogate at π̃'].z)} MDPs, library against exact values", fontsize=10)
     for i, (colour, name) in enumerate(((KEPT, "with γᵗ"), (DROPPED, "without γᵗ"))):
         right.plot(errors.paths, errors.exact[i], color=colour, linewidth=1)
         right.plot(errors.paths, errors.measured[i], "o", color=colour, label=name)
     right.set(xscale="log", yscale="log", xlabel="paths N", ylabel="RMS error of the gradient / σ of a path")
     right.set_title("gradients from single paths, γ near 0.85", fontsize=10)
     right.plot([], [], color="black", linewidth=1, label="exact: √(bias² + σ²/N)")
-    _ticks(right, errors.paths, (0.05, 0.1, 0.2))
-    for axes in (left, right):
+    for axes, x, y in ((left, SAMPLES, (0.02, 0.04, 0.08)), (right, errors.paths, (0.05, 0.1, 0.2))):
+        for axis, ticks in ((axes.xaxis, x), (axes.yaxis, y)):
+            axis.set_ticks(ticks, [str(tick) for tick in ticks])
+            axis.set_ticks([], minor=True)
         axes.legend(fontsize=8, frameon=False)
-    return Picture(
-        style.save(drawing, figures, "importance_sampling_convergence"),
+    caption = (
         "Left: surrogate at π̃, gradient and Fisher product of the library's sampled problem, each error divided by its "
         "exact standard deviation: all lie on σ/√N, nothing is fitted. "
         f"Right: gradients from single paths of {STEPS} steps against (1 − γ)∇η; curves are √(bias² + σ²/N), exact. "
-        "With γᵗ the error falls on; without, a bias remains.",
+        "With γᵗ the error falls on; without, a bias remains."
     )
+    return style.save(drawing, directory, "importance_sampling_convergence", caption)
 
 
-def _ticks(axes: Any, x: np.ndarray, y: tuple[float, ...]) -> None:
-    for axis, ticks in ((axes.xaxis, x), (axes.yaxis, y)):
-        axis.set_ticks(ticks, [str(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
-
-
-def ratio_figure(far: Spread, deviation: np.ndarray, figures: Path) -> Picture:
+def _ratio(directory: Path, far: Spread, deviation: np.ndarray) -> Picture:
     """Draw the variance of the ratio and the noise of the surrogate against KL."""
     drawing, ((left, right),) = style.figure(2)
     left.plot(far.kl_new.ravel(), far.chi_square.ravel(), ".", color=KEPT, markersize=2, alpha=0.25, rasterized=True)
@@ -62,56 +68,51 @@ def ratio_figure(far: Spread, deviation: np.ndarray, figures: Path) -> Picture:
     left.plot(kl, np.expm1(kl), color="black", linewidth=1.2, label=r"bound $e^{KL} - 1$")
     left.plot(kl, 2 * kl, color=DROPPED, linewidth=1.2, linestyle="--", label="2 KL, exact for small steps")
     left.set(xscale="log", yscale="log", xlim=(low, high), ylim=(1e-4, 1e5))
-    left.set_xlabel(r"mean $KL(\tilde\pi\,\|\,\pi)$, nats")
-    left.set_ylabel(r"variance of the ratio, $\chi^2(\tilde\pi\,\|\,\pi)$")
-    left.legend(fontsize=8, frameon=False, loc="upper left")
-    share = (far.deviation / deviation[:, None]).ravel()
-    edges = np.geomspace(1e-3, 3, 18)
+    left.set(
+        xlabel=r"mean $KL(\tilde\pi\,\|\,\pi)$, nats", ylabel=r"variance of the ratio, $\chi^2(\tilde\pi\,\|\,\pi)$"
+    )
+    share, edges = (far.deviation / deviation[:, None]).ravel(), np.geomspace(1e-3, 3, 18)
     which = np.digitize(far.kl_old.ravel(), edges)
     rows = [share[which == i] for i in range(1, edges.size)]
     centres = np.sqrt(edges[:-1] * edges[1:])
-    middle, low_, high_ = (np.array([np.quantile(r, q) if r.size else np.nan for r in rows]) for q in (0.5, 0.05, 0.95))
-    right.fill_between(centres, low_, high_, color=KEPT, alpha=0.2, linewidth=0, label="90 % of MDPs and steps")
+    middle, least, most = (np.array([np.quantile(r, q) if r.size else np.nan for r in rows]) for q in (0.5, 0.05, 0.95))
+    right.fill_between(centres, least, most, color=KEPT, alpha=0.2, linewidth=0, label="90 % of MDPs and steps")
     right.plot(centres, middle, color=KEPT, label="median")
     right.axvline(RADII[0], color="black", linewidth=0.8, linestyle=":")
     right.annotate("usual δ", (RADII[0], 0.55), (4, 0), textcoords="offset points", fontsize=9)
     right.axhline(1, color="black", linewidth=0.6)
-    right.set(xscale="log", yscale="log", ylim=(0.5, 40))
+    right.set(xscale="log", yscale="log", ylim=(0.5, 40), ylabel="σ of one sample of the surrogate / at π")
     right.set_xlabel(r"mean $KL(\pi\,\|\,\tilde\pi)$, nats: the trust region's")
-    right.set_ylabel("σ of one sample of the surrogate / at π")
-    right.legend(fontsize=8, frameon=False, loc="upper left")
-    return Picture(
-        style.save(drawing, figures, "importance_sampling_ratio"),
+    for axes in (left, right):
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
+    caption = (
         "Left: variance of the importance ratio, exactly, for every MDP along a line of policies. It is at least "
         "e^KL − 1, and 2 KL for small steps. Right: what that does to the noise of the sampled surrogate: nothing "
-        "inside the usual trust region, a lot at KL of order 1.",
+        "inside the usual trust region, a lot at KL of order 1."
     )
+    return style.save(drawing, directory, "importance_sampling_ratio", caption)
 
 
-def path_figure(bias: PathBias, figures: Path) -> Picture:
+def _paths(directory: Path, bias: PathBias) -> Picture:
     """Draw angle and bias of the gradient from paths of T steps, with and without γᵗ."""
     drawing, ((left, right),) = style.figure(2)
-    for i, gamma in enumerate(DISCOUNTS):
-        colour = style.COLOURS[i]
-        for axes, kept, dropped in (
-            (left, bias.kept_angle, bias.dropped_angle),
-            (right, bias.kept_bias, bias.dropped_bias),
-        ):
-            axes.plot(LENGTHS, np.median(kept[:, i], axis=0), color=colour, linestyle="--", linewidth=1.2)
-            axes.plot(
-                LENGTHS, np.median(dropped[:, i], axis=0), "o-", color=colour, markersize=3.5, label=f"γ = {gamma:g}"
-            )
+    pairs = ((left, bias.kept_angle, bias.dropped_angle), (right, bias.kept_bias, bias.dropped_bias))
+    for i, (gamma, colour) in enumerate(zip(DISCOUNTS, style.COLOURS, strict=False)):
+        for axes, *values in pairs:
+            kept, dropped = (np.median(x[:, i], axis=0) for x in values)
+            axes.plot(LENGTHS, kept, color=colour, linestyle="--", linewidth=1.2)
+            axes.plot(LENGTHS, dropped, "o-", color=colour, markersize=3.5, label=f"γ = {gamma:g}")
     left.plot([], [], color="black", linestyle="-", label="without γᵗ")
     left.plot([], [], color="black", linestyle="--", label="with γᵗ, cut at T")
-    left.set(xscale="log", xlabel="length T of the paths, steps", ylabel="angle to ∇η, degrees (median)")
-    right.set(xscale="log", yscale="log", ylim=(1e-4, 2), xlabel="length T of the paths, steps")
-    right.set_ylabel("bias / ‖(1−γ)∇η‖ (median)")
+    left.set_ylabel("angle to ∇η, degrees (median)")
+    right.set(yscale="log", ylim=(1e-4, 2), ylabel="bias / ‖(1−γ)∇η‖ (median)")
     for axes in (left, right):
+        axes.set(xscale="log", xlabel="length T of the paths, steps")
         axes.set_xticks((1, 10, 100, 1000), ("1", "10", "100", "1000"))
     left.legend(fontsize=8, frameon=False)
-    return Picture(
-        style.save(drawing, figures, "importance_sampling_paths"),
+    caption = (
         f"{len(bias.mixing)} random MDPs, exact expectations. With γᵗ what a cut at T loses falls as γᵀ (dashed). "
         "Without γᵗ the gradient is nearest to ∇η where T is about 1/(1 − γ), and then goes to a limit that isn't ∇η "
-        "(solid).",
+        "(solid)."
     )
+    return style.save(drawing, directory, "importance_sampling_paths", caption)

@@ -11,8 +11,8 @@ import numpy as np
 
 from trpo.problem import Batch, sampled_problem
 from trpo.tabular import exact
-from trpo.theory.claims._tabular_batch import table_policy
 from trpo.theory.shared.ensemble import Group
+from trpo.theory.shared.tabular_batch import table_policy
 
 ROWS = 2048
 """Rows of every batch; those that are not needed have weight 0."""
@@ -112,9 +112,9 @@ def estimator() -> Estimator:
         absent = ROWS - state.shape[-1]
         state, action = (np.pad(x, ((0, 0), (0, absent))) for x in (state, action))
         weight = np.pad(weight, ((0, 0), (0, WEIGHTS - weight.shape[1]), (0, absent)))
-        tables = (_table(s.group.logits, -np.inf), _table(s.new_logits, -np.inf))
-        directions = (_table(s.u), _table(s.v), _table(s.advantage), _table(s.ratio))
-        answers = run(jax.tree.map(jnp.asarray, (*tables, *directions, state, action, weight)))
+        tables = [_table(x, -np.inf) for x in (s.group.logits, s.new_logits)]
+        tables += [_table(x) for x in (s.u, s.v, s.advantage, s.ratio)]
+        answers = run(jax.tree.map(jnp.asarray, (*tables, state, action, weight)))
         return {name: np.asarray(x) for name, x in zip((*QUANTITIES, MISMATCH), answers, strict=True)}
 
     return estimate
@@ -125,17 +125,11 @@ def draw(rng: np.random.Generator, s: Setting, rows: int) -> tuple[np.ndarray, n
     pairs = (s.weight[..., None] * s.group.policy).reshape(len(s.weight), -1)
     cumulative = np.cumsum(pairs, axis=-1)[:, None, :-1]
     index = (rng.random((len(pairs), rows))[..., None] >= cumulative).sum(axis=-1)
-    state, action = np.divmod(index, s.group.policy.shape[-1])
-    return state, action
+    return np.divmod(index, s.group.policy.shape[-1])
 
 
 def enumerate_pairs(s: Setting, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """List every (s, a) once: states, actions ``[n, S·A]`` and weights w(s) π(a|s) for ``weights`` ``[n, k, S]``."""
     n, states, actions = s.group.policy.shape
-    state, action = np.divmod(np.arange(states * actions), actions)
-    pairs = weights[..., None] * s.group.policy[:, None]
-    return (
-        np.broadcast_to(state, (n, state.size)),
-        np.broadcast_to(action, (n, action.size)),
-        pairs.reshape(n, weights.shape[1], -1),
-    )
+    pair = np.broadcast_to(np.arange(states * actions), (n, states * actions))
+    return *np.divmod(pair, actions), (weights[..., None] * s.group.policy[:, None]).reshape(n, weights.shape[1], -1)

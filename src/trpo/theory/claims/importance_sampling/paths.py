@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from trpo.tabular import exact
-from trpo.tabular.mdp import MDP
+from trpo.tabular.mdp import MDP, chain, cliff, grid
+from trpo.theory.shared.arrays import stack
 
 DISCOUNTS = np.array([0.5, 0.9, 0.95, 0.99])
 LENGTHS = np.array([1, 3, 10, 30, 100, 300, 1000])
@@ -69,15 +71,14 @@ def frequencies(mdp: MDP, policy: np.ndarray) -> Frequencies:
     p = mdp.start
     discounted = np.zeros((len(p), DISCOUNTS.size, mdp.states))
     undiscounted = np.zeros_like(p)
-    found: list[tuple[np.ndarray, ...]] = []
+    found = []
     for t in range(int(LENGTHS[-1])):
         discounted = discounted + (DISCOUNTS**t)[:, None] * p[:, None]
         undiscounted = undiscounted + p
         p = (p[:, None] @ transition)[:, 0]
         if t + 1 in LENGTHS:
-            found.append((discounted, undiscounted / (t + 1), p))
-    with_discount, without, last = zip(*found, strict=True)
-    return Frequencies(np.stack(with_discount, axis=2), np.stack(without, axis=1), np.stack(last, axis=1))
+            found.append(Frequencies(discounted, undiscounted / (t + 1), p))
+    return stack(found, axis=-2)
 
 
 class PathBias(NamedTuple):
@@ -100,7 +101,7 @@ class PathBias(NamedTuple):
     excess_error: np.ndarray
     """Relative error of T · that = gradient weighted with μD, at the longest T, ``[n, γ]``."""
     mixing: np.ndarray
-    """‖P(s_T = ·) − d_∞‖₁ at the longest T, ``[n]``."""
+    """‖P(s_T = ·) − d_∞‖₁ at the longest T, ``[n, γ]``: the same for all γ."""
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
@@ -114,44 +115,52 @@ def angle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.degrees(2 * np.arctan2(_norm(x - y), _norm(x + y)))
 
 
+def _weighted(weight: np.ndarray, per_state: np.ndarray) -> np.ndarray:
+    """Return w(s) f(s, a), ``[n, S, A]`` or ``[n, T, S, A]``, for weights ``[n, S]`` or ``[n, T, S]``."""
+    return weight[..., None] * (per_state if weight.ndim == 2 else per_state[:, None])
+
+
 def path_bias(mdp: MDP, policy: np.ndarray) -> PathBias:
     """Compute what dropping γᵗ and cutting at T do to the gradient of the soft-max logits, exactly."""
     visited, limit, excess = frequencies(mdp, policy), stationary(mdp, policy), deviation(mdp, policy)
-    mixing = np.abs(visited.last[:, -1] - limit).sum(axis=-1)
-    columns: list[tuple[np.ndarray, ...]] = []
+    columns = []
     for i, gamma in enumerate(DISCOUNTS):
         one = MDP(mdp.transition, mdp.reward, mdp.start, np.full_like(mdp.discount, gamma))
         per_state = policy * exact.advantage(one, policy)
-
-        def gradient(weight: np.ndarray, per_state: np.ndarray = per_state) -> np.ndarray:
-            return weight[..., None] * per_state.reshape(len(per_state), *(1,) * (weight.ndim - 2), *policy.shape[1:])
-
-        exact_gradient = gradient(exact.state_weight(one, policy))
-        size = np.maximum(_norm(exact_gradient), 1e-300)[:, None]
-        kept = gradient((1 - gamma) * visited.discounted[:, i])
-        missing = exact_gradient[:, None] - kept
-        begun = [
-            gradient(exact.state_weight(MDP(one.transition, one.reward, p, one.discount), policy))
-            for p in np.moveaxis(_simplex(visited.last), 1, 0)
-        ]
+        gradient = _weighted(exact.state_weight(one, policy), per_state)
+        size = np.maximum(_norm(gradient), 1e-300)[:, None]
+        kept = _weighted((1 - gamma) * visited.discounted[:, i], per_state)
+        missing = gradient[:, None] - kept
+        later = [MDP(one.transition, one.reward, p, one.discount) for p in np.moveaxis(_simplex(visited.last), 1, 0)]
+        begun = np.stack([_weighted(exact.state_weight(x, policy), per_state) for x in later], axis=1)
         power = gamma ** LENGTHS.astype(float)
-        predicted = power[:, None, None] * np.stack(begun, axis=1)
-        dropped, final = gradient(visited.undiscounted), gradient(limit)
-        beyond, expected = LENGTHS[:, None, None] * (dropped - final[:, None]), gradient(excess)
+        predicted = power[:, None, None] * begun
+        dropped, final = _weighted(visited.undiscounted, per_state), _weighted(limit, per_state)
+        beyond, expected = LENGTHS[:, None, None] * (dropped - final[:, None]), _weighted(excess, per_state)
         cut_error = _norm(missing - predicted) / np.maximum(_norm(predicted), 1e-300)
         columns.append(
-            (
-                angle(exact_gradient[:, None], kept),
-                angle(exact_gradient[:, None], dropped),
-                angle(exact_gradient, final),
-                _norm(missing) / size,
-                _norm(exact_gradient[:, None] - dropped) / size,
-                np.where(power > 1e-4, cut_error, np.nan),
-                _norm(beyond) / LENGTHS,
-                _norm(beyond[:, -1] - expected) / np.maximum(_norm(expected), 1e-300),
+            PathBias(
+                kept_angle=angle(gradient[:, None], kept),
+                dropped_angle=angle(gradient[:, None], dropped),
+                limit_angle=angle(gradient, final),
+                kept_bias=_norm(missing) / size,
+                dropped_bias=_norm(gradient[:, None] - dropped) / size,
+                cut_error=np.where(power > 1e-4, cut_error, np.nan),
+                excess=_norm(beyond) / LENGTHS,
+                excess_error=_norm(beyond[:, -1] - expected) / np.maximum(_norm(expected), 1e-300),
+                mixing=np.abs(visited.last[:, -1] - limit).sum(axis=-1),
             )
         )
-    return PathBias._make([*(np.stack(column, axis=1) for column in zip(*columns, strict=True)), mixing])
+    return stack(columns, axis=1)
+
+
+def named_angles() -> dict[str, np.ndarray]:
+    """Return the angle to ∇η without γᵗ in the named MDPs with the uniform policy, at the longest T, by γ."""
+    angles = {}
+    for name, mdp in (("chain", chain()), ("cliff", cliff()), ("grid", grid())):
+        one: MDP = jax.tree.map(lambda x: x[None], mdp)
+        angles[name] = path_bias(one, np.full(one.reward.shape, 1 / one.actions)).dropped_angle[0, :, -1]
+    return angles
 
 
 def asymmetry(mdp: MDP, logits: np.ndarray, h: float = 1e-30) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trpo.tabular import exact
-from trpo.theory.claims._sampled import Setting
+from trpo.theory.claims.importance_sampling.sampled import Setting
+from trpo.theory.shared.arrays import bisect, stack
 
 NEAR = np.geomspace(0.1, 0.01, 5)
 """t, along lines of logits θ + tv with standard normal v, where the law near π is measured."""
@@ -32,36 +33,28 @@ class Spread(NamedTuple):
 
 def spread_at(s: Setting, t: np.ndarray) -> Spread:
     """Return it at θ + tv; ``t`` has shape ``[n]``."""
-    old = s.group.policy
+    old, weight = s.group.policy, s.weight
     new = exact.softmax(s.group.logits + t[:, None, None] * s.v)
-    weight = s.weight
     second = (weight[..., None] * new**2 / old * s.advantage**2).sum(axis=(-2, -1))
     mean = (weight[..., None] * new * s.advantage).sum(axis=(-2, -1))
     return Spread(
         # Not Σ π̃²/π − 1, which cancels near π.
-        (weight[..., None] * (new - old) ** 2 / old).sum(axis=(-2, -1)),
-        (weight * exact.kl(new, old)).sum(axis=-1),
-        (weight * exact.kl(old, new)).sum(axis=-1),
-        np.sqrt(np.maximum(second - mean**2, 0)),
+        chi_square=(weight[..., None] * (new - old) ** 2 / old).sum(axis=(-2, -1)),
+        kl_new=(weight * exact.kl(new, old)).sum(axis=-1),
+        kl_old=(weight * exact.kl(old, new)).sum(axis=-1),
+        deviation=np.sqrt(np.maximum(second - mean**2, 0)),
     )
 
 
 def along(s: Setting, steps: np.ndarray) -> Spread:
     """Return it at every step of a line, ``[n, k]``."""
-    parts = [spread_at(s, np.full(len(s.weight), t)) for t in steps]
-    return Spread(*(np.stack(column, axis=-1) for column in zip(*parts, strict=True)))
+    return stack([spread_at(s, np.full(len(s.weight), t)) for t in steps])
 
 
 def at_radii(s: Setting) -> Spread:
     """Return it where the line leaves each trust region KL(π ‖ π̃) ≤ δ of ``RADII``; NaN if it never does by t = 100."""
-    columns = []
-    for radius in RADII:
-        low, high = np.zeros(len(s.weight)), np.full(len(s.weight), 100.0)
-        # KL(π ‖ π̃) is convex along the line and 0 at π, so it rises: bisection.
-        for _ in range(40):
-            middle = (low + high) / 2
-            outside = spread_at(s, middle).kl_old > radius
-            low, high = np.where(outside, low, middle), np.where(outside, middle, high)
-        reached = high < 100.0
-        columns.append(Spread(*(np.where(reached, x, np.nan) for x in spread_at(s, high))))
-    return Spread(*(np.stack(column, axis=-1) for column in zip(*columns, strict=True)))
+    # KL(π ‖ π̃) is convex along the line and 0 at π, so it rises.
+    begin = np.zeros((len(s.weight), RADII.size))
+    _, end = bisect(lambda t: np.stack([spread_at(s, x).kl_old for x in t.T], axis=-1) <= RADII, begin, begin + 100, 40)
+    found = stack([spread_at(s, t) for t in end.T])
+    return Spread(*(np.where(end < 100.0, x, np.nan) for x in found))

@@ -13,7 +13,8 @@ from trpo.rules.protocol import Result
 from trpo.rules.trpo import TRPO
 from trpo.tabular import bounds, exact
 from trpo.tabular.bridge import exact_problem
-from trpo.theory.claims._log_linear import Shared, log_linear, share, table
+from trpo.theory.claims.mean_kl.log_linear import Shared, log_linear, share, table
+from trpo.theory.shared.arrays import join
 from trpo.theory.shared.ensemble import Group, ensemble
 from trpo.types import Params, Scalar
 
@@ -35,6 +36,8 @@ DAMPING = 1e-8
 """λ: next to nothing, the Fisher matrix is exact."""
 LONGEST = 5.0
 """Bound on a step's norm: after 20 steps even a saturated policy's probabilities are still normal numbers."""
+FALL = 1e-9
+"""η is lowered if it falls by more than this, in units of the first gap."""
 _BISECTIONS = 40
 
 
@@ -45,13 +48,7 @@ def paths(shared: Shared) -> Callable[[float, bool], tuple[np.ndarray, ...]]:
     """
 
     def path(mdp: Any, offset: Any, features: Any, max_kl: Scalar, limit_max: Any) -> Any:
-        rule = TRPO(
-            max_kl=max_kl,
-            damping=DAMPING,
-            cg_iterations=shared.parameters,
-            cg_tolerance=1e-20,
-            max_step_norm=LONGEST,
-        )
+        rule = TRPO(max_kl, DAMPING, shared.parameters, cg_tolerance=1e-20, max_step_norm=LONGEST)
 
         def step(theta: Params, nothing: None) -> Any:
             problem = exact_problem(mdp, theta, lambda parameters: log_linear(offset, features, parameters))
@@ -117,6 +114,16 @@ class Walk(NamedTuple):
     average: np.ndarray
     """2ε_π̃γ/(1−γ)² √(D̄/2) (Achiam et al. 2017)."""
 
+    @property
+    def falls(self) -> np.ndarray:
+        """Of each accepted step: whether it lowers η."""
+        return self.gain[self.accepted] < -FALL
+
+    @property
+    def moved(self) -> np.ndarray:
+        """Which steps were accepted and are not lost in rounding."""
+        return self.accepted & (self.mean > 1e-10)
+
     def select(self, index: Any) -> Walk:
         """Return some of the steps."""
         return Walk(*(x[index] for x in self))
@@ -169,29 +176,33 @@ def slope_at_start(shared: Shared) -> np.ndarray:
     return dot(gradient, s) * np.sqrt(2 / dot(s, fisher @ s))
 
 
-def theory_agrees(shared: Shared, found: tuple[np.ndarray, ...], judged: Walk, gap: np.ndarray) -> float:
+def theory_error(shared: Shared, found: tuple[np.ndarray, ...], judged: Walk, gap: np.ndarray) -> np.ndarray:
     """Return how far ``Walk``'s two bounds are from ``trpo.tabular.bounds`` at accepted first steps, relatively."""
-    old, new = shared.group.policy, shared.policy(found[0][0])
+    mdp, old, new = shared.group.mdp, shared.group.policy, shared.policy(found[0][0])
+    here = np.stack([judged.theorem[0], judged.average[0]])
+    there = np.stack([bounds.theorem_1_kl(mdp, old, new), bounds.average_kl(mdp, old, new)]) / gap
     taken = judged.accepted[0]
-    pairs = (
-        (judged.theorem[0], bounds.theorem_1_kl(shared.group.mdp, old, new) / gap),
-        (judged.average[0], bounds.average_kl(shared.group.mdp, old, new) / gap),
-    )
-    return max(float(np.max(np.abs(here - there)[taken] / there[taken])) for here, there in pairs)
+    return (np.where(taken, np.abs(here - there), 0) / np.where(taken, there, 1)).max(axis=0)
 
 
-class Study(NamedTuple):
-    """Every path, by δ; MDPs of all shapes along the last axis."""
+class Walks(NamedTuple):
+    """Paths with shared parameters, by δ; MDPs along the second axis of every array."""
 
     mean: dict[float, Walk]
     largest: dict[float, Walk]
+    coefficient: np.ndarray
+    """First Δη/√D̄ over its limit for δ → 0, a row for each δ of ``SMALL``."""
+    theory_error: np.ndarray
+    """Relative difference between the bounds and those of ``trpo.tabular.bounds``, a row for each δ of ``MEAN``."""
+
+
+class Study(NamedTuple):
+    """Every path; MDPs of all shapes along the last axis."""
+
+    walks: Walks
     table: dict[float, Walk]
     shapes: dict[int, Walk]
     """At δ = 0.01, by number of states."""
-    coefficient: dict[float, np.ndarray]
-    """First Δη/√D̄ over its limit for δ → 0."""
-    theory_error: float
-    """Relative difference between the bounds here and those of ``trpo.tabular.bounds``."""
 
 
 def worth_a_walk(group: Group) -> tuple[Group, np.ndarray]:
@@ -202,46 +213,25 @@ def worth_a_walk(group: Group) -> tuple[Group, np.ndarray]:
     return group.take(keep), gap[keep]
 
 
-def _join(walks: list[Walk]) -> Walk:
-    return Walk(*(np.concatenate(parts, axis=1) for parts in zip(*walks, strict=True)))
+def _walks(shared: Shared, gap: np.ndarray) -> Walks:
+    run, limit = paths(shared), slope_at_start(shared)
+    found = {max_kl: run(max_kl, False) for max_kl in MEAN}
+    mean = {max_kl: walk(shared, path, gap) for max_kl, path in found.items()}
+    largest = {max_kl: walk(shared, run(max_kl, True), gap) for max_kl in LARGEST}
+    coefficient = [mean[max_kl].gain[0] * gap / np.sqrt(mean[max_kl].mean[0]) / limit for max_kl in SMALL]
+    errors = [theory_error(shared, path, mean[max_kl], gap) for max_kl, path in found.items()]
+    return Walks(mean, largest, np.stack(coefficient), np.stack(errors))
 
 
-def study(size: int, seed: int) -> Study:
+def measure(size: int, seed: int) -> Study:
     """Walk through at least ``size`` MDPs at every δ."""
     rng = np.random.default_rng((seed, 7))
-    mean: dict[float, list[Walk]] = {max_kl: [] for max_kl in MEAN}
-    largest: dict[float, list[Walk]] = {max_kl: [] for max_kl in LARGEST}
-    tables: dict[float, list[Walk]] = {max_kl: [] for max_kl in TABLE}
-    coefficient: dict[float, list[np.ndarray]] = {max_kl: [] for max_kl in SMALL}
-    shapes, errors = {}, []
-
+    found, tables = {}, []
     for drawn in ensemble(size + size // 16, seed, SHAPES):
         group, gap = worth_a_walk(drawn)
-        shared = share(group, rng)
-        run, limit = paths(shared), slope_at_start(shared)
-        for max_kl in MEAN:
-            found = run(max_kl, False)
-            here = walk(shared, found, gap)
-            mean[max_kl].append(here)
-            errors.append(theory_agrees(shared, found, here, gap))
-            if max_kl in SMALL:
-                coefficient[max_kl].append(here.gain[0] * gap / np.sqrt(here.mean[0]) / limit)
-        for max_kl in LARGEST:
-            largest[max_kl].append(walk(shared, run(max_kl, True), gap))
-        shapes[group.mdp.states] = mean[PAPER][-1]
+        found[group.mdp.states] = _walks(share(group, rng), gap)
         if group.logits.shape[1:] == TABLE_SHAPE[:2]:
-            complete = table(group)
-            run = paths(complete)
-            for max_kl in TABLE:
-                tables[max_kl].append(walk(complete, run(max_kl, False), gap))
-    by_mean, by_largest, by_table = (
-        {max_kl: _join(walks) for max_kl, walks in kind.items()} for kind in (mean, largest, tables)
-    )
-    return Study(
-        by_mean,
-        by_largest,
-        by_table,
-        shapes,
-        {max_kl: np.concatenate(parts) for max_kl, parts in coefficient.items()},
-        max(errors),
-    )
+            run = paths(complete := table(group))
+            tables.append({max_kl: walk(complete, run(max_kl, False), gap) for max_kl in TABLE})
+    shapes = {states: walks.mean[PAPER] for states, walks in found.items()}
+    return Study(join(list(found.values()), axis=1), join(tables, axis=1), shapes)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from trpo.problem import Batch
 from trpo.tabular import exact
-from trpo.theory.claims import _sample_reuse as reuse
-from trpo.theory.claims._sample_reuse import BEGINS, ENDS, UPDATES, Facts
+from trpo.theory.claims.sample_reuse.facts import (
+    Facts,
+    constrained_optimum,
+    cumulants,
+    policies,
+    state_kl,
+    to_boundary,
+)
+from trpo.theory.claims.sample_reuse.updates import (
+    BEGINS,
+    ENDS,
+    UPDATES,
+    draw_batch,
+    features,
+    learner_updates,
+    updates,
+)
 from trpo.theory.shared.ensemble import ensemble
 
 SHAPE = (6, 3, 3)
@@ -22,6 +38,8 @@ PAIRED = (0.01, 0.1)
 """δ of the comparisons of the return."""
 LAW = (1e-5, 1e-3)
 """Smaller δ, at which laws are sharp."""
+KINDS = ("table", "shared")
+"""Policies."""
 
 
 class Cell(NamedTuple):
@@ -56,26 +74,26 @@ class Law(NamedTuple):
 
 
 def _cell(facts: Facts, features: np.ndarray, batch: Batch, theta: np.ndarray, max_kl: np.ndarray) -> Cell:
-    new = reuse.policies(facts, features, theta)
+    new = policies(facts, features, theta)
     pairs = np.asarray(batch.weight)
     weight = pairs.sum(axis=-1)
     weighted = pairs / facts.policy * np.asarray(batch.advantage)
     surrogate = (weighted * (new - facts.policy)).sum(axis=(-2, -1))
-    line = reuse.to_boundary(facts, np.einsum("nsap,np->nsa", features, theta[:, 0]), weight, max_kl)
+    line = to_boundary(facts, np.einsum("nsap,np->nsa", features, theta[:, 0]), weight, max_kl)
 
     def gain(policy: np.ndarray) -> np.ndarray:
         return (exact.expected_return(facts.group.mdp, policy) - facts.expected_return) / facts.promise(max_kl)
 
     # A state that the batch lacks counts for nothing, however far its policy went.
-    kl = (weight * np.where(weight > 0, reuse.state_kl(facts, new), 0.0)).sum(axis=-1) / max_kl
+    kl = (weight * np.where(weight > 0, state_kl(facts, new), 0.0)).sum(axis=-1) / max_kl
     largest = np.abs(np.where(pairs > 0, batch.advantage, 0.0)).max(axis=(-2, -1))
     return Cell(gain(new).T, kl.T, (surrogate / largest).T, gain(line))
 
 
 def _law(facts: Facts, features: np.ndarray, theta: np.ndarray, max_kl: np.ndarray) -> Law:
-    new = reuse.policies(facts, features, theta)
+    new = policies(facts, features, theta)
     n, states, actions = facts.policy.shape
-    second, third, spread = reuse.cumulants(facts)
+    second, third, spread = cumulants(facts)
     joint, a = facts.weight[..., None] * facts.policy, facts.advantage
 
     step = theta.reshape(n, -1, states, actions)
@@ -87,9 +105,9 @@ def _law(facts: Facts, features: np.ndarray, theta: np.ndarray, max_kl: np.ndarr
     def gain(policy: np.ndarray) -> np.ndarray:
         return (facts.weight * exact.expected_advantage(np.broadcast_to(a, policy.shape), policy)).sum(axis=-1)
 
-    best = gain(reuse.constrained_optimum(facts, max_kl))
-    kl = ((facts.weight * reuse.state_kl(facts, new)).sum(axis=-1) / max_kl).T
-    line = gain(reuse.to_boundary(facts, step[:, 0], facts.weight, max_kl))
+    best = gain(constrained_optimum(facts, max_kl))
+    kl = ((facts.weight * state_kl(facts, new)).sum(axis=-1) / max_kl).T
+    line = gain(to_boundary(facts, step[:, 0], facts.weight, max_kl))
     last = np.sqrt(2 * max_kl / second)[:, None] * (1 - np.sqrt(1 - 1 / np.array(UPDATES)))
     return Law(
         off_line=off_line[:, : BEGINS[-1]],
@@ -111,47 +129,40 @@ class Measured(NamedTuple):
     """Of a few MDPs: |θ by the learner − θ by this claim's loop| / |θ|, and D̄/δ of the learner's, ``[n, 2]``."""
 
 
-def _learner(facts: Facts, features: np.ndarray, batch: Batch, theta: np.ndarray, max_kl: float) -> np.ndarray:
+def _learner(facts: Facts, phi: np.ndarray, batch: Batch, theta: np.ndarray, max_kl: float) -> np.ndarray:
     """Compare the updates with those of the learner, K = 4, on the first MDPs of a group."""
-    few = slice(0, 8)
-    batch = Batch(*(leaf[few] for leaf in (batch.observation, batch.action, batch.advantage, batch.weight)))
-    part = Facts.of(facts.group.take(np.arange(facts.group.size)[few]))
-    found = reuse.learner_updates(part, features[few], batch, max_kl, LEARNER_UPDATES)
-    ours = theta[few, ENDS[UPDATES.index(LEARNER_UPDATES)]]
-    kl = exact.kl(part.policy, reuse.policies(part, features[few], found[:, None])[0])
+    few = np.arange(min(8, facts.group.size))
+    part, ours = Facts.of(facts.group.take(few)), theta[few, ENDS[UPDATES.index(LEARNER_UPDATES)]]
+    batch = jax.tree.map(lambda leaf: leaf[few], batch)
+    found = learner_updates(max_kl, LEARNER_UPDATES)(part, phi[few], batch)
+    kl = state_kl(part, policies(part, phi[few], found[:, None]))[0]
     apart = np.abs(found - ours).max(axis=-1) / np.abs(ours).max(axis=-1)
     return np.stack([apart, (part.weight * kl).sum(axis=-1) / max_kl], axis=-1)
 
 
 def measure(size: int, seed: int) -> Measured:
     """Run everything on ``size`` random MDPs."""
-    rng = np.random.default_rng([seed, 10])
-    updates = reuse.updates()
-    cells: dict[tuple[str, int, float], Cell] = {}
-    found: dict[float, Law] = {}
-    compared = np.zeros((0, 2))
+    rng, update = np.random.default_rng([seed, 10]), updates()
+    cells, laws = {}, {}
     (group,) = ensemble(size, seed, (SHAPE,), SHARPEST)
     facts = Facts.of(group)
     # Batches: every second MDP once with each δ, since all runs must have one shape.
     twice = np.arange(group.size) // 2 * 2
     either = np.where(np.arange(group.size) % 2 == 0, PAIRED[0], PAIRED[1])
     halved = Facts.of(group.take(twice))
-    for kind, features in reuse.features(group, rng).items():
+    for kind, phi in features(group, rng).items():
         for max_kl in (*LAW, *PAIRED) if kind == "table" else PAIRED:
-            bound = np.full(group.size, max_kl)
-            batch = reuse.draw_batch(facts, 0, rng)
-            theta = reuse.apply(updates, facts, features, batch, bound)
+            bound, batch = np.full(group.size, max_kl), draw_batch(facts, 0, rng)
+            theta = update(facts, phi, batch, bound)
             if max_kl in PAIRED:
-                cells[kind, 0, max_kl] = _cell(facts, features, batch, theta, bound)
-            if kind == "shared" and max_kl == PAIRED[1] and not compared.size:
-                compared = _learner(facts, features, batch, theta, max_kl)
+                cells[kind, 0, max_kl] = _cell(facts, phi, batch, theta, bound)
             if kind == "table":
-                found[max_kl] = _law(facts, features, theta, bound)
+                laws[max_kl] = _law(facts, phi, theta, bound)
+            elif max_kl == PAIRED[1]:
+                compared = _learner(facts, phi, batch, theta, max_kl)
         for samples in BATCHES:
-            batch = reuse.draw_batch(halved, samples, rng)
-            theta = reuse.apply(updates, halved, features[twice], batch, either)
-            cell = _cell(halved, features[twice], batch, theta, either)
+            batch = draw_batch(halved, samples, rng)
+            cell = _cell(halved, phi[twice], batch, update(halved, phi[twice], batch, either), either)
             for max_kl in PAIRED:
-                part = Cell(*(column[either == max_kl] for column in cell))
-                cells[kind, samples, max_kl] = part
-    return Measured(cells, found, compared)
+                cells[kind, samples, max_kl] = Cell(*(column[either == max_kl] for column in cell))
+    return Measured(cells, laws, compared)

@@ -1,4 +1,4 @@
-"""Batches for the sampled problem: all pairs, independent pairs, single paths; estimates with their exact moments."""
+"""What the claim "importance sampling" measures: batches for the sampled problem, ratios, and exact single paths."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trpo.theory.claims._sampled import MISMATCH, QUANTITIES, ROWS, Estimator, Setting, draw, enumerate_pairs
-from trpo.theory.claims._sampling import Moments, Noise, draw_moments, path_moments, simulate, state_frequencies
-from trpo.theory.claims._single_path import cut_visitation, discounted_weights, equal_weights, stationary
+from trpo.theory.claims.importance_sampling import paths, ratios, sampled
+from trpo.theory.claims.importance_sampling.sampled import QUANTITIES, Estimator, Setting
+from trpo.theory.shared.arrays import join
+from trpo.theory.shared.ensemble import ensemble
 from trpo.theory.shared.laws import rms
+from trpo.theory.shared.noise import Noise
+from trpo.theory.shared.paths import Moments, draw_moments, path_moments, simulate, state_frequencies
+
+SHARPEST = 3.0
+"""Standard deviation of the sharpest policies' logits. Actions rarer than 1/N hide from N samples."""
 
 SAMPLES = np.array([128, 512, 2048])
 """N, independent pairs (s, a)."""
 STEPS = 32
 """T, steps of a simulated path."""
-PATHS = ROWS // STEPS
+PATHS = sampled.ROWS // STEPS
 """N, simulated paths."""
 
 
@@ -53,23 +59,38 @@ class AllPairs(NamedTuple):
     """vᵀFv, w = d_π."""
 
 
+class Study(NamedTuple):
+    """Everything that was measured on one group of MDPs, or on all of them."""
+
+    pairs: AllPairs
+    near: ratios.Spread
+    far: ratios.Spread
+    radii: ratios.Spread
+    deviation: np.ndarray
+    """σ of A_π, one sample of the surrogate at π."""
+    bias: paths.PathBias
+    asymmetry: tuple[np.ndarray, np.ndarray]
+    """‖J − Jᵀ‖/‖J‖ of the gradient fields with γᵗ and without."""
+    shared: paths.Shared
+
+
 def from_all_pairs(rng: np.random.Generator, s: Setting, estimate: Estimator) -> AllPairs:
     """List every (s, a) once, with three weightings of the states."""
     anything = rng.dirichlet(np.ones(s.weight.shape[-1]), len(s.weight))
-    weights = np.stack([s.weight, stationary(s.group.mdp, s.group.policy), anything], axis=1)
-    found = estimate(s, *enumerate_pairs(s, weights))
+    weights = np.stack([s.weight, paths.stationary(s.group.mdp, s.group.policy), anything], axis=1)
+    found = estimate(s, *sampled.enumerate_pairs(s, weights))
     pairs = weights[..., None] * s.group.policy[:, None]
     wanted = {name: (pairs * f[:, None]).sum(axis=(-2, -1)) for name, f in s.summands().items()}
     sizes = {name: (pairs * f[:, None]).sum(axis=(-2, -1)) for name, f in s.magnitudes().items()}
     errors = [np.abs(found[name] - wanted[name]) / sizes[name] for name in QUANTITIES]
-    return AllPairs(np.max(errors, axis=(0, 2)), found[MISMATCH].max(axis=-1), found["fisher"][:, 0])
+    return AllPairs(np.max(errors, axis=(0, 2)), found[sampled.MISMATCH].max(axis=-1), found["fisher"][:, 0])
 
 
 def from_samples(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dict[str, Estimates]:
     """Estimate from N independent pairs, N in ``SAMPLES``."""
     n = len(s.weight)
-    weight = (np.arange(ROWS) < SAMPLES[:, None]) / SAMPLES[:, None]
-    found = estimate(s, *draw(rng, s, ROWS), np.broadcast_to(weight, (n, *weight.shape)))
+    weight = (np.arange(sampled.ROWS) < SAMPLES[:, None]) / SAMPLES[:, None]
+    found = estimate(s, *sampled.draw(rng, s, sampled.ROWS), np.broadcast_to(weight, (n, *weight.shape)))
     pairs = (s.weight[..., None] * s.group.policy).reshape(n, -1)
     summands = s.summands()
     moments = {q: draw_moments(pairs, summands[q].reshape(n, -1)) for q in QUANTITIES}
@@ -80,11 +101,11 @@ def from_paths(rng: np.random.Generator, s: Setting, estimate: Estimator) -> dic
     """Estimate from single paths: with weights γᵗ and without."""
     mdp, policy, n = s.group.mdp, s.group.policy, len(s.weight)
     state, action = (x.reshape(n, -1) for x in simulate(rng, mdp, policy, PATHS, STEPS))
-    kept, dropped = discounted_weights(mdp.discount, STEPS), equal_weights(mdp.discount, STEPS)
+    kept, dropped = paths.discounted_weights(mdp.discount, STEPS), paths.equal_weights(mdp.discount, STEPS)
     weight = np.stack([np.tile(w / PATHS, PATHS) for w in (kept, dropped)], axis=1)
     found = estimate(s, state, action, weight)
     # What to expect does not come from the weights of the batch, so that a mistake in them can't hide.
-    visited = (cut_visitation(mdp, policy, STEPS), state_frequencies(mdp, policy, STEPS).mean(axis=1))
+    visited = (paths.cut_visitation(mdp, policy, STEPS), state_frequencies(mdp, policy, STEPS).mean(axis=1))
     summands, estimates = s.summands(), {}
     for i, (name, w) in enumerate((("γᵗ kept", kept), ("γᵗ dropped", dropped))):
         for q in ("gradient", "fisher"):
@@ -108,10 +129,48 @@ def path_errors(rng: np.random.Generator, s: Setting, estimate: Estimator) -> Pa
     mean = np.stack([np.mean(batches[:c], axis=0) for c in count], axis=-1)
     mdp, policy, f = one.group.mdp, one.group.policy, one.summands()["gradient"]
     truth = (one.weight[..., None] * policy * f).sum(axis=(-2, -1))
-    weights = (discounted_weights(mdp.discount, STEPS), equal_weights(mdp.discount, STEPS))
+    weights = (paths.discounted_weights(mdp.discount, STEPS), paths.equal_weights(mdp.discount, STEPS))
     moments = [path_moments(mdp, policy, f, w) for w in weights]
-    unit = moments[0].deviation
-    number = count * PATHS
+    unit, number = moments[0].deviation, count * PATHS
     error = (mean - truth[None, :, None]) / unit[None, :, None]
     exact = [((m.mean - truth) ** 2 / unit**2)[:, None] + (m.deviation / unit)[:, None] ** 2 / number for m in moments]
     return PathErrors(number, rms(error, axis=1), np.sqrt(np.mean(exact, axis=1)))
+
+
+def _study(rng: np.random.Generator, s: Setting, estimate: Estimator) -> Study:
+    mdp, policy = s.group.mdp, s.group.policy
+    return Study(
+        pairs=from_all_pairs(rng, s, estimate),
+        near=ratios.along(s, ratios.NEAR),
+        far=ratios.along(s, ratios.FAR),
+        radii=ratios.at_radii(s),
+        deviation=ratios.spread_at(s, np.zeros(len(s.weight))).deviation,
+        bias=paths.path_bias(mdp, policy),
+        asymmetry=paths.asymmetry(mdp, s.group.logits),
+        shared=paths.shared_parameters(rng, mdp, policy),
+    )
+
+
+class Measured(NamedTuple):
+    """All MDPs together."""
+
+    study: Study
+    samples: dict[str, Estimates]
+    paths: dict[str, Estimates]
+    named: dict[str, np.ndarray]
+    """Angle to ∇η without γᵗ in the named MDPs, by γ."""
+    errors: PathErrors | None
+    """Only the figure shows them."""
+
+
+def measure(size: int, seed: int, errors: bool) -> Measured:
+    """Measure at least ``size`` random MDPs, with ``errors`` or without."""
+    # In some MDPs a sum is too heavy-tailed for tests with few samples, so a few more.
+    groups = ensemble(size + size // 8, seed, sharpest=SHARPEST)
+    rng, estimate = np.random.default_rng((seed, 4)), sampled.estimator()
+    settings = [sampled.setting(group, rng) for group in groups]
+    study = join([_study(rng, s, estimate) for s in settings])
+    independent, simulated = (join([kind(rng, s, estimate) for s in settings]) for kind in (from_samples, from_paths))
+    middle = settings[len(settings) // 2]
+    shown = path_errors(rng, middle, estimate) if errors else None
+    return Measured(study, independent, simulated, paths.named_angles(), shown)

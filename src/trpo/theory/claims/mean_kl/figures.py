@@ -7,54 +7,53 @@ from typing import Any
 
 import numpy as np
 
-from trpo.theory.claims._mean_kl import Walk
+from trpo.theory.claims.mean_kl.measure import Study, Walk, Walks
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
 
+_BLUE, _RED, _GREEN = style.COLOURS[:3]
 
-def steps_figure(shapes: dict[int, Walk], mean: dict[float, Walk], figures: Path) -> Picture:
+
+def draw(directory: Path | None, study: Study) -> tuple[Picture, ...]:
+    """Draw first steps, and falls."""
+    if directory is None:
+        return ()
+    return _steps(study, directory), _falls(study.walks, study.table, directory)
+
+
+def _steps(study: Study, directory: Path) -> Picture:
     """Draw the distribution of D_max/D̄, and gain, error and guarantee of the first step over δ."""
     drawing, ((left, right),) = style.figure(2, width=4.9, height=3.8)
     drawing.get_layout_engine().set(w_pad=0.1)
-    _ratios(left, shapes)
-    _orders(right, mean)
-    return Picture(
-        style.save(drawing, figures, "mean_kl_steps"),
+    _ratios(left, study.shapes)
+    _orders(right, study.walks.mean)
+    caption = (
         "Left: how much larger the largest KL of any state is than the mean, over all accepted steps at δ = 0.01; "
         "dashed, the largest value that the definition allows in the median step. Right: the first step from each "
         "random policy, median over the MDPs, in units of its gap η* − η(π). The gain of η falls as √δ, what the "
         "surrogate misses of it as δ; the guarantee, which is ∝ δ as well, exceeds the gain long before the real error "
-        "does.",
+        "does."
     )
+    return style.save(drawing, directory, "mean_kl_steps", caption)
 
 
 def _ratios(axes: Any, shapes: dict[int, Walk]) -> None:
-    for place, (states, w) in enumerate(shapes.items()):
-        real = w.accepted & (w.mean > 1e-10)
-        ratio = np.sort(w.largest[real] / w.mean[real])
-        colour = style.COLOURS[place]
+    for colour, (states, w) in zip(style.COLOURS, shapes.items(), strict=False):
+        ratio, least = np.sort(w.largest[w.moved] / w.mean[w.moved]), w.least_weight[w.moved]
         axes.plot(ratio, np.linspace(0, 1, ratio.size), color=colour, linewidth=2, label=f"{states} states")
-        axes.axvline(np.median(1 / w.least_weight[real]), color=colour, linewidth=1, linestyle="--")
-    axes.text(
-        1 / np.median(w.least_weight[real]) * 1.12, 0.03, "median\n" + r"$1/\min d_\pi$", fontsize=9, color=colour
-    )
+        axes.axvline(np.median(1 / least), color=colour, linewidth=1, linestyle="--")
+    axes.text(1 / np.median(least) * 1.12, 0.03, "median\n" + r"$1/\min d_\pi$", fontsize=9, color=colour)
     axes.set(xscale="log", xlim=(0.9, 1e3), xlabel=r"$D_{\max}\,/\,\bar D$", ylabel="share of steps with less")
     axes.legend(fontsize=8.5, frameon=False, loc="center right")
 
 
 def _orders(axes: Any, mean: dict[float, Walk]) -> None:
-    deltas = np.array(list(mean))
-    first = [w.select(0) for w in mean.values()]
+    deltas, first = np.array(list(mean)), [w.select(0) for w in mean.values()]
+    guarantee = "guarantee:\n" + r"$\frac{4εγ}{(1-γ)^2}\,D_{\max}$"
     for values, colour, label, power, offset in (
-        (
-            [w.theorem for w in first],
-            style.COLOURS[1],
-            "guarantee:\n" + r"$\frac{4εγ}{(1-γ)^2}\,D_{\max}$",
-            1,
-            (-66, 2),
-        ),
-        ([w.gain for w in first], style.COLOURS[0], "gain of η", 0.5, (-6, -18)),
-        ([np.abs(w.promised - w.gain) for w in first], style.COLOURS[2], "surrogate's error", 1, (4, -14)),
+        ([w.theorem for w in first], _RED, guarantee, 1, (-66, 2)),
+        ([w.gain for w in first], _BLUE, "gain of η", 0.5, (-6, -18)),
+        ([np.abs(w.promised - w.gain) for w in first], _GREEN, "surrogate's error", 1, (4, -14)),
     ):
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
         axes.fill_between(deltas, np.maximum(low, 1e-9), high, color=colour, alpha=0.2, linewidth=0)
@@ -67,40 +66,34 @@ def _orders(axes: Any, mean: dict[float, Walk]) -> None:
     axes.set_ylabel("first step, in units of the gap")
 
 
-def falls_figure(
-    mean: dict[float, Walk], largest: dict[float, Walk], table: dict[float, Walk], fall: float, figures: Path
-) -> Picture:
+def _falls(study: Walks, table: dict[float, Walk], directory: Path) -> Picture:
     """Draw how often η falls over δ, and over the progress made."""
     drawing, ((left, right),) = style.figure(2, width=4.9, height=3.8)
     drawing.get_layout_engine().set(w_pad=0.1)
-    for walks, colour, label, mark in (
-        (mean, style.COLOURS[0], r"mean KL: $\bar D \leq δ$ (TRPO)", "o"),
-        (largest, style.COLOURS[1], r"max KL: $D_{\max} \leq δ$", "s"),
-        (table, style.COLOURS[2], r"$\bar D \leq δ$, complete table", "^"),
+    for walks, colour, label, mark, offset in (
+        (study.mean, _BLUE, r"mean KL: $\bar D \leq δ$ (TRPO)", "o", (4, -12)),
+        (study.largest, _RED, r"max KL: $D_{\max} \leq δ$", "s", (-42, 5)),
+        (table, _GREEN, r"$\bar D \leq δ$, complete table", "^", None),
     ):
-        deltas = np.array(list(walks))
-        share = np.array([100 * np.mean(w.gain[w.accepted] < -fall) for w in walks.values()])
-        left.plot(deltas, share, f"{mark}-", color=colour, markersize=5, label=label)
-        if walks is table:
+        share = np.array([100 * w.falls.mean() for w in walks.values()])
+        left.plot(list(walks), share, f"{mark}-", color=colour, markersize=5, label=label)
+        if offset is None:
             continue
         closed = np.array([100 * (1 - w.gap[-1].mean()) for w in walks.values()])
         right.plot(closed, share, f"{mark}-", color=colour, markersize=5)
-        for x, y, delta in zip(closed, share, deltas, strict=True):
+        near = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+        for x, y, delta in zip(closed, share, walks, strict=True):
             if delta in (1e-3, 1e-2, 1e-1):
-                below = walks is mean
-                right.annotate(
-                    f"δ = {delta:g}", (x, y), (4, -12) if below else (-42, 5), textcoords="offset points",
-                    fontsize=8, color=colour,
-                )  # fmt: skip
+                right.annotate(f"δ = {delta:g}", (x, y), offset, **near)
     left.set(xscale="log", xlabel="δ (nats)", ylabel="steps that lower η (%)")
     left.legend(fontsize=8.5, frameon=False, loc="upper left")
     right.set_ylim(bottom=-0.1 * right.get_ylim()[1])
     right.set(xlabel="gap closed after 20 steps (%, mean over MDPs)", ylabel="steps that lower η (%)")
-    steps = next(iter(mean.values())).gain.shape
-    return Picture(
-        style.save(drawing, figures, "mean_kl_falls"),
-        f"Accepted steps that lower the true η, of {steps[0]} steps in each of {steps[1]} random MDPs. Left: over δ; "
+    steps, mdps = next(iter(study.mean.values())).gain.shape
+    caption = (
+        f"Accepted steps that lower the true η, of {steps} steps in each of {mdps} random MDPs. Left: over δ; "
         "with a complete table no step lowers η at any δ. Right: the same against the share of the gap η* − η that was "
         "closed. At equal δ the max constraint is safer, because its steps are shorter; at equal progress the two "
-        "hardly differ.",
+        "hardly differ."
     )
+    return style.save(drawing, directory, "mean_kl_falls", caption)
