@@ -32,7 +32,7 @@ STEP = {"the step ends on the ellipsoid", "TRPO takes the best step", "the true 
 
 def _rule_checks(size: int = SIZE) -> set[str]:
     """Names of the rule's failing checks; the solver's need not be run again."""
-    found = checks.rule_checks(measure.rule(size, 0, (steps.FULL,)))
+    found = checks.rule_checks(*measure.rule(size, 0, (steps.FULL,)))
     return {check.name for check in found if not check.passed}
 
 

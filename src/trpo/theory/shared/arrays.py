@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,11 @@ def limit_weights(steps: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     ratios = steps[None, :] / (steps[None, :] - steps[:, None] + np.eye(steps.size))
     np.fill_diagonal(ratios, 1.0)
     return ratios.prod(axis=1)
+
+
+def take(record: Tree, index: Any) -> Tree:
+    """Return some of the cases: ``leaf[index]`` of every array of a record."""
+    return jax.tree.map(lambda leaf: leaf[index], record)
 
 
 def limit(values: Float[np.ndarray, "... k"], steps: Float[np.ndarray, " k"]) -> Float[np.ndarray, "..."]:

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trpo.theory.claims.importance_sampling.measure import PATHS, SAMPLES, STEPS, Estimates, Measured, Study
+from trpo.theory.claims.importance_sampling.measure import (
+    NEAR,
+    PATHS,
+    RADII,
+    SAMPLES,
+    STEPS,
+    Estimates,
+    Measured,
+    Study,
+)
 from trpo.theory.claims.importance_sampling.paths import DISCOUNTS, LENGTHS, PathBias
-from trpo.theory.claims.importance_sampling.ratios import NEAR, RADII
 from trpo.theory.records import Check, at_least, at_most
 from trpo.theory.shared.laws import band, rms, rounding, slope, spread
 from trpo.theory.shared.noise import bias_check, noise_checks

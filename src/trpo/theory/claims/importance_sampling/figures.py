@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trpo.theory.claims.importance_sampling.measure import SAMPLES, STEPS, Measured, PathErrors
+from trpo.theory.claims.importance_sampling.measure import RADII, SAMPLES, STEPS, Measured, PathErrors, Spread
 from trpo.theory.claims.importance_sampling.paths import DISCOUNTS, LENGTHS, PathBias
-from trpo.theory.claims.importance_sampling.ratios import RADII, Spread
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
 from trpo.theory.shared.laws import rms
@@ -37,19 +36,18 @@ def _sampling(directory: Path, noises: dict[str, Noise], errors: PathErrors) -> 
     for (name, noise), marker, colour in zip(noises.items(), "os^", style.COLOURS, strict=False):
         error = rms(noise.z, axis=0) / np.sqrt(SAMPLES)
         left.plot(SAMPLES, error, marker, color=colour, label=name, markersize=8, markerfacecolor="none")
-    left.set(xscale="log", yscale="log", xlabel="independent samples N", ylabel="RMS error / σ of the MDP")
-    left.set_title(f"{len(noises['surrogate at π̃'].z)} MDPs, library against exact values", fontsize=10)
+    title = f"{len(noises['surrogate at π̃'].z)} MDPs, library against exact values"
+    style.label(left, title, "independent samples N", "RMS error / σ of the MDP", "xy")
     for i, (colour, name) in enumerate(((KEPT, "with γᵗ"), (DROPPED, "without γᵗ"))):
         right.plot(errors.paths, errors.exact[i], color=colour, linewidth=1)
         right.plot(errors.paths, errors.measured[i], "o", color=colour, label=name)
-    right.set(xscale="log", yscale="log", xlabel="paths N", ylabel="RMS error of the gradient / σ of a path")
-    right.set_title("gradients from single paths, γ near 0.85", fontsize=10)
     right.plot([], [], color="black", linewidth=1, label="exact: √(bias² + σ²/N)")
+    title = "gradients from single paths, γ near 0.85"
+    style.label(right, title, "paths N", "RMS error of the gradient / σ of a path", "xy")
     for axes, x, y in ((left, SAMPLES, (0.02, 0.04, 0.08)), (right, errors.paths, (0.05, 0.1, 0.2))):
         for axis, ticks in ((axes.xaxis, x), (axes.yaxis, y)):
             axis.set_ticks(ticks, [str(tick) for tick in ticks])
             axis.set_ticks([], minor=True)
-        axes.legend(fontsize=8, frameon=False)
     caption = (
         "Left: surrogate at π̃, gradient and Fisher product of the library's sampled problem, each error divided by its "
         "exact standard deviation: all lie on σ/√N, nothing is fitted. "
@@ -67,10 +65,8 @@ def _ratio(directory: Path, far: Spread, deviation: np.ndarray) -> Picture:
     kl = np.geomspace(low, high, 100)
     left.plot(kl, np.expm1(kl), color="black", linewidth=1.2, label=r"bound $e^{KL} - 1$")
     left.plot(kl, 2 * kl, color=DROPPED, linewidth=1.2, linestyle="--", label="2 KL, exact for small steps")
-    left.set(xscale="log", yscale="log", xlim=(low, high), ylim=(1e-4, 1e5))
-    left.set(
-        xlabel=r"mean $KL(\tilde\pi\,\|\,\pi)$, nats", ylabel=r"variance of the ratio, $\chi^2(\tilde\pi\,\|\,\pi)$"
-    )
+    x, y = r"mean $KL(\tilde\pi\,\|\,\pi)$, nats", r"variance of the ratio, $\chi^2(\tilde\pi\,\|\,\pi)$"
+    style.label(left, "", x, y, "xy", legend="upper left", xlim=(low, high), ylim=(1e-4, 1e5))
     share, edges = (far.deviation / deviation[:, None]).ravel(), np.geomspace(1e-3, 3, 18)
     which = np.digitize(far.kl_old.ravel(), edges)
     rows = [share[which == i] for i in range(1, edges.size)]
@@ -81,10 +77,8 @@ def _ratio(directory: Path, far: Spread, deviation: np.ndarray) -> Picture:
     right.axvline(RADII[0], color="black", linewidth=0.8, linestyle=":")
     right.annotate("usual δ", (RADII[0], 0.55), (4, 0), textcoords="offset points", fontsize=9)
     right.axhline(1, color="black", linewidth=0.6)
-    right.set(xscale="log", yscale="log", ylim=(0.5, 40), ylabel="σ of one sample of the surrogate / at π")
-    right.set_xlabel(r"mean $KL(\pi\,\|\,\tilde\pi)$, nats: the trust region's")
-    for axes in (left, right):
-        axes.legend(fontsize=8, frameon=False, loc="upper left")
+    x, y = r"mean $KL(\pi\,\|\,\tilde\pi)$, nats: the trust region's", "σ of one sample of the surrogate / at π"
+    style.label(right, "", x, y, "xy", legend="upper left", ylim=(0.5, 40))
     caption = (
         "Left: variance of the importance ratio, exactly, for every MDP along a line of policies. It is at least "
         "e^KL − 1, and 2 KL for small steps. Right: what that does to the noise of the sampled surrogate: nothing "
@@ -104,12 +98,11 @@ def _paths(directory: Path, bias: PathBias) -> Picture:
             axes.plot(LENGTHS, dropped, "o-", color=colour, markersize=3.5, label=f"γ = {gamma:g}")
     left.plot([], [], color="black", linestyle="-", label="without γᵗ")
     left.plot([], [], color="black", linestyle="--", label="with γᵗ, cut at T")
-    left.set_ylabel("angle to ∇η, degrees (median)")
-    right.set(yscale="log", ylim=(1e-4, 2), ylabel="bias / ‖(1−γ)∇η‖ (median)")
+    x = "length T of the paths, steps"
+    style.label(left, "", x, "angle to ∇η, degrees (median)", "x")
+    style.label(right, "", x, "bias / ‖(1−γ)∇η‖ (median)", "xy", legend=None, ylim=(1e-4, 2))
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="length T of the paths, steps")
         axes.set_xticks((1, 10, 100, 1000), ("1", "10", "100", "1000"))
-    left.legend(fontsize=8, frameon=False)
     caption = (
         f"{len(bias.mixing)} random MDPs, exact expectations. With γᵗ what a cut at T loses falls as γᵀ (dashed). "
         "Without γᵗ the gradient is nearest to ∇η where T is about 1/(1 − γ), and then goes to a limit that isn't ∇η "

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trpo.theory.claims.importance_sampling import paths, ratios, sampled
+from trpo.tabular import exact
+from trpo.theory.claims.importance_sampling import paths, sampled
 from trpo.theory.claims.importance_sampling.sampled import QUANTITIES, Estimator, Setting
-from trpo.theory.shared.arrays import join
+from trpo.theory.shared.arrays import bisect, join, stack, take
 from trpo.theory.shared.ensemble import ensemble
 from trpo.theory.shared.laws import rms
 from trpo.theory.shared.noise import Noise
@@ -23,6 +24,12 @@ STEPS = 32
 """T, steps of a simulated path."""
 PATHS = sampled.ROWS // STEPS
 """N, simulated paths."""
+NEAR = np.geomspace(0.1, 0.01, 5)
+"""t, along lines of logits θ + tv with standard normal v, where the law near π is measured."""
+FAR = np.geomspace(0.05, 12.0, 25)
+"""t, out to where the policies have little in common."""
+RADII = np.array([0.01, 0.1, 1.0])
+"""δ: mean KL(π ‖ π̃) at which ratios are compared; 0.01 is the usual trust region."""
 
 
 class Estimates(NamedTuple):
@@ -59,13 +66,26 @@ class AllPairs(NamedTuple):
     """vᵀFv, w = d_π."""
 
 
+class Spread(NamedTuple):
+    """How far π̃ is from π; means over the states that π visits."""
+
+    chi_square: np.ndarray
+    """E_π[(π̃/π)²] − 1 = χ²(π̃ ‖ π), the variance of the ratio."""
+    kl_new: np.ndarray
+    """KL(π̃ ‖ π)."""
+    kl_old: np.ndarray
+    """KL(π ‖ π̃), the trust region's."""
+    deviation: np.ndarray
+    """Standard deviation of π̃/π · A_π, one sample of the surrogate."""
+
+
 class Study(NamedTuple):
     """Everything that was measured on one group of MDPs, or on all of them."""
 
     pairs: AllPairs
-    near: ratios.Spread
-    far: ratios.Spread
-    radii: ratios.Spread
+    near: Spread
+    far: Spread
+    radii: Spread
     deviation: np.ndarray
     """σ of A_π, one sample of the surrogate at π."""
     bias: paths.PathBias
@@ -119,7 +139,7 @@ def path_errors(rng: np.random.Generator, s: Setting, estimate: Estimator) -> Pa
     """Average the library's gradients over many batches of paths, in MDPs with γ near 0.85."""
     copies, rounds = 4, 4
     chosen = np.argsort(np.abs(s.group.mdp.discount - 0.85))[: max(1, len(s.weight) // copies)]
-    one, many = s.take(chosen), s.take(np.resize(chosen, len(s.weight)))
+    one, many = take(s, chosen), take(s, np.resize(chosen, len(s.weight)))
     batches: list[np.ndarray] = []
     for _ in range(rounds):
         found = [e.mean[:, 0] for n, e in from_paths(rng, many, estimate).items() if n.endswith("gradient")]
@@ -133,18 +153,47 @@ def path_errors(rng: np.random.Generator, s: Setting, estimate: Estimator) -> Pa
     moments = [path_moments(mdp, policy, f, w) for w in weights]
     unit, number = moments[0].deviation, count * PATHS
     error = (mean - truth[None, :, None]) / unit[None, :, None]
-    exact = [((m.mean - truth) ** 2 / unit**2)[:, None] + (m.deviation / unit)[:, None] ** 2 / number for m in moments]
-    return PathErrors(number, rms(error, axis=1), np.sqrt(np.mean(exact, axis=1)))
+    known = [((m.mean - truth) ** 2 / unit**2)[:, None] + (m.deviation / unit)[:, None] ** 2 / number for m in moments]
+    return PathErrors(number, rms(error, axis=1), np.sqrt(np.mean(known, axis=1)))
+
+
+def spread_at(s: Setting, t: np.ndarray) -> Spread:
+    """Return it at θ + tv; ``t`` has shape ``[n]``."""
+    old, weight = s.group.policy, s.weight
+    new = exact.softmax(s.group.logits + t[:, None, None] * s.v)
+    second = (weight[..., None] * new**2 / old * s.advantage**2).sum(axis=(-2, -1))
+    mean = (weight[..., None] * new * s.advantage).sum(axis=(-2, -1))
+    return Spread(
+        # Not Σ π̃²/π − 1, which cancels near π.
+        chi_square=(weight[..., None] * (new - old) ** 2 / old).sum(axis=(-2, -1)),
+        kl_new=(weight * exact.kl(new, old)).sum(axis=-1),
+        kl_old=(weight * exact.kl(old, new)).sum(axis=-1),
+        deviation=np.sqrt(np.maximum(second - mean**2, 0)),
+    )
+
+
+def along(s: Setting, steps: np.ndarray) -> Spread:
+    """Return it at every step of a line, ``[n, k]``."""
+    return stack([spread_at(s, np.full(len(s.weight), t)) for t in steps])
+
+
+def at_radii(s: Setting) -> Spread:
+    """Return it where the line leaves each trust region KL(π ‖ π̃) ≤ δ of ``RADII``; NaN if it never does by t = 100."""
+    # KL(π ‖ π̃) is convex along the line and 0 at π, so it rises.
+    begin = np.zeros((len(s.weight), RADII.size))
+    _, end = bisect(lambda t: np.stack([spread_at(s, x).kl_old for x in t.T], axis=-1) <= RADII, begin, begin + 100, 40)
+    found = stack([spread_at(s, t) for t in end.T])
+    return Spread(*(np.where(end < 100.0, x, np.nan) for x in found))
 
 
 def _study(rng: np.random.Generator, s: Setting, estimate: Estimator) -> Study:
     mdp, policy = s.group.mdp, s.group.policy
     return Study(
         pairs=from_all_pairs(rng, s, estimate),
-        near=ratios.along(s, ratios.NEAR),
-        far=ratios.along(s, ratios.FAR),
-        radii=ratios.at_radii(s),
-        deviation=ratios.spread_at(s, np.zeros(len(s.weight))).deviation,
+        near=along(s, NEAR),
+        far=along(s, FAR),
+        radii=at_radii(s),
+        deviation=spread_at(s, np.zeros(len(s.weight))).deviation,
         bias=paths.path_bias(mdp, policy),
         asymmetry=paths.asymmetry(mdp, s.group.logits),
         shared=paths.shared_parameters(rng, mdp, policy),

@@ -10,6 +10,7 @@ import numpy as np
 from trpo.tabular import exact
 from trpo.tabular.mdp import MDP, chain, cliff, grid
 from trpo.theory.shared.arrays import stack
+from trpo.theory.shared.paths import state_frequencies
 
 DISCOUNTS = np.array([0.5, 0.9, 0.95, 0.99])
 LENGTHS = np.array([1, 3, 10, 30, 100, 300, 1000])
@@ -54,33 +55,6 @@ def _simplex(p: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=-1, keepdims=True)
 
 
-class Frequencies(NamedTuple):
-    """How often states are met in the first T steps, T in ``LENGTHS``."""
-
-    discounted: np.ndarray
-    """Σ_{t<T} γᵗ P(s_t = s), ``[n, γ, T, S]``."""
-    undiscounted: np.ndarray
-    """d_T(s) = (1/T) Σ_{t<T} P(s_t = s), ``[n, T, S]``."""
-    last: np.ndarray
-    """P(s_T = s), ``[n, T, S]``."""
-
-
-def frequencies(mdp: MDP, policy: np.ndarray) -> Frequencies:
-    """Follow the distribution of s_t for the longest of ``LENGTHS``."""
-    transition = exact.state_transition(mdp, policy)
-    p = mdp.start
-    discounted = np.zeros((len(p), DISCOUNTS.size, mdp.states))
-    undiscounted = np.zeros_like(p)
-    found = []
-    for t in range(int(LENGTHS[-1])):
-        discounted = discounted + (DISCOUNTS**t)[:, None] * p[:, None]
-        undiscounted = undiscounted + p
-        p = (p[:, None] @ transition)[:, 0]
-        if t + 1 in LENGTHS:
-            found.append(Frequencies(discounted, undiscounted / (t + 1), p))
-    return stack(found, axis=-2)
-
-
 class PathBias(NamedTuple):
     """Gradients by weight of states, at every γ of ``DISCOUNTS`` and T of ``LENGTHS``; leading axis ``[n]``."""
 
@@ -122,20 +96,24 @@ def _weighted(weight: np.ndarray, per_state: np.ndarray) -> np.ndarray:
 
 def path_bias(mdp: MDP, policy: np.ndarray) -> PathBias:
     """Compute what dropping γᵗ and cutting at T do to the gradient of the soft-max logits, exactly."""
-    visited, limit, excess = frequencies(mdp, policy), stationary(mdp, policy), deviation(mdp, policy)
+    limit, excess = stationary(mdp, policy), deviation(mdp, policy)
+    visited = state_frequencies(mdp, policy, LENGTHS[-1] + 1)
+    # P(s_T = s), and d_T(s) = (1/T) Σ_{t<T} P(s_t = s).
+    last, mean = visited[:, LENGTHS], np.cumsum(visited, axis=1)[:, LENGTHS - 1] / LENGTHS[:, None]
     columns = []
-    for i, gamma in enumerate(DISCOUNTS):
+    for gamma in DISCOUNTS:
         one = MDP(mdp.transition, mdp.reward, mdp.start, np.full_like(mdp.discount, gamma))
         per_state = policy * exact.advantage(one, policy)
         gradient = _weighted(exact.state_weight(one, policy), per_state)
         size = np.maximum(_norm(gradient), 1e-300)[:, None]
-        kept = _weighted((1 - gamma) * visited.discounted[:, i], per_state)
+        discounted = np.cumsum(gamma ** np.arange(LENGTHS[-1] + 1)[:, None] * visited, axis=1)[:, LENGTHS - 1]
+        kept = _weighted((1 - gamma) * discounted, per_state)
         missing = gradient[:, None] - kept
-        later = [MDP(one.transition, one.reward, p, one.discount) for p in np.moveaxis(_simplex(visited.last), 1, 0)]
+        later = [MDP(one.transition, one.reward, p, one.discount) for p in np.moveaxis(_simplex(last), 1, 0)]
         begun = np.stack([_weighted(exact.state_weight(x, policy), per_state) for x in later], axis=1)
         power = gamma ** LENGTHS.astype(float)
         predicted = power[:, None, None] * begun
-        dropped, final = _weighted(visited.undiscounted, per_state), _weighted(limit, per_state)
+        dropped, final = _weighted(mean, per_state), _weighted(limit, per_state)
         beyond, expected = LENGTHS[:, None, None] * (dropped - final[:, None]), _weighted(excess, per_state)
         cut_error = _norm(missing - predicted) / np.maximum(_norm(predicted), 1e-300)
         columns.append(
@@ -148,7 +126,7 @@ def path_bias(mdp: MDP, policy: np.ndarray) -> PathBias:
                 cut_error=np.where(power > 1e-4, cut_error, np.nan),
                 excess=_norm(beyond) / LENGTHS,
                 excess_error=_norm(beyond[:, -1] - expected) / np.maximum(_norm(expected), 1e-300),
-                mixing=np.abs(visited.last[:, -1] - limit).sum(axis=-1),
+                mixing=np.abs(last[:, -1] - limit).sum(axis=-1),
             )
         )
     return stack(columns, axis=1)

@@ -60,10 +60,6 @@ class Setting(NamedTuple):
         sizes = [np.abs(x) + (policy * np.abs(x)).sum(axis=-1, keepdims=True) for x in (self.u, self.v)]
         return found | {"gradient": np.abs(self.advantage) * sizes[0], "fisher": sizes[1] ** 2}
 
-    def take(self, index: np.ndarray) -> Setting:
-        """Return the MDPs at ``index``."""
-        return Setting(self.group.take(index), *(x[index] for x in self[1:]))
-
 
 def setting(group: Group, rng: np.random.Generator) -> Setting:
     """Draw directions for a group of MDPs."""

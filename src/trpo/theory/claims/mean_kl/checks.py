@@ -8,7 +8,7 @@ import numpy as np
 
 from trpo.theory.claims.mean_kl.measure import FALL, MEAN, PAPER, SMALL, Study, Walk, Walks
 from trpo.theory.records import Check, at_least, at_most, within
-from trpo.theory.shared.arrays import join, stack
+from trpo.theory.shared.arrays import join, stack, take
 from trpo.theory.shared.laws import band, slope
 
 ENOUGH = 1500
@@ -22,10 +22,13 @@ def checks(study: Study) -> tuple[Check, ...]:
 
 def _relations(study: Walks) -> Iterator[Check]:
     """Check D̄ and D_max in every step with D̄ ≤ δ."""
-    wrong = join([_wrong(w)[w.accepted] / max_kl for max_kl, w in study.mean.items()])
-    beyond = join([_beyond(w).ravel() / max_kl for max_kl, w in study.mean.items()])
-    share = join([w.mean[w.accepted] / max_kl for max_kl, w in study.mean.items()])
-    moved = join([~w.unmoved[~w.accepted] for w in study.mean.values()])
+    parts = []
+    for max_kl, w in study.mean.items():
+        off = np.maximum(np.abs(w.library_mean - w.mean), np.abs(w.library_max - w.largest))
+        violation = np.maximum(w.mean - w.largest, w.least_weight * w.largest - w.mean)
+        in_units = (x / max_kl for x in (off[w.accepted], violation.ravel(), w.mean[w.accepted]))
+        parts.append((*in_units, ~w.unmoved[~w.accepted]))
+    wrong, beyond, share, moved = join(parts)
     paper = study.mean[PAPER]
     ratio = (paper.largest / np.where(paper.moved, paper.mean, 1))[paper.moved]
     attained = np.max(paper.least_weight * paper.largest / np.where(paper.mean > 0, paper.mean, np.inf))
@@ -49,23 +52,15 @@ def _relations(study: Walks) -> Iterator[Check]:
     yield at_most("rejected ⇒ θ unchanged", says, int(moved.sum()), 0, law, over=moved)
 
 
-def _wrong(w: Walk) -> np.ndarray:
-    return np.maximum(np.abs(w.library_mean - w.mean), np.abs(w.library_max - w.largest))
-
-
-def _beyond(w: Walk) -> np.ndarray:
-    return np.maximum(w.mean - w.largest, w.least_weight * w.largest - w.mean)
-
-
 def _orders(study: Walks) -> Iterator[Check]:
     """Check how gain and error of the first step scale with δ."""
     small = np.array(SMALL)
-    first = stack([study.mean[max_kl].select(0) for max_kl in SMALL])
+    first = stack([take(study.mean[max_kl], 0) for max_kl in SMALL])
     # One D̄ for all: what each MDP's line search left of δ differs by a factor near 1.
     gains = slope(small, first.gain / np.sqrt(first.mean / small))
     errors = slope(small, np.abs(first.promised - first.gain) / (first.mean / small))
     off = np.median(np.abs(study.coefficient - 1), axis=1)
-    mean, largest = (walks[SMALL[-1]].select(0) for walks in (study.mean, study.largest))
+    mean, largest = (take(walks[SMALL[-1]], 0) for walks in (study.mean, study.largest))
     shrink = np.sqrt(largest.mean / mean.mean)
     kept = largest.gain / mean.gain / shrink
     says = "η(π̃) − η(π) ∝ δ^slope at the first step, δ = 1e-5 … 1e-3 (median over the MDPs)"
@@ -90,7 +85,7 @@ def _orders(study: Walks) -> Iterator[Check]:
 
 def _times(w: Walk) -> float:
     """Return how many times the surrogate's error an accepted first step gains, in the median."""
-    first = w.select((0, w.accepted[0]))
+    first = take(w, (0, w.accepted[0]))
     return 1 / np.median(np.abs(first.promised - first.gain) / first.promised)
 
 
@@ -110,7 +105,7 @@ def _falls(study: Study) -> Iterator[Check]:
     walks = study.walks.mean
     cautious, paper, wild = (walks[max_kl] for max_kl in (SMALL[1], PAPER, MEAN[-1]))
     enough = paper.gain.size >= ENOUGH
-    early = join([walks[max_kl].select(0).falls for max_kl in SMALL[:2]])
+    early = join([take(walks[max_kl], 0).falls for max_kl in SMALL[:2]])
     steps = ", ".join(f"{max_kl:g}" for max_kl in MEAN)
     says = f"First steps from the random policies with δ ≤ {SMALL[1]:g} that lower η"
     law = (
@@ -151,7 +146,7 @@ def _falls(study: Study) -> Iterator[Check]:
 def findings(study: Walks) -> tuple[str, ...]:
     """Say how much is gained and lost, in units of the gap."""
     paper, cautious, matched = study.mean[PAPER], study.largest[PAPER], study.largest[1e-1]
-    first, falling = paper.select(0), paper.accepted & (paper.gain < -FALL)
+    first, falling = take(paper, 0), paper.accepted & (paper.gain < -FALL)
     promised = np.median(paper.promised[falling]) if falling.any() else 0
     depth = max(float(-w.gain.min()) / max_kl for max_kl, w in study.mean.items())
     closed = {max_kl: _closed(w) for max_kl, w in study.mean.items()}

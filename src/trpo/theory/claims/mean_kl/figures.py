@@ -10,6 +10,7 @@ import numpy as np
 from trpo.theory.claims.mean_kl.measure import Study, Walk, Walks
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
+from trpo.theory.shared.arrays import take
 
 _BLUE, _RED, _GREEN = style.COLOURS[:3]
 
@@ -43,12 +44,12 @@ def _ratios(axes: Any, shapes: dict[int, Walk]) -> None:
         axes.plot(ratio, np.linspace(0, 1, ratio.size), color=colour, linewidth=2, label=f"{states} states")
         axes.axvline(np.median(1 / least), color=colour, linewidth=1, linestyle="--")
     axes.text(1 / np.median(least) * 1.12, 0.03, "median\n" + r"$1/\min d_\pi$", fontsize=9, color=colour)
-    axes.set(xscale="log", xlim=(0.9, 1e3), xlabel=r"$D_{\max}\,/\,\bar D$", ylabel="share of steps with less")
-    axes.legend(fontsize=8.5, frameon=False, loc="center right")
+    x = r"$D_{\max}\,/\,\bar D$"
+    style.label(axes, "", x, "share of steps with less", "x", legend="center right", xlim=(0.9, 1e3))
 
 
 def _orders(axes: Any, mean: dict[float, Walk]) -> None:
-    deltas, first = np.array(list(mean)), [w.select(0) for w in mean.values()]
+    deltas, first = np.array(list(mean)), [take(w, 0) for w in mean.values()]
     guarantee = "guarantee:\n" + r"$\frac{4εγ}{(1-γ)^2}\,D_{\max}$"
     for values, colour, label, power, offset in (
         ([w.theorem for w in first], _RED, guarantee, 1, (-66, 2)),
@@ -62,8 +63,8 @@ def _orders(axes: Any, mean: dict[float, Walk]) -> None:
         axes.annotate(label, (deltas[3], middle[3]), offset, textcoords="offset points", color=colour, fontsize=9)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.text(deltas[0], 1.3, "the whole gap", fontsize=8.5)
-    axes.set(xscale="log", yscale="log", ylim=(1e-7, 1e4), xlabel="δ, bound on the mean KL (nats)")
-    axes.set_ylabel("first step, in units of the gap")
+    x, y = "δ, bound on the mean KL (nats)", "first step, in units of the gap"
+    style.label(axes, "", x, y, "xy", legend=None, ylim=(1e-7, 1e4))
 
 
 def _falls(study: Walks, table: dict[float, Walk], directory: Path) -> Picture:
@@ -85,10 +86,9 @@ def _falls(study: Walks, table: dict[float, Walk], directory: Path) -> Picture:
         for x, y, delta in zip(closed, share, walks, strict=True):
             if delta in (1e-3, 1e-2, 1e-1):
                 right.annotate(f"δ = {delta:g}", (x, y), offset, **near)
-    left.set(xscale="log", xlabel="δ (nats)", ylabel="steps that lower η (%)")
-    left.legend(fontsize=8.5, frameon=False, loc="upper left")
+    style.label(left, "", "δ (nats)", "steps that lower η (%)", "x", legend="upper left")
     right.set_ylim(bottom=-0.1 * right.get_ylim()[1])
-    right.set(xlabel="gap closed after 20 steps (%, mean over MDPs)", ylabel="steps that lower η (%)")
+    style.label(right, "", "gap closed after 20 steps (%, mean over MDPs)", left.get_ylabel(), legend=None)
     steps, mdps = next(iter(study.mean.values())).gain.shape
     caption = (
         f"Accepted steps that lower the true η, of {steps} steps in each of {mdps} random MDPs. Left: over δ; "

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo.distributions import Categorical
 from trpo.rules.protocol import Result
 from trpo.rules.trpo import TRPO
 from trpo.tabular import bounds, exact
 from trpo.tabular.bridge import exact_problem
-from trpo.theory.claims.mean_kl.log_linear import Shared, log_linear, share, table
 from trpo.theory.shared.arrays import join
 from trpo.theory.shared.ensemble import Group, ensemble
 from trpo.types import Params, Scalar
@@ -41,6 +41,41 @@ FALL = 1e-9
 _BISECTIONS = 40
 
 
+class Shared(NamedTuple):
+    """MDPs of one shape with policies π_θ(a|s) ∝ π(a|s) exp(φ(s, a)·θ); θ = 0 is the group's random policy π."""
+
+    group: Group
+    features: np.ndarray
+    """φ, shape ``[n, S, A, d]``."""
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters: d."""
+        return self.features.shape[-1]
+
+    def policy(self, theta: np.ndarray) -> np.ndarray:
+        """Return π_θ(a|s) for θ of shape ``[*leading, n, d]`` by the oracle's soft-max, ``[*leading, n, S, A]``."""
+        return exact.softmax(self.group.logits + np.einsum("nsad,...nd->...nsa", self.features, theta, optimize=True))
+
+
+def share(group: Group, rng: np.random.Generator) -> Shared:
+    """Give the policies d = S·A/4 parameters with random features, normal with E‖φ(s, a)‖² = 1."""
+    d = group.logits[0].size // 4
+    return Shared(group, rng.standard_normal((*group.logits.shape, d)) / np.sqrt(d))
+
+
+def table(group: Group) -> Shared:
+    """Give every (s, a) a parameter of its own: the complete table of logits."""
+    states, actions = group.logits.shape[1:]
+    identity = np.eye(states * actions).reshape(states, actions, -1)
+    return Shared(group, np.broadcast_to(identity, (group.size, *identity.shape)))
+
+
+def log_linear(offset: Any, features: Any, theta: Any) -> Categorical:
+    """Return the library's distribution for all states of one MDP: logits = offset + φ·θ (JAX)."""
+    return Categorical(offset + jnp.tensordot(features, theta, axes=1))
+
+
 def paths(shared: Shared) -> Callable[[float, bool], tuple[np.ndarray, ...]]:
     """Return a function (δ, limit_max) ↦ θ, result, D̄ and D_max along TRPO's paths; compiles once.
 
@@ -61,25 +96,18 @@ def paths(shared: Shared) -> Callable[[float, bool], tuple[np.ndarray, ...]]:
     compiled = jax.jit(jax.vmap(path, in_axes=(0, 0, 0, None, None)))
     data = jax.tree.map(jnp.asarray, (shared.group.mdp, shared.group.logits, shared.features))
 
-    def run(max_kl: float, limit_max: bool) -> tuple[np.ndarray, ...]:
-        found = compiled(*data, max_kl, limit_max)
-        # Time first, MDPs second.
-        return tuple(np.asarray(x).swapaxes(0, 1) for x in found)
-
-    return run
+    # Time first, MDPs second.
+    return lambda *bound: tuple(np.asarray(x).swapaxes(0, 1) for x in compiled(*data, *bound))
 
 
 def _shortened(problem: Any, theta: Params, new: Params, max_kl: Scalar, wanted: Any) -> Params:
     """Return the longest part of the step with max_s KL ≤ δ, by bisection."""
 
-    def fits(t: Scalar) -> Any:
-        return problem.evaluate(theta + t * (new - theta)).max_state_kl <= max_kl
-
     def halve(i: Any, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
         low, high = ends
         # The whole step comes first; if that fits, both ends stay there.
         middle = jnp.where(i == 0, 1.0, (low + high) / 2)
-        inside = fits(middle)
+        inside = problem.evaluate(theta + middle * (new - theta)).max_state_kl <= max_kl
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
     low, _ = jax.lax.fori_loop(0, jnp.where(wanted, _BISECTIONS, 0), halve, (jnp.zeros(()), jnp.ones(())))
@@ -123,10 +151,6 @@ class Walk(NamedTuple):
     def moved(self) -> np.ndarray:
         """Which steps were accepted and are not lost in rounding."""
         return self.accepted & (self.mean > 1e-10)
-
-    def select(self, index: Any) -> Walk:
-        """Return some of the steps."""
-        return Walk(*(x[index] for x in self))
 
 
 def walk(shared: Shared, found: tuple[np.ndarray, ...], gap: np.ndarray) -> Walk:

@@ -52,21 +52,21 @@ Chunk = Callable[[MDP, np.ndarray, np.ndarray], Iteration]
 def mm_chunk() -> Chunk:
     """Compile ``CHUNK`` iterations of MM on a batch: (MDPs, multiples of the theory's C, logits) ↦ iterations."""
 
-    def iterate(mdp: MDP, scale: Any, logits: Any) -> tuple[Any, Iteration]:
-        policy = exact.softmax(logits)
-        coefficient = scale * bounds.penalty_coefficient(mdp, policy)
-        # The local problem is in units of (1 − γ)η, and so is its price.
-        rule = MM(coefficient=(1 - mdp.discount) * coefficient)
-        new, _, info = rule.update(exact_problem(mdp, logits), logits, ())
-        # M(π_{i+1}) − M(π_i) written out, since a difference of two large numbers would be less exact.
-        after = exact.softmax(new)
-        gain = exact.visitation(mdp, policy) * exact.expected_advantage(exact.advantage(mdp, policy), after)
-        promise = jnp.sum(gain) - coefficient * jnp.max(exact.kl(policy, after))
-        claim = info.surrogate_gain / (1 - mdp.discount) - coefficient * info.max_state_kl
-        return new, Iteration(exact.expected_return(mdp, policy), promise, claim, info.max_state_kl, new)
-
     def chunk(mdp: MDP, scale: Any, logits: Any) -> Iteration:
-        return jax.lax.scan(lambda theta, _: iterate(mdp, scale, theta), logits, None, length=CHUNK)[1]
+        def iterate(logits: Any, nothing: None) -> tuple[Any, Iteration]:
+            policy = exact.softmax(logits)
+            coefficient = scale * bounds.penalty_coefficient(mdp, policy)
+            # The local problem is in units of (1 − γ)η, and so is its price.
+            rule = MM(coefficient=(1 - mdp.discount) * coefficient)
+            new, _, info = rule.update(exact_problem(mdp, logits), logits, ())
+            # M(π_{i+1}) − M(π_i) written out, since a difference of two large numbers would be less exact.
+            after = exact.softmax(new)
+            gain = exact.visitation(mdp, policy) * exact.expected_advantage(exact.advantage(mdp, policy), after)
+            promise = jnp.sum(gain) - coefficient * jnp.max(exact.kl(policy, after))
+            claim = info.surrogate_gain / (1 - mdp.discount) - coefficient * info.max_state_kl
+            return new, Iteration(exact.expected_return(mdp, policy), promise, claim, info.max_state_kl, new)
+
+        return jax.lax.scan(iterate, logits, None, length=CHUNK)[1]
 
     run = jax.jit(jax.vmap(chunk))
     return lambda mdp, scale, logits: jax.tree.map(np.asarray, run(mdp, jnp.asarray(scale), jnp.asarray(logits)))
@@ -103,14 +103,7 @@ class Climb(NamedTuple):
 
 
 def climb(chunk: Chunk, group: Group, best: np.ndarray, cap: int) -> Climb:
-    """Run MM on every MDP until it has arrived, at most ``cap`` iterations.
-
-    Args:
-        chunk: of :func:`mm_chunk`.
-        group: ``n`` MDPs and where to start.
-        best: η*, ``[n]``.
-        cap: most iterations for one MDP, a multiple of ``CHUNK``.
-    """
+    """Run MM from the group's policies until it has arrived (``best`` is η*), at most ``cap`` iterations on an MDP."""
     mdp, theta, n = group.mdp, group.logits.copy(), group.size
     gap, unit = best - exact.expected_return(mdp, group.policy), rounding(mdp)[:, None]
     count, arrived, first_kl, curve = np.zeros(n, int), np.full(n, np.inf), np.zeros(n), np.zeros((n, MARKS.size))

@@ -23,12 +23,7 @@ def suboptimality(mdp: MDP, price: np.ndarray, before: np.ndarray, after: np.nda
         max_π̃ [Σ π̃ b − C max_s KL_s] ≤ Σ_s max_π̃ [Σ_a π̃ b − ν_s KL_s] ≤ Σ_s ν_s [φ(λ_s/ν_s − 1) + Σ_a π φ(−b/λ_s)]
 
     with b = d_π(s) A_π(s, a), φ(x) = x − log(1 + x). Good multipliers are read off π̃, where b = λ_s − ν_s π/π̃.
-
-    Args:
-        mdp: ``n`` MDPs.
-        price: C in units of (1 − γ)η, ``[n]``.
-        before: logits of π.
-        after: logits of π̃.
+    ``price`` is C in units of (1 − γ)η, ``[n]``; ``before`` and ``after`` are logits of π and π̃.
     """
     policy = exact.softmax(before)
     b = exact.state_weight(mdp, policy)[..., None] * exact.advantage(mdp, policy)

@@ -61,7 +61,6 @@ def _bound(mdp: MDP, directory: Path) -> Picture:
             if 0 < best < t.size - 1:
                 axes.plot(t[best], curve[best] - origin, "v", color=colour, markersize=7)
         axes.plot(0, middle - origin, "o", color="black", markersize=5, zorder=5)
-        axes.set_xlabel("distance along the gradient, in logits")
     _label(left, right, along(np.linspace(-4, 12, 400))[:2], peak, middle, along(np.array([peak]))[2][0] - middle)
     caption = (
         "Return η, surrogate L_π and lower bound M_π along the gradient of η from the uniform policy π of the chain "
@@ -75,12 +74,11 @@ def _bound(mdp: MDP, directory: Path) -> Picture:
 
 def _label(left: Any, right: Any, seen: np.ndarray, peak: float, middle: float, gain: float) -> None:
     low, high = seen.min(), seen.max()
-    left.set(ylim=(low - 0.12 * (high - low), high + 0.08 * (high - low)), ylabel="expected discounted return")
-    left.set_title("true scale", fontsize=10)
-    left.legend(fontsize=8.5, frameon=False, loc="lower right")
+    x, ylim = "distance along the gradient, in logits", (low - 0.12 * (high - low), high + 0.08 * (high - low))
+    style.label(left, "true scale", x, "expected discounted return", legend="lower right", ylim=ylim)
     left.annotate(r"$\pi$", (0, middle), (7, -4), textcoords="offset points", fontsize=11)
-    right.set(ylim=(-3 * gain, 7 * gain), ylabel=r"gain over $\eta(\pi)$")
-    right.set_title(f"magnified {12 / (4 * peak):,.0f} times at " + r"$\pi$", fontsize=10)
+    magnified = f"magnified {12 / (4 * peak):,.0f} times at " + r"$\pi$"
+    style.label(right, magnified, x, r"gain over $\eta(\pi)$", legend=None, ylim=(-3 * gain, 7 * gain))
     right.ticklabel_format(scilimits=(0, 0), useMathText=True)
     right.annotate(r"$\pi$", (0, 0), (5, -13), textcoords="offset points", fontsize=11)
     line = {"arrowstyle": "-", "color": _GREEN, "linewidth": 0.8}
@@ -108,10 +106,9 @@ def _progress(part: Climbed, directory: Path) -> Picture:
                 axes.plot(x[-1], y[-1], "o", color=colour, markersize=5)
             axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, label=name)
     for axes, title in ((left, "the chain, from the uniform policy"), (right, "random MDPs of that size: median")):
-        axes.set(xscale="log", yscale="log", ylim=(7e-3, 1.3), xlabel="policies so far, the first included")
+        y = r"remaining share of the gap $\eta^* - \eta$"
+        style.label(axes, title, "policies so far, the first included", y, "xy", legend=None, ylim=(7e-3, 1.3))
         axes.axhline(1 - runs.CLOSED, color="black", linewidth=0.6, linestyle=":")
-        axes.set_title(title, fontsize=10)
-    left.set_ylabel(r"remaining share of the gap $\eta^* - \eta$")
     left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.33, 0.08))
     caption = (
         "How much of the gap between the first policy's return and the optimal one remains (logarithmic axes; dotted: "
@@ -130,13 +127,13 @@ def _steps(climbed: Sequence[Climbed], directory: Path) -> Picture:
     middle, where = np.median(np.log10(ratio)), {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     left.axvline(middle, color="black", linewidth=1)
     left.annotate(f"median {10**middle:,.0f}", (middle, 1), (5, -10), fontsize=9, **where)
-    left.set(xlabel=r"$\log_{10}$ of TRPO's largest KL over the bound's $D$", ylabel="random MDPs")
-    right.loglog(horizon, ratio, ".", color=_BLUE, alpha=0.5, markersize=4)
+    over = "TRPO's largest KL over the bound's $D$"
+    style.label(left, "", r"$\log_{10}$ of " + over, "random MDPs", legend=None)
+    right.plot(horizon, ratio, ".", color=_BLUE, alpha=0.5, markersize=4)
     x = np.geomspace(2, 100, 2)
     power = np.polyfit(np.log(horizon), np.log(ratio), 1)
     right.plot(x, np.exp(power[1]) * x ** power[0], color="black", linewidth=1, label=f"slope {power[0]:.1f}")
-    right.set(xlabel=r"horizon $1/(1 - \gamma)$, steps", ylabel=r"TRPO's largest KL over the bound's $D$")
-    right.legend(fontsize=9, frameon=False)
+    style.label(right, "", r"horizon $1/(1 - \gamma)$, steps", over, "xy")
     caption = (
         f"The largest KL of any state in TRPO's first step (mean KL at most {TARGETS[0]:g}), divided by the KL of the "
         f"step that maximises the lower bound from the same policy, on {ratio.size} MDPs; right, against the horizon."

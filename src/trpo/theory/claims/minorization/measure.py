@@ -11,7 +11,7 @@ from trpo.tabular import bounds, chain, exact
 from trpo.tabular.mdp import MDP
 from trpo.theory.claims.minorization import climb as runs
 from trpo.theory.claims.minorization.duality import suboptimality
-from trpo.theory.shared.arrays import join, stack
+from trpo.theory.shared.arrays import join, stack, take
 from trpo.theory.shared.ensemble import Group, ensemble
 from trpo.theory.shared.laws import slope
 
@@ -116,7 +116,7 @@ def scaled(few: Group, chunk: runs.Chunk, factor: np.ndarray) -> Scaled:
     filled = np.resize(np.arange(few.size), runs.WIDTH)
     found = chunk(few.take(filled).mdp, factor[filled], few.logits[filled])
     price = factor * theory_price(few.mdp, few.policy)
-    return Scaled(price, few, jax.tree.map(lambda leaf: leaf[: few.size], found))
+    return Scaled(price, few, take(found, slice(few.size)))
 
 
 def missed(climb: runs.Climb, group: Group) -> np.ndarray:

@@ -29,14 +29,14 @@ def draw(directory: Path | None, cells: Cells) -> tuple[Picture, ...]:
     for colour, samples in zip((1, 4, 2, 0), BATCHES, strict=True):
         _lines(right, 100 * (_column(cells, samples, "gain") < 0).mean(axis=0), colour, f"{samples} samples")
     _draw_kl(middle, _column(cells, 0, "kl"))
-    left.set(ylabel="gain of η / linear promise", title="True gain per batch", ylim=(0, None))
-    right.set(ylabel="batches that lower η, %", title="How often an iteration harms", ylim=(0, None))
+    x = "updates K of one batch"
+    style.label(left, "True gain per batch", x, "gain of η / linear promise", legend=None, ylim=(0, None))
+    style.label(right, "How often an iteration harms", x, "batches that lower η, %", ylim=(0, None))
+    style.label(middle, "How far the policy has moved", x, "mean KL from the sampling policy / δ", "y")
+    left.legend(frameon=False, fontsize=8.5, title="solid: within δ; dashed: re-anchored", title_fontsize=8.5)
     for axes in panels.flat:
-        axes.legend(frameon=False, fontsize=8.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(UPDATES, [str(count) for count in UPDATES])
-        axes.set_xlabel("updates K of one batch")
-    left.legend(frameon=False, fontsize=8.5, title="solid: within δ; dashed: re-anchored", title_fontsize=8.5)
     caption = (
         f"δ = {PAIRED[1]:g}; tables and shared parameters together. Solid: K updates within one cumulative δ. Dashed: "
         "re-anchored updates, each with a δ of its own. Left: true gain of η for one batch, in units of what the "
@@ -61,4 +61,3 @@ def _draw_kl(axes: Any, kl: np.ndarray) -> None:
     style.band(axes, x, kl[:, ANCHORED], style.COLOURS[1], "re-anchored", mark="s--", markersize=4)
     style.band(axes, x, kl[:, ENDS], style.COLOURS[0], "within one cumulative δ", markersize=4)
     axes.plot(x, x**2, ":", color=style.COLOURS[6], linewidth=1.2, label="K²")
-    axes.set(yscale="log", ylabel="mean KL from the sampling policy / δ", title="How far the policy has moved")

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from trpo.problem import Batch
 from trpo.tabular import exact
-from trpo.theory.claims.sample_reuse.facts import (
-    Facts,
-    constrained_optimum,
-    cumulants,
-    policies,
-    state_kl,
-    to_boundary,
-)
-from trpo.theory.claims.sample_reuse.updates import (
-    BEGINS,
-    ENDS,
-    UPDATES,
-    draw_batch,
-    features,
-    learner_updates,
-    updates,
-)
+from trpo.theory.claims.sample_reuse import oracle, updates
+from trpo.theory.claims.sample_reuse.oracle import Facts
+from trpo.theory.claims.sample_reuse.updates import BEGINS, ENDS, UPDATES
+from trpo.theory.shared.arrays import take
 from trpo.theory.shared.ensemble import ensemble
 
 SHAPE = (6, 3, 3)
@@ -74,28 +60,29 @@ class Law(NamedTuple):
 
 
 def _cell(facts: Facts, features: np.ndarray, batch: Batch, theta: np.ndarray, max_kl: np.ndarray) -> Cell:
-    new = policies(facts, features, theta)
+    new = oracle.policies(facts, features, theta)
     pairs = np.asarray(batch.weight)
     weight = pairs.sum(axis=-1)
     weighted = pairs / facts.policy * np.asarray(batch.advantage)
     surrogate = (weighted * (new - facts.policy)).sum(axis=(-2, -1))
-    line = to_boundary(facts, np.einsum("nsap,np->nsa", features, theta[:, 0]), weight, max_kl)
+    line = oracle.to_boundary(facts, np.einsum("nsap,np->nsa", features, theta[:, 0]), weight, max_kl)
 
     def gain(policy: np.ndarray) -> np.ndarray:
         return (exact.expected_return(facts.group.mdp, policy) - facts.expected_return) / facts.promise(max_kl)
 
     # A state that the batch lacks counts for nothing, however far its policy went.
-    kl = (weight * np.where(weight > 0, state_kl(facts, new), 0.0)).sum(axis=-1) / max_kl
+    kl = (weight * np.where(weight > 0, oracle.state_kl(facts, new), 0.0)).sum(axis=-1) / max_kl
     largest = np.abs(np.where(pairs > 0, batch.advantage, 0.0)).max(axis=(-2, -1))
     return Cell(gain(new).T, kl.T, (surrogate / largest).T, gain(line))
 
 
 def _law(facts: Facts, features: np.ndarray, theta: np.ndarray, max_kl: np.ndarray) -> Law:
-    new = policies(facts, features, theta)
+    new = oracle.policies(facts, features, theta)
     n, states, actions = facts.policy.shape
-    second, third, spread = cumulants(facts)
-    joint, a = facts.weight[..., None] * facts.policy, facts.advantage
-
+    joint, a, second = facts.weight[..., None] * facts.policy, facts.advantage, facts.second
+    # κ₃ = Σ_s d(s) E[A³], and Σ_s d(s) Var(A²), for a ~ π(·|s).
+    square = (facts.policy * a**2).sum(axis=-1, keepdims=True)
+    third, spread = ((joint * moment).sum(axis=(-2, -1)) for moment in (a**3, (a**2 - square) ** 2))
     step = theta.reshape(n, -1, states, actions)
     step = step - (facts.policy[:, None] * step).sum(axis=-1, keepdims=True)
     t = (joint[:, None] * step * a[:, None]).sum(axis=(-2, -1)) / second[:, None]
@@ -105,9 +92,9 @@ def _law(facts: Facts, features: np.ndarray, theta: np.ndarray, max_kl: np.ndarr
     def gain(policy: np.ndarray) -> np.ndarray:
         return (facts.weight * exact.expected_advantage(np.broadcast_to(a, policy.shape), policy)).sum(axis=-1)
 
-    best = gain(constrained_optimum(facts, max_kl))
-    kl = ((facts.weight * state_kl(facts, new)).sum(axis=-1) / max_kl).T
-    line = gain(to_boundary(facts, step[:, 0], facts.weight, max_kl))
+    best = gain(oracle.constrained_optimum(facts, max_kl))
+    kl = ((facts.weight * oracle.state_kl(facts, new)).sum(axis=-1) / max_kl).T
+    line = gain(oracle.to_boundary(facts, step[:, 0], facts.weight, max_kl))
     last = np.sqrt(2 * max_kl / second)[:, None] * (1 - np.sqrt(1 - 1 / np.array(UPDATES)))
     return Law(
         off_line=off_line[:, : BEGINS[-1]],
@@ -133,16 +120,15 @@ def _learner(facts: Facts, phi: np.ndarray, batch: Batch, theta: np.ndarray, max
     """Compare the updates with those of the learner, K = 4, on the first MDPs of a group."""
     few = np.arange(min(8, facts.group.size))
     part, ours = Facts.of(facts.group.take(few)), theta[few, ENDS[UPDATES.index(LEARNER_UPDATES)]]
-    batch = jax.tree.map(lambda leaf: leaf[few], batch)
-    found = learner_updates(max_kl, LEARNER_UPDATES)(part, phi[few], batch)
-    kl = state_kl(part, policies(part, phi[few], found[:, None]))[0]
+    found = updates.learner_updates(max_kl, LEARNER_UPDATES)(part, phi[few], take(batch, few))
+    kl = oracle.state_kl(part, oracle.policies(part, phi[few], found[:, None]))[0]
     apart = np.abs(found - ours).max(axis=-1) / np.abs(ours).max(axis=-1)
     return np.stack([apart, (part.weight * kl).sum(axis=-1) / max_kl], axis=-1)
 
 
 def measure(size: int, seed: int) -> Measured:
     """Run everything on ``size`` random MDPs."""
-    rng, update = np.random.default_rng([seed, 10]), updates()
+    rng, update = np.random.default_rng([seed, 10]), updates.compiled()
     cells, laws = {}, {}
     (group,) = ensemble(size, seed, (SHAPE,), SHARPEST)
     facts = Facts.of(group)
@@ -150,9 +136,9 @@ def measure(size: int, seed: int) -> Measured:
     twice = np.arange(group.size) // 2 * 2
     either = np.where(np.arange(group.size) % 2 == 0, PAIRED[0], PAIRED[1])
     halved = Facts.of(group.take(twice))
-    for kind, phi in features(group, rng).items():
+    for kind, phi in updates.features(group, rng).items():
         for max_kl in (*LAW, *PAIRED) if kind == "table" else PAIRED:
-            bound, batch = np.full(group.size, max_kl), draw_batch(facts, 0, rng)
+            bound, batch = np.full(group.size, max_kl), updates.draw_batch(facts, 0, rng)
             theta = update(facts, phi, batch, bound)
             if max_kl in PAIRED:
                 cells[kind, 0, max_kl] = _cell(facts, phi, batch, theta, bound)
@@ -161,8 +147,8 @@ def measure(size: int, seed: int) -> Measured:
             elif max_kl == PAIRED[1]:
                 compared = _learner(facts, phi, batch, theta, max_kl)
         for samples in BATCHES:
-            batch = draw_batch(halved, samples, rng)
+            batch = updates.draw_batch(halved, samples, rng)
             cell = _cell(halved, phi[twice], batch, update(halved, phi[twice], batch, either), either)
             for max_kl in PAIRED:
-                cells[kind, samples, max_kl] = Cell(*(column[either == max_kl] for column in cell))
+                cells[kind, samples, max_kl] = take(cell, either == max_kl)
     return Measured(cells, laws, compared)

@@ -15,7 +15,7 @@ from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rules import TRPO
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
-from trpo.theory.claims.sample_reuse.facts import Facts
+from trpo.theory.claims.sample_reuse.oracle import Facts
 from trpo.theory.shared.ensemble import Group
 from trpo.training import learner
 from trpo.trees import tree_where
@@ -106,7 +106,7 @@ def _compiled(one: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
     )
 
 
-def updates() -> Callable[..., np.ndarray]:
+def compiled() -> Callable[..., np.ndarray]:
     """Return (facts, features, batch, δ ``[n]``) ↦ θ after every update of the schedule, ``[n, updates, S·A]``."""
     plan = jax.tree.map(jnp.asarray, schedule())
 

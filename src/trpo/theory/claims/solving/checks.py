@@ -7,18 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from trpo.theory.claims.solving import steps
-from trpo.theory.claims.solving.measure import (
-    CONVERGED,
-    HARDEST,
-    ITERATIONS,
-    SMALL_DAMPINGS,
-    Damped,
-    Measured,
-    Rule,
-    Solved,
-)
+from trpo.theory.claims.solving.measure import CONVERGED, HARDEST, ITERATIONS, SMALL_DAMPINGS, Damped, Measured, Solved
 from trpo.theory.claims.solving.systems import KAPPAS, Systems, chebyshev, dot, inverse_times, times
 from trpo.theory.records import Check, at_most, within
+from trpo.theory.shared.arrays import take
 from trpo.theory.shared.laws import rms, slope
 
 _EPS = float(np.finfo(float).eps)
@@ -28,8 +20,8 @@ _ORTHOGONAL = 2
 
 def checks(m: Measured) -> tuple[Check, ...]:
     """Judge solution, solver, damping and rule."""
-    solution = _solution(m.solved.systems.take(slice(m.solved.mdps)), m.cosine.ravel(), m.chance.ravel())
-    return (*solution, *solver_checks(m.solved), *_damping(m.solved, m.damped), *rule_checks(m.rule))
+    solution = _solution(take(m.solved.systems, slice(m.solved.mdps)), m.cosine.ravel(), m.chance.ravel())
+    return (*solution, *solver_checks(m.solved), *_damping(m.solved, m.damped), *rule_checks(m.local, m.updates))
 
 
 def _solution(s: Systems, cosine: np.ndarray, chance: np.ndarray) -> Iterator[Check]:
@@ -48,9 +40,8 @@ def _solution(s: Systems, cosine: np.ndarray, chance: np.ndarray) -> Iterator[Ch
         f"rounding: g {residual.max():.1e}, radius {radius.max():.1e}, gain {gain.max():.1e}; "
         f"ε κ is up to {_EPS * s.kappa.max():.0e}"
     )
-    yield at_most(
-        "Karush–Kuhn–Tucker", says, np.where(nu > 0, np.maximum(np.maximum(residual, radius), gain), np.inf), 1e-9, law
-    )
+    worst = np.where(nu > 0, np.maximum(np.maximum(residual, radius), gain), np.inf)
+    yield at_most("Karush–Kuhn–Tucker", says, worst, 1e-9, law)
     says = "gᵀΔ/gᵀΔ* − 1 for random Δ on the boundary ½ΔᵀFΔ = δ, half of them close to Δ*"
     law = f"best random step {cosine.max():.9f} of the attainable gain"
     yield at_most("nothing feasible is better", says, cosine - 1, 1e-12, law)
@@ -98,7 +89,7 @@ def _sizes(error: np.ndarray) -> str:
 
 def _damping(m: Solved, damped: Damped) -> Iterator[Check]:
     """What damping costs."""
-    s = m.systems.take(slice(m.mdps))
+    s = take(m.systems, slice(m.mdps))
     lost, damping = damped.converged.lost[:, : m.mdps], damped.damping[:, : m.mdps]
     many = m.mdps + m.random
     helps = m.undamped.lost[ITERATIONS.index(steps.TRUNCATED), :many] - damped.truncated.lost
@@ -130,11 +121,11 @@ def _damping(m: Solved, damped: Damped) -> Iterator[Check]:
     yield at_most("damping never gains", says, tame.ravel(), 1e-6, law)
 
 
-def rule_checks(rule: Rule) -> Iterator[Check]:
+def rule_checks(local: steps.Local, updates: dict[int, steps.Updates]) -> Iterator[Check]:
     """Check the rule's own steps."""
-    local, full, settings = rule.local, rule.updates[steps.FULL], list(rule.updates.values())
+    full, settings = updates[steps.FULL], list(updates.values())
     curvature = np.array([local.square(u.full) / (2 * u.max_kl[:, None]) - 1 for u in settings]).ravel()
-    best = local.best * np.sqrt(2 * steps.DELTA / local.attainable)[:, None, None]
+    best = local.best * np.sqrt(2 * steps.DELTA / local.moment(2))[:, None, None]
     off = np.sqrt(local.square(full.full[0] - best) / (2 * steps.DELTA))
     taken = [local.kl(u.full * u.fraction[..., None, None]) for u in settings]
     ratio = np.array([kl / u.max_kl[:, None] for kl, u in zip(taken, settings, strict=True)]).ravel()
@@ -164,13 +155,13 @@ def rule_checks(rule: Rule) -> Iterator[Check]:
 
 def findings(m: Measured) -> tuple[str, ...]:
     """Say what ten iterations reach, what damping costs the rule, and how the true KL differs."""
-    solved, local, full = m.solved, m.rule.local, m.rule.updates[steps.FULL]
+    solved, local, full = m.solved, m.local, m.updates[steps.FULL]
     made_up = slice(solved.mdps, solved.mdps + solved.random)
     ten, kappas = solved.undamped.fraction[ITERATIONS.index(10), made_up], solved.systems.kappa[made_up]
     by_kappa = ", ".join(f"{np.median(ten[kappas == kappa]):.3f} at κ = {kappa:g}" for kappa in KAPPAS[2:])
     kl = local.kl(full.full[0]) / full.max_kl[0]
     gain = np.sum(local.gradient * full.full[np.flatnonzero(steps.RULE_DAMPINGS == 0.1)[0]], axis=(-2, -1))
-    reached = gain / np.sqrt(2 * steps.DELTA * local.attainable)
+    reached = gain / np.sqrt(2 * steps.DELTA * local.moment(2))
     low, high = np.quantile(kl, [0.05, 0.95])
     return (
         f"Ten iterations, on 32 eigenvalues evenly spaced on a logarithmic axis, reach these fractions of the "

@@ -15,6 +15,7 @@ from trpo.theory.shared import style
 
 _SHOWN = (10.0, 1e2, 1e4, 1e6)
 """Condition numbers."""
+_FRACTION = "fraction of the attainable gain"
 
 
 def draw(directory: Path | None, m: Measured) -> tuple[Picture, ...]:
@@ -22,16 +23,17 @@ def draw(directory: Path | None, m: Measured) -> tuple[Picture, ...]:
     if directory is None:
         return ()
     drawing, ((left, middle, right),) = style.figure(columns=3, width=4.5, height=3.9)
-    where = {kappa: slice(i, i + DRAWS) for kappa, i in zip(KAPPAS, range(m.solved.mdps, 10**9, DRAWS), strict=False)}
+    starts = [m.solved.mdps + DRAWS * i for i in range(len(KAPPAS))]
+    where = {kappa: slice(i, i + DRAWS) for kappa, i in zip(KAPPAS, starts, strict=True)}
     _draw_iterations(left, m.solved.undamped, where)
     _draw_damping(middle, m.damped, where)
-    _draw_kl(right, m.rule.local, m.rule.updates[FULL])
+    _draw_kl(right, m.local, m.updates[FULL])
     caption = (
         "Left: fraction of the attainable gain after k iterations without damping, for 32 eigenvalues from 1 to κ "
         "(median of 8 systems); dashed: the Chebyshev bound, which no system can fall below. Middle: the same against "
         f"damping, after {TRUNCATED} iterations (solid) and solved completely (dotted): less damping is never "
         "worse, and with few iterations it soon makes no difference. Right: true mean KL of TRPO's undamped full step, "
-        f"in units of δ, over {len(m.rule.local.weight)} MDPs: median and middle 80 %. The quadratic model says 1; "
+        f"in units of δ, over {len(m.local.weight)} MDPs: median and middle 80 %. The quadratic model says 1; "
         "above 1 the line search shortens the step."
     )
     return (style.save(drawing, directory, "solving_fraction", caption),)
@@ -49,11 +51,10 @@ def _draw_iterations(axes: Any, undamped: Solves, where: dict[float, slice]) -> 
     axes.plot([], [], "--", color=style.COLOURS[6], linewidth=1, label="Chebyshev bound")
     axes.axvline(10, color="0.6", linewidth=0.8, zorder=0)
     axes.text(9.6, 1.045, "the paper's 10", fontsize=8, color="0.35", ha="right")
-    axes.set(xscale="log", xlabel="iterations k", ylabel="fraction of the attainable gain")
-    axes.set(ylim=(0, 1.1), xlim=(0.93, 34))
+    limits = {"ylim": (0, 1.1), "xlim": (0.93, 34)}
+    style.label(axes, "Stopping early, no damping", "iterations k", _FRACTION, "x", legend=None, **limits)
     axes.set_xticks((1, 2, 5, 10, 20, 32), ("1", "2", "5", "10", "20", "32"))
     axes.set_xticks([], minor=True)
-    axes.set_title("Stopping early, no damping", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.33, 0.36))
 
 
@@ -65,11 +66,8 @@ def _draw_damping(axes: Any, damped: Damped, where: dict[float, slice]) -> None:
             axes.plot(RELATIVE_DAMPINGS, y, line, color=colour, markersize=3.5)
         axes.plot([], [], "o-", color=colour, markersize=3.5, label=f"κ = {_power(kappa)}")
     axes.plot([], [], ":", color=style.COLOURS[6], label="solved completely")
-    axes.set(
-        xscale="log", xlabel="damping λ, in units of λ_max", ylabel="fraction of the attainable gain", ylim=(0, 1.03)
-    )
-    axes.set_title(f"Damping, {TRUNCATED} iterations", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    title, x = f"Damping, {TRUNCATED} iterations", "damping λ, in units of λ_max"
+    style.label(axes, title, x, _FRACTION, "x", legend="lower left", ylim=(0, 1.03))
 
 
 def _draw_kl(axes: Any, local: Local, updates: Updates) -> None:
@@ -86,11 +84,10 @@ def _draw_kl(axes: Any, local: Local, updates: Updates) -> None:
     axes.plot([], [], ":", color=style.COLOURS[6], linewidth=1.2, label="1 + √(2δ)/3 · median skewness")
     axes.axhline(1, color=style.COLOURS[6], linewidth=0.8, zorder=0)
     axes.axvline(DELTA, color="0.6", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", xlabel="δ, nats", ylabel="true mean KL of the full step / δ")
     bottom = axes.get_ylim()[0]
     axes.text(DELTA * 0.9, bottom, "the paper's δ ", fontsize=8, color="0.35", ha="right", va="bottom")
-    axes.set_title("The bowl and the true KL", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    y = "true mean KL of the full step / δ"
+    style.label(axes, "The bowl and the true KL", "δ, nats", y, "x", legend="upper left")
 
 
 def _power(kappa: float) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from trpo.theory.claims.solving import steps, systems
 from trpo.theory.claims.solving.systems import KAPPAS, SIZE, Solves, Systems
-from trpo.theory.shared.arrays import join
+from trpo.theory.shared.arrays import join, take
 from trpo.theory.shared.ensemble import ensemble
 
 SHAPES = ((2, 3, 2), (4, 3, 3), (8, 3, 3))
@@ -57,24 +57,16 @@ def solve(size: int, seed: int) -> Solved:
 
 
 def _solve_damped(solved: Solved) -> Damped:
-    every = solved.systems.take(slice(solved.mdps + solved.random))
+    every = take(solved.systems, slice(solved.mdps + solved.random))
     damping = np.concatenate([RELATIVE_DAMPINGS[:, None] * every.largest, SMALL_DAMPINGS[:, None] * every.smallest])
     found = systems.solve(every, (steps.TRUNCATED, CONVERGED), damping)
     return Damped(damping, *(systems.judge(every, x) for x in found))
 
 
-class Rule(NamedTuple):
-    """The rule's own steps on the exact problem of each MDP."""
-
-    local: steps.Local
-    updates: dict[int, steps.Updates]
-    """By cg_iterations."""
-
-
-def rule(size: int, seed: int, iterations: tuple[int, ...] = (steps.TRUNCATED, steps.FULL)) -> Rule:
-    """Run the rule."""
+def rule(size: int, seed: int, iterations: tuple[int, ...]) -> tuple[steps.Local, dict[int, steps.Updates]]:
+    """Run the rule on the exact problem of each MDP: what the oracle knows of it, and the steps by cg_iterations."""
     group = steps.in_one_shape(ensemble(size, seed, SHAPES, SHARPEST))
-    return Rule(steps.Local.of(group), steps.updates(group, iterations))
+    return steps.Local.of(group), steps.updates(group, iterations)
 
 
 class Measured(NamedTuple):
@@ -82,7 +74,9 @@ class Measured(NamedTuple):
 
     solved: Solved
     damped: Damped
-    rule: Rule
+    local: steps.Local
+    updates: dict[int, steps.Updates]
+    """The rule's own steps, by cg_iterations."""
     cosine: np.ndarray
     """gᵀΔ/gᵀΔ* of random steps on the boundary."""
     chance: np.ndarray
@@ -91,7 +85,7 @@ class Measured(NamedTuple):
 
 def measure(size: int, seed: int) -> Measured:
     """Solve systems with and without damping, and run the rule."""
-    solved, own = solve(size, seed), rule(size, seed)
-    of_mdps = solved.systems.take(slice(solved.mdps))
-    cosine, chance = steps.random_steps(np.random.default_rng([seed, 10]), own.local, of_mdps)
-    return Measured(solved, _solve_damped(solved), own, cosine, chance)
+    solved, (local, updates) = solve(size, seed), rule(size, seed, (steps.TRUNCATED, steps.FULL))
+    of_mdps = take(solved.systems, slice(solved.mdps))
+    cosine, chance = steps.random_steps(np.random.default_rng([seed, 10]), local, of_mdps)
+    return Measured(solved, _solve_damped(solved), local, updates, cosine, chance)

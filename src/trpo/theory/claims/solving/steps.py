@@ -14,6 +14,7 @@ from trpo.theory.claims.solving.systems import COMPILER, Systems, padded
 from trpo.theory.shared import minimal_logits as minimal
 from trpo.theory.shared.arrays import join
 from trpo.theory.shared.ensemble import Group
+from trpo.theory.shared.laws import rms, slope
 
 TRUNCATED, FULL = 10, 64
 """cg_iterations of the rule's own steps: its default, and enough for n = 16."""
@@ -44,16 +45,14 @@ class Local(NamedTuple):
         centred = advantage - exact.expected_advantage(advantage, group.policy)[..., None]
         return cls(exact.state_weight(group.mdp, group.policy), group.policy, centred)
 
-    @property
-    def attainable(self) -> np.ndarray:
-        """gᵀF⁻¹g = E[A²]."""
-        return np.sum(self.weight[..., None] * self.policy * self.advantage**2, axis=(-2, -1))
+    def moment(self, k: int) -> np.ndarray:
+        """E[A^k]; the second is gᵀF⁻¹g."""
+        return np.sum(self.weight[..., None] * self.policy * self.advantage**k, axis=(-2, -1))
 
     @property
     def skewness(self) -> np.ndarray:
         """E[A³]/E[A²]^(3/2)."""
-        third = np.sum(self.weight[..., None] * self.policy * self.advantage**3, axis=(-2, -1))
-        return third / self.attainable**1.5
+        return self.moment(3) / self.moment(2) ** 1.5
 
     def square(self, step: np.ndarray) -> np.ndarray:
         """ΔᵀFΔ = Σ_s d(s) ½ Σ_ab π(a|s) π(b|s) (Δ_sa − Δ_sb)²: without cancellation, however sharp the policy."""
@@ -96,9 +95,8 @@ def in_one_shape(groups: list[Group]) -> Group:
     def enlarged(group: Group) -> Group:
         room = most - group.mdp.states
         rows = ((0, 0), (0, room), (0, 0))
-        transition = np.pad(group.mdp.transition, (*rows, (0, room)))
-        for s in range(group.mdp.states, most):
-            transition[:, s, :, s] = 1.0
+        transition, new = np.pad(group.mdp.transition, (*rows, (0, room))), np.arange(group.mdp.states, most)
+        transition[:, new, :, new] = 1.0
         mdp = MDP(transition, np.pad(group.mdp.reward, rows), np.pad(group.mdp.start, rows[:2]), group.mdp.discount)
         return Group(mdp, np.pad(group.logits, rows), np.pad(group.other_logits, rows))
 
@@ -146,21 +144,19 @@ def updates(group: Group, iterations: tuple[int, ...]) -> dict[int, Updates]:
 def random_steps(
     rng: np.random.Generator, local: Local, systems: Systems, draws: int = 32
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return gᵀΔ/gᵀΔ* for random Δ on the boundary, and how unusual those uniform on it are.
+    """Return gᵀΔ/gᵀΔ* for random Δ on the boundary, uniform and as many near Δ*, ``[2·draws, m]``.
 
-    Returns:
-        The ratio for ``draws`` uniform steps and as many near Δ*, ``[2·draws, m]``; and for the uniform ones
-        (n cos² − 1) over its standard deviation √(2(n − 1)/(n + 2)).
+    And for the uniform ones how unusual they are: (n cos² − 1) over its standard deviation √(2(n − 1)/(n + 2)).
     """
     # x_a = ξ_a/√(d π_a) has covariance (d diag π)⁻¹; the differences to the last action then have covariance F⁻¹.
     scale = np.sqrt(np.where(local.weight > 0, local.weight, 1.0)[..., None] * local.policy)
     noise = minimal.reduce(rng.standard_normal((draws, *local.policy.shape)) / scale)
     noise = np.where(local.weight[..., None] > 0, noise, 0.0)
     size = local.square(noise)
-    near = local.best + 0.1 * np.sqrt(local.attainable / size)[..., None, None] * noise
+    near = local.best + 0.1 * np.sqrt(local.moment(2) / size)[..., None, None] * noise
 
     def cosine(step: np.ndarray) -> np.ndarray:
-        return np.sum(local.gradient * step, axis=(-2, -1)) / np.sqrt(local.square(step) * local.attainable)
+        return np.sum(local.gradient * step, axis=(-2, -1)) / np.sqrt(local.square(step) * local.moment(2))
 
     uniform, n = cosine(noise), systems.rows
     chance = (n * uniform**2 - 1) / np.sqrt(2 * (n - 1) / (n + 2))
@@ -168,18 +164,17 @@ def random_steps(
 
 
 def skewness_law(local: Local, updates: Updates) -> tuple[np.ndarray, float]:
-    """Compare the true KL of full steps with the advantage's skewness.
+    """Compare the true KL of full steps with the advantage's skewness, at the four smallest δ.
 
-    Returns:
-        The errors of the coefficient in units of max|A|/√E[A²], where that is at most ``TAME``; the power of δ in the
-        root mean square of D̄/δ − 1, from the four smallest δ.
+    Return the errors of the coefficient in units of max|A|/√E[A²], where that is at most ``TAME``, and the power of δ
+    in the root mean square of D̄/δ − 1.
     """
-    size = np.abs(local.advantage).max(axis=(-2, -1)) / np.sqrt(local.attainable)
+    size = np.abs(local.advantage).max(axis=(-2, -1)) / np.sqrt(local.moment(2))
     kept = size <= TAME
     excess = local.kl(updates.full[-len(DELTAS) :]) / DELTAS[:, None] - 1
     c = (excess / np.sqrt(2 * DELTAS)[:, None])[-4:, kept]
     # √δ halves from one to the next: extrapolate away √δ, δ and δ^(3/2).
     for factor in (2, 4, 8):
         c = (factor * c[1:] - c[:-1]) / (factor - 1)
-    slope = np.polyfit(np.log(DELTAS[-4:]), np.log(np.sqrt(np.mean(excess[-4:, kept] ** 2, axis=1))), 1)[0]
-    return np.abs(c[0] - local.skewness[kept] / 3) / size[kept], float(slope)
+    power = float(slope(DELTAS[-4:], rms(excess[-4:, kept], axis=1)))
+    return np.abs(c[0] - local.skewness[kept] / 3) / size[kept], power

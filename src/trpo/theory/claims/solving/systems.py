@@ -47,10 +47,6 @@ class Systems(NamedTuple):
         """λ_max of F."""
         return self.smallest * self.kappa
 
-    def take(self, index: Any) -> Systems:
-        """Return the systems at ``index``."""
-        return Systems(*(part[index] for part in self))
-
 
 def dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return xᵀy over the last axis."""
@@ -138,10 +134,9 @@ def judge(systems: Systems, direction: np.ndarray) -> Solves:
 
 
 def solve(systems: Systems, iterations: tuple[int, ...], damping: np.ndarray) -> np.ndarray:
-    """Run the library's conjugate gradient on (F + λI) s = g without stopping early, for λ of shape ``[lambdas, m]``.
+    """Run the library's conjugate gradient on (F + λI) s = g to the end, for λ of shape ``[lambdas, m]``.
 
-    Returns:
-        s, ``[iterations, lambdas, m, SIZE]``.
+    Return s, ``[iterations, lambdas, m, SIZE]``.
     """
 
     def one(matrix: Any, b: Any, shift: Any) -> Any:

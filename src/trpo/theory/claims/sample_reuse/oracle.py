@@ -109,12 +109,3 @@ def constrained_optimum(facts: Facts, max_kl: np.ndarray) -> np.ndarray:
         return (facts.weight * exact.kl(policy, tilted(1 / np.maximum(u, 1e-300)))).sum(axis=-1) <= max_kl
 
     return tilted(1 / _largest(inside, len(a)))
-
-
-def cumulants(facts: Facts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return κ₂ and κ₃ = Σ_s d(s) E[A³], and Σ_s d(s) Var(A²), for a ~ π(·|s)."""
-    joint, a = facts.weight[..., None] * facts.policy, facts.advantage
-    square = (facts.policy * a**2).sum(axis=-1, keepdims=True)
-    moments = (a**2, a**3, (a**2 - square) ** 2)
-    second, third, spread = ((joint * moment).sum(axis=(-2, -1)) for moment in moments)
-    return second, third, spread
