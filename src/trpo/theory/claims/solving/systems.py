@@ -61,15 +61,10 @@ def times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 def padded(matrix: np.ndarray, gradient: np.ndarray, solution: np.ndarray) -> Systems:
     """Return systems of n rows with what is known of them."""
     count, n = gradient.shape
-    room, eigenvalues = SIZE - n, np.linalg.eigvalsh(matrix)
-    return Systems(
-        np.pad(matrix, ((0, 0), (0, room), (0, room))),
-        np.pad(gradient, ((0, 0), (0, room))),
-        np.pad(solution, ((0, 0), (0, room))),
-        eigenvalues[:, -1] / eigenvalues[:, 0],
-        eigenvalues[:, 0],
-        np.full(count, n),
-    )
+    values, room = np.linalg.eigvalsh(matrix), ((0, 0), (0, SIZE - n))
+    vectors = (np.pad(x, room) for x in (gradient, solution))
+    kappa, rows = values[:, -1] / values[:, 0], np.full(count, n)
+    return Systems(np.pad(matrix, (*room, room[1])), *vectors, kappa, values[:, 0], rows)
 
 
 def synthetic(rng: np.random.Generator, draws: int = DRAWS) -> Systems:
@@ -123,21 +118,17 @@ def judge(systems: Systems, direction: np.ndarray) -> Solves:
     def square(v: np.ndarray) -> np.ndarray:
         return dot(v, times(systems.matrix, v))
 
-    slope, curvature = dot(systems.gradient, direction), square(direction)
+    slope, curvature, all_of_it = dot(systems.gradient, direction), square(direction), square(systems.solution)
     best = (slope / curvature)[..., None]
-    attainable = square(systems.solution)
     return Solves(
-        slope / np.sqrt(curvature * systems.attainable),
-        square(systems.solution - best * direction) / attainable,
-        square(systems.solution - direction) / attainable,
+        fraction=slope / np.sqrt(curvature * systems.attainable),
+        lost=square(systems.solution - best * direction) / all_of_it,
+        error=square(systems.solution - direction) / all_of_it,
     )
 
 
 def solve(systems: Systems, iterations: tuple[int, ...], damping: np.ndarray) -> np.ndarray:
-    """Run the library's conjugate gradient on (F + λI) s = g to the end, for λ of shape ``[lambdas, m]``.
-
-    Return s, ``[iterations, lambdas, m, SIZE]``.
-    """
+    """Return conjugate gradient's s of (F + λI)s = g, ``[iterations, lambdas, m, SIZE]``, for λ ``[lambdas, m]``."""
 
     def one(matrix: Any, b: Any, shift: Any) -> Any:
         def product(v: Any) -> Any:
