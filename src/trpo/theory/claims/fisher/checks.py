@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from trpo.theory.claims.fisher.measure import SMALL, STEPS, WAYS, Part, Series, coins, fisher_error, library_kl
@@ -19,7 +21,7 @@ def _slope(remainder: np.ndarray) -> float:
     return float(laws.slope(STEPS[SMALL], laws.rms(remainder[:, SMALL], axis=0)))
 
 
-def checks(parts: list[Part], s: Series) -> tuple[Check, ...]:
+def checks(parts: list[Part], s: Series) -> Iterator[Check]:
     """Hold matrices, remainders and coefficients against the theory's."""
     error = join([fisher_error(part) for part in parts])
     start = join([np.abs(part.measured.start) for part in parts])
@@ -27,70 +29,36 @@ def checks(parts: list[Part], s: Series) -> tuple[Check, ...]:
     cubic, gap = np.abs(s.forward - s.kappa), np.abs(s.backward - 2 * s.kappa)
     slopes = {name: _slope(getattr(s, name)) for name in ("cubic", "quartic", "gap")}
     _, coin_error, ratio = coins()
-    return (
-        at_most(
-            "F in six ways",
-            "E[score scoreᵀ] from its definition = library products on all basis vectors = scores of log_prob = "
-            "∇²D̄(θ_old), entry by entry; in units of rounding, ε d(s)√(π(a|s) π(b|s)) / (1 − γ)",
-            error,
-            64,
-            f"rounding; largest by way: {by_way}",
-        ),
-        at_most(
-            "flat at θ_old",
-            "D̄(θ_old) = 0, max_s KL = 0 and ∇D̄(θ_old) = 0",
-            start,
-            np.finfo(float).eps,
-            f"rounding: D̄ {start[:, 0].max():.1e}, max_s KL {start[:, 1].max():.1e}, ∇D̄ {start[:, 2].max():.1e}",
-        ),
-        at_most(
-            "slope of the KL nearby",
-            "∇D̄(θ_old + tΔ) = t F Δ + ½ t² d(s) π(a|s) [(Δ_sa − EΔ)² − κ₂(s)] + O(t³): the error of the t² "
-            "coefficient, extrapolated to t → 0, in units of Σ_s d(s) max_a Δ²",
-            s.gradient,
-            _DIGITS,
-            f"coefficient of t² exact to {s.gradient.max():.1e} (median {np.median(s.gradient):.1e})",
-        ),
-        within(
-            "the remainder is cubic",
-            "D̄(θ_old, θ_old + tΔ) − ½ t² ΔᵀFΔ = O(t³): slope in log-log of the root mean square over MDPs",
-            slopes["cubic"],
-            2.97,
-            3.03,
-            f"slope {slopes['cubic']:.4f}; {slopes['quartic']:.4f} after the third cumulant is taken off as well",
-            over=s.cubic,
-        ),
-        at_most(
-            "its coefficient",
-            "[D̄ − ½ t² ΔᵀFΔ] / t³ → Σ_s d(s) κ₃(s)/6, sign included, in units of ΔᵀFΔ/6",
-            cubic,
-            _DIGITS,
-            f"agrees to {cubic.max():.1e} (median {np.median(cubic):.1e})",
-        ),
-        at_most(
-            "the other direction",
-            "KL(π_new ‖ π_old) has the same parabola and cubic coefficient Σ_s d(s) κ₃(s)/3, in the same units",
-            gap,
-            _DIGITS,
-            f"agrees to {gap.max():.1e}; the directions differ by slope {slopes['gap']:.4f} in log-log",
-        ),
-        at_most(
-            "a fair coin and an unfair one",
-            "KL((½, ½) ‖ (1 − q, q)) = ½ log 1/(4q(1 − q)), and back log 2 + q log q + (1 − q) log(1 − q): "
-            "relative error",
-            coin_error,
-            1e-14,
-            f"ratio of the directions from {ratio[0]:.2f} at q = 0.1 to {ratio[-1]:.1f} at 1e-12: it grows as log 1/q",
-        ),
-        at_least(
-            "directions that disagree",
-            "largest ratio of the two directions among the coins: far from each other they are different distances",
-            ratio.max(),
-            10,
-            "½ log(1/4q) / log 2: no bound",
-            over=ratio,
-        ),
+    says = (
+        "E[score scoreᵀ] from its definition = library products on all basis vectors = scores of log_prob = "
+        "∇²D̄(θ_old), entry by entry; in units of rounding, ε d(s)√(π(a|s) π(b|s)) / (1 − γ)"
     )
+    yield at_most("F in six ways", says, error, 64, f"rounding; largest by way: {by_way}")
+    says = "D̄(θ_old) = 0, max_s KL = 0 and ∇D̄(θ_old) = 0"
+    law = f"rounding: D̄ {start[:, 0].max():.1e}, max_s KL {start[:, 1].max():.1e}, ∇D̄ {start[:, 2].max():.1e}"
+    yield at_most("flat at θ_old", says, start, np.finfo(float).eps, law)
+    says = (
+        "∇D̄(θ_old + tΔ) = t F Δ + ½ t² d(s) π(a|s) [(Δ_sa − EΔ)² − κ₂(s)] + O(t³): the error of the t² "
+        "coefficient, extrapolated to t → 0, in units of Σ_s d(s) max_a Δ²"
+    )
+    law = f"coefficient of t² exact to {s.gradient.max():.1e} (median {np.median(s.gradient):.1e})"
+    yield at_most("slope of the KL nearby", says, s.gradient, _DIGITS, law)
+    says = "D̄(θ_old, θ_old + tΔ) − ½ t² ΔᵀFΔ = O(t³): slope in log-log of the root mean square over MDPs"
+    law = f"slope {slopes['cubic']:.4f}; {slopes['quartic']:.4f} after the third cumulant is taken off as well"
+    yield within("the remainder is cubic", says, slopes["cubic"], 2.97, 3.03, law, over=s.cubic)
+    says = "[D̄ − ½ t² ΔᵀFΔ] / t³ → Σ_s d(s) κ₃(s)/6, sign included, in units of ΔᵀFΔ/6"
+    law = f"agrees to {cubic.max():.1e} (median {np.median(cubic):.1e})"
+    yield at_most("its coefficient", says, cubic, _DIGITS, law)
+    says = "KL(π_new ‖ π_old) has the same parabola and cubic coefficient Σ_s d(s) κ₃(s)/3, in the same units"
+    law = f"agrees to {gap.max():.1e}; the directions differ by slope {slopes['gap']:.4f} in log-log"
+    yield at_most("the other direction", says, gap, _DIGITS, law)
+    says = (
+        "KL((½, ½) ‖ (1 − q, q)) = ½ log 1/(4q(1 − q)), and back log 2 + q log q + (1 − q) log(1 − q): relative error"
+    )
+    law = f"ratio of the directions from {ratio[0]:.2f} at q = 0.1 to {ratio[-1]:.1f} at 1e-12: it grows as log 1/q"
+    yield at_most("a fair coin and an unfair one", says, coin_error, 1e-14, law)
+    says = "largest ratio of the two directions among the coins: far from each other they are different distances"
+    yield at_least("directions that disagree", says, ratio.max(), 10, "½ log(1/4q) / log 2: no bound", over=ratio)
 
 
 def findings(parts: list[Part]) -> tuple[str, ...]:

@@ -33,4 +33,4 @@ def run(size: int, figures: Path | None = None, seed: int = 0) -> Outcome:
     """Compare library, definition and derivatives on ``size`` random MDPs."""
     parts = measure(size, seed)
     series = join([compare(part) for part in parts])
-    return Outcome(checks(parts, series), findings(parts), draw(figures, series))
+    return Outcome(tuple(checks(parts, series)), findings(parts), draw(figures, series))

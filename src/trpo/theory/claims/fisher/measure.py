@@ -145,10 +145,11 @@ def fisher_error(part: Part) -> np.ndarray:
 
 
 class Series(NamedTuple):
-    """Remainders and coefficients along t, all MDPs together, each divided by its MDP's ``unit``."""
+    """Remainders and coefficients along t, in units of each MDP's ΔᵀFΔ/6.
 
-    unit: np.ndarray
-    """ΔᵀFΔ/6: a cubic coefficient of that size would match the parabola at t = 3, a change of a few logits."""
+    A cubic coefficient of that size would match the parabola at t = 3, a change of a few logits.
+    """
+
     kl: np.ndarray
     cubic: np.ndarray
     """D̄ − ½t²ΔᵀFΔ."""
@@ -180,7 +181,6 @@ def compare(part: Part) -> Series:
     predicted = 0.5 * probability * (c**2 - (part.policy * c**2).sum(axis=-1, keepdims=True))
     bend_unit = (part.weight * (part.delta**2).max(axis=-1)).sum(axis=-1)
     return Series(
-        unit,
         m.forward / unit[:, None],
         forward,
         forward - kappa[:, None] * STEPS**3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from trpo.theory.claims.surrogate.measure import MEASURABLE, STEPS, Study
@@ -14,42 +16,25 @@ def checks(study: Study) -> tuple[Check, ...]:
     return *_exact_checks(study), *_order_checks(study.measurable)
 
 
-def _rounding(name: str, statement: str, error: np.ndarray) -> Check:
-    return at_most(name, statement, error, 1e-12, rounding(error))
+def _exact_checks(study: Study) -> Iterator[Check]:
+    """Check that the library's values and gradients are exact to rounding."""
+    terms = "relative to ‖ρ_π π (|Q| + |V|)‖, the terms whose difference it is"
+    listed = "Σ_s,a d_π(s) π(a|s) [π̃(a|s)/π(a|s)] A_π(s, a) through `sampled_problem` is the same number (equation 14)"
+    elsewhere = "The library's surrogate/(1 − γ) + η(π) = L_π(π̃) of equation 3 at unrelated π̃"
+    derivative = "∇L_π = ∇η by complex steps, relative to the same"
+    sampled = "The gradient of `sampled_problem` over all (s, a) = ∇η by complex steps, relative to the same"
+    for name, says, error, scale in (
+        ("value at π", "L_π(π) = η(π), relative to max|r|/(1 − γ)", study.value_error, study.scale),
+        ("value elsewhere", f"{elsewhere}, relative to max|r|/(1 − γ)", study.elsewhere_error, study.scale),
+        ("importance-sampled form", listed, study.sampled_elsewhere_error, study.scale),
+        ("gradient: theorem", f"∇L_π = ρ_π(s) π(a|s) A_π(s, a), {terms}", study.theorem_error, study.gradient_scale),
+        ("gradient: derivative of η", derivative, study.complex_error, study.gradient_scale),
+        ("gradient: importance-sampled form", sampled, study.sampled_error, study.gradient_scale),
+    ):
+        yield at_most(name, says, error / scale, 1e-12, rounding(error / scale))
 
 
-def _exact_checks(study: Study) -> list[Check]:
-    return [
-        _rounding("value at π", "L_π(π) = η(π), relative to max|r|/(1 − γ)", study.value_error / study.scale),
-        _rounding(
-            "value elsewhere",
-            "The library's surrogate/(1 − γ) + η(π) = L_π(π̃) of equation 3 at unrelated π̃, relative to max|r|/(1 − γ)",
-            study.elsewhere_error / study.scale,
-        ),
-        _rounding(
-            "importance-sampled form",
-            "Σ_s,a d_π(s) π(a|s) [π̃(a|s)/π(a|s)] A_π(s, a) through `sampled_problem` is the same number (equation 14)",
-            study.sampled_elsewhere_error / study.scale,
-        ),
-        _rounding(
-            "gradient: theorem",
-            "∇L_π = ρ_π(s) π(a|s) A_π(s, a), relative to ‖ρ_π π (|Q| + |V|)‖, the terms whose difference it is",
-            study.theorem_error / study.gradient_scale,
-        ),
-        _rounding(
-            "gradient: derivative of η",
-            "∇L_π = ∇η by complex steps, relative to the same",
-            study.complex_error / study.gradient_scale,
-        ),
-        _rounding(
-            "gradient: importance-sampled form",
-            "The gradient of `sampled_problem` over all (s, a) = ∇η by complex steps, relative to the same",
-            study.sampled_error / study.gradient_scale,
-        ),
-    ]
-
-
-def _order_checks(study: Study) -> list[Check]:
+def _order_checks(study: Study) -> Iterator[Check]:
     """Check slope and coefficient of what L_π misses; ``study`` has only MDPs in which it is measurable."""
     unit = study.coefficient_scale[:, None]
     relative = np.abs(study.forward) / unit
@@ -62,34 +47,18 @@ def _order_checks(study: Study) -> list[Check]:
     limit = (ratio * even[:, -1] - even[:, -2]) / (ratio - 1)
     final = np.abs(limit - study.coefficient) / unit[:, 0]
     approach = float(slope(STEPS, rms(off, axis=0)))
-    return [
-        within(
-            "error is of second order",
-            "|η − L_π| at θ + td ∝ t^slope, t = 0.1 … 0.01 (median over the MDPs)",
-            typical,
-            1.95,
-            2.05,
-            f"slope {typical:.3f} in log-log, 90 % of the MDPs within {band(each)} (t³ shows, most where t² happens to "
-            "cancel)",
-            over=each,
-        ),
-        at_most(
-            "coefficient of t²",
-            "(η − L_π)/t² → Σ_s dρ(s) dĀ(s) as t → 0 (extrapolated; relative to Σ_s |dρ||dĀ|)",
-            final,
-            1e-4,
-            f"deviation {np.median(final):.0e} in the median, {final.max():.0e} at worst",
-        ),
-        within(
-            "approach to the coefficient",
-            "|even part of (η − L_π)/t² − Σ_s dρ dĀ| ∝ t^slope: the next even order, t⁴, and nothing in between",
-            approach,
-            1.95,
-            2.05,
-            f"slope {approach:.3f}; RMS deviation {rms(off[:, 0]):.1e} at t = 0.1, {rms(off[:, -1]):.1e} at t = 0.01",
-            over=off,
-        ),
-    ]
+    says = "|η − L_π| at θ + td ∝ t^slope, t = 0.1 … 0.01 (median over the MDPs)"
+    law = (
+        f"slope {typical:.3f} in log-log, 90 % of the MDPs within {band(each)} (t³ shows, most where t² happens to "
+        "cancel)"
+    )
+    yield within("error is of second order", says, typical, 1.95, 2.05, law, over=each)
+    says = "(η − L_π)/t² → Σ_s dρ(s) dĀ(s) as t → 0 (extrapolated; relative to Σ_s |dρ||dĀ|)"
+    law = f"deviation {np.median(final):.0e} in the median, {final.max():.0e} at worst"
+    yield at_most("coefficient of t²", says, final, 1e-4, law)
+    says = "|even part of (η − L_π)/t² − Σ_s dρ dĀ| ∝ t^slope: the next even order, t⁴, and nothing in between"
+    law = f"slope {approach:.3f}; RMS deviation {rms(off[:, 0]):.1e} at t = 0.1, {rms(off[:, -1]):.1e} at t = 0.01"
+    yield within("approach to the coefficient", says, approach, 1.95, 2.05, law, over=off)
 
 
 def findings(study: Study) -> tuple[str, ...]:
