@@ -12,7 +12,7 @@ import pytest
 
 from trpo.cli.main import main
 from trpo.theory import records
-from trpo.theory.claims import CLAIMS, claim, prose
+from trpo.theory.claims import CLAIMS, claim, text
 from trpo.theory.pages.markdown import claims_page, equations_page
 from trpo.theory.pages.rows import number
 from trpo.theory.pages.text import EQUATIONS, paragraphs, source
@@ -35,16 +35,16 @@ def exists(test: str) -> bool:
 
 @every_claim
 def test_a_claim_explains_itself_and_names_code_and_tests_that_exist(name: str) -> None:
-    module, (title, explanation) = claim(name), prose(name)
-    assert title
-    assert module.__doc__
-    kinds = [formula for formula, _ in paragraphs(explanation)]
+    said = text(name)
+    assert said.title
+    assert claim(name).__doc__
+    kinds = [formula for formula, _ in paragraphs(said.explanation)]
     assert kinds.count(False) >= 2
     assert True in kinds, "no formula"
-    assert module.CODE
-    assert all(source(reference).text for reference in module.CODE)
-    assert module.TESTS
-    assert not [test for test in module.TESTS if not exists(test)]
+    assert said.code
+    assert all(source(reference).text for reference in said.code)
+    assert said.tests
+    assert not [test for test in said.tests if not exists(test)]
 
 
 def test_every_folder_is_a_claim_with_its_rooms() -> None:
@@ -237,6 +237,9 @@ def test_the_pages_are_what_the_stored_run_says() -> None:
         assert record["cases"] >= 1000
         assert record["pictures"]
         assert all((STORED / "figures" / picture["file"]).exists() for picture in record["pictures"])
+        said = text(record["name"])
+        assert [picture["file"] for picture in record["pictures"]] == list(said.captions)
+        assert (record["code"], record["tests"]) == (said.code, said.tests)
 
 
 def test_the_stored_run_names_no_machine() -> None:

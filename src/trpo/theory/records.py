@@ -90,8 +90,8 @@ class Picture:
 
     file: str
     """Its name in the directory of figures."""
-    caption: str
-    """What is to be seen in it, with units."""
+    numbers: dict[str, Any]
+    """Those in its caption, which is in the claim's ``text.md``."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo._version import __version__
-from trpo.theory.claims import CLAIMS, claim, prose
+from trpo.theory.claims import CLAIMS, claim, text
 from trpo.theory.pages.markdown import claims_page, equations_page
 from trpo.theory.pages.page import html_page
 from trpo.theory.records import Outcome
@@ -31,25 +31,26 @@ def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> di
     import jax
 
     begin = time.perf_counter()
-    module, error = claim(name), None
+    module, said, error = claim(name), text(name), None
     try:
         with jax.enable_x64(True):
             outcome = module.run(size, figures, seed)
+        found = said.caption(outcome.to_json())
     except Exception as raised:
         traceback.print_exc()
         outcome, error = Outcome(()), f"{type(raised).__name__}: {raised}"
-    found = outcome.to_json()
+        found = outcome.to_json()
     return {
         "number": CLAIMS.index(name) + 1,
         "name": name,
-        "title": prose(name)[0],
+        "title": said.title,
         "passed": outcome.passed,
         "error": error,
         "cases": max((check.cases for check in outcome.checks), default=0),
         "seconds": round(time.perf_counter() - begin, 1),
         **found,
-        "code": list(module.CODE),
-        "tests": list(module.TESTS),
+        "code": said.code,
+        "tests": said.tests,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trpo.theory.claims import CLAIMS, claim, prose
+from trpo.theory.claims import CLAIMS, text
 from trpo.theory.pages import rows
 from trpo.theory.pages.text import EQUATIONS, paragraphs, source
 
@@ -13,20 +13,20 @@ ROOT = "../.."
 """From docs/theory to the repository."""
 
 
-def _paragraphs(text: str) -> list[str]:
+def _paragraphs(prose: str) -> list[str]:
     lines = []
-    for formula, block in paragraphs(text):
+    for formula, block in paragraphs(prose):
         lines += ["```text", block, "```", ""] if formula else [_plain(block), ""]
     return lines
 
 
-def _plain(text: str) -> str:
+def _plain(prose: str) -> str:
     """Keep [π̃/π](a|s) from being taken for a link."""
-    return text.replace("](", "]\\(")
+    return prose.replace("](", "]\\(")
 
 
-def _cell(text: str) -> str:
-    return _plain(text).replace("|", "\\|")
+def _cell(prose: str) -> str:
+    return _plain(prose).replace("|", "\\|")
 
 
 def _code(reference: str) -> str:
@@ -44,8 +44,8 @@ def _table(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> list[str]
 
 
 def _chapter(record: dict[str, Any]) -> list[str]:
-    module = claim(record["name"])
-    lines = [f"## {rows.heading(record)}", "", *_paragraphs(prose(record["name"])[1])]
+    said = text(record["name"])
+    lines = [f"## {rows.heading(record)}", "", *_paragraphs(said.explanation)]
     for picture in record["pictures"]:
         lines += [f"![{picture['caption']}](figures/{picture['file']})", "", f"*{picture['caption']}*", ""]
     cells = []
@@ -54,8 +54,8 @@ def _chapter(record: dict[str, Any]) -> list[str]:
         cells.append((statement, *map(_cell, (row.cases, row.worst, row.limit, row.law)), mark))
     lines += _table(rows.CHECKS, cells)
     lines += ["", *(f"- {_plain(finding)}" for finding in record["findings"]), ""]
-    lines += ["Code: " + " · ".join(map(_code, module.CODE)) + "  "]
-    return [*lines, "Tests: " + " · ".join(map(_test, module.TESTS)), ""]
+    lines += ["Code: " + " · ".join(map(_code, said.code)) + "  "]
+    return [*lines, "Tests: " + " · ".join(map(_test, said.tests)), ""]
 
 
 def claims_page(report: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trpo.theory.claims import CLAIMS, claim, prose
+from trpo.theory.claims import CLAIMS, text
 from trpo.theory.pages import rows
 from trpo.theory.pages.text import EQUATIONS, NOTATION, paragraphs, read, source
 
@@ -17,22 +17,22 @@ from trpo.theory.pages.text import EQUATIONS, NOTATION, paragraphs, read, source
 _INDEX = re.compile(r"(?<!\w)([A-Za-zΑ-Ωα-ω∇][\u0303\u0304]?)_(?:\{([^}]+)\}|([A-Za-zΑ-Ωα-ω0-9]+\u0303?))")
 
 
-def _formula(text: str) -> str:
-    return _INDEX.sub(lambda m: f"{m[1]}<sub>{m[2] or m[3]}</sub>", escape(text, quote=False))
+def _formula(formula: str) -> str:
+    return _INDEX.sub(lambda m: f"{m[1]}<sub>{m[2] or m[3]}</sub>", escape(formula, quote=False))
 
 
-def _inline(text: str) -> str:
+def _inline(prose: str) -> str:
     """Escape text; `code` between backticks, *emphasis* between stars, indices lowered."""
-    parts = re.split(r"`([^`]+)`", text)
-    prose = (re.sub(r"\*(\w[^*]*\w)\*", r"<em>\1</em>", _formula(part)) for part in parts[::2])
+    parts = re.split(r"`([^`]+)`", prose)
+    plain = (re.sub(r"\*(\w[^*]*\w)\*", r"<em>\1</em>", _formula(part)) for part in parts[::2])
     code = (f"<code>{escape(part, quote=False)}</code>" for part in [*parts[1::2], ""])
-    return "".join(text for pair in zip(prose, code, strict=True) for text in pair).removesuffix("<code></code>")
+    return "".join(part for pair in zip(plain, code, strict=True) for part in pair).removesuffix("<code></code>")
 
 
-def _paragraphs(text: str) -> str:
+def _paragraphs(prose: str) -> str:
     return "\n".join(
         f'<div class="formula">{_formula(block)}</div>' if formula else f"<p>{_inline(block)}</p>"
-        for formula, block in paragraphs(text)
+        for formula, block in paragraphs(prose)
     )
 
 
@@ -47,8 +47,8 @@ def _picture(picture: dict[str, Any], figures: Path) -> str:
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _number(text: str) -> str:
-    return f'<td class="n">{text}</td>'
+def _number(number: str) -> str:
+    return f'<td class="n">{number}</td>'
 
 
 def _table(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -84,8 +84,8 @@ def _code(reference: str) -> str:
 
 
 def _chapter(record: dict[str, Any], figures: Path) -> str:
-    module = claim(record["name"])
-    parts = [f'<h2 id="{record["name"]}">{escape(rows.heading(record))}</h2>', _paragraphs(prose(record["name"])[1])]
+    said = text(record["name"])
+    parts = [f'<h2 id="{record["name"]}">{escape(rows.heading(record))}</h2>', _paragraphs(said.explanation)]
     parts += [_picture(picture, figures) for picture in record["pictures"]]
     if record["error"]:
         parts.append(f'<p class="bad">This check did not finish: {escape(record["error"])}</p>')
@@ -93,8 +93,8 @@ def _chapter(record: dict[str, Any], figures: Path) -> str:
         parts.append(_checks(record))
     if record["findings"]:
         parts.append("<ul>" + "".join(f"<li>{_inline(finding)}</li>" for finding in record["findings"]) + "</ul>")
-    parts.append("<p><b>The code</b></p>" + "".join(map(_code, module.CODE)))
-    parts.append("<p><b>The tests</b>: " + ", ".join(f"<code>tests/{test}</code>" for test in module.TESTS) + "</p>")
+    parts.append("<p><b>The code</b></p>" + "".join(map(_code, said.code)))
+    parts.append("<p><b>The tests</b>: " + ", ".join(f"<code>tests/{test}</code>" for test in said.tests) + "</p>")
     return "\n".join(parts)
 
 

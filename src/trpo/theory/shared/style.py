@@ -53,9 +53,9 @@ def label(axes: Any, title: str, x: str, y: str, log: str = "", legend: str | No
         axes.legend(frameon=False, fontsize=8.5, loc=legend)
 
 
-def save(drawing: Any, directory: Path, name: str, caption: str) -> Picture:
-    """Write ``name``.png into ``directory``."""
+def save(drawing: Any, directory: Path, name: str, **numbers: float) -> Picture:
+    """Write ``name``.png into ``directory``; ``numbers`` are those of its caption."""
     directory.mkdir(parents=True, exist_ok=True)
     # Without dates and version numbers the same numbers give the same file.
     drawing.savefig(directory / f"{name}.png", dpi=110, metadata={"Software": None})
-    return Picture(f"{name}.png", caption)
+    return Picture(f"{name}.png", numbers)

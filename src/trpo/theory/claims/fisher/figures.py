@@ -20,13 +20,7 @@ def draw(directory: Path | None, s: Series) -> tuple[Picture, ...]:
     _draw_directions(panels[0, 0])
     _draw_powers(panels[0, 1], s)
     _draw_coefficients(panels[0, 2], s)
-    caption = (
-        "Left: KL in nats when the favoured action's logit is moved by t (π = 0.9, 0.1), in both directions, and their "
-        f"common parabola ½ t² ΔᵀFΔ. Middle: mean KL and remainders on {s.kappa.size} MDPs, median and the middle "
-        "80 %; dotted lines are pure powers of t. Right: coefficient of t³ for every MDP, from the library's KL "
-        "against the third cumulant; all in units of ΔᵀFΔ/6."
-    )
-    return (style.save(drawing, directory, "fisher_expansion", caption),)
+    return (style.save(drawing, directory, "fisher_expansion", mdps=s.kappa.size),)
 
 
 def _draw_directions(axes: Any) -> None:

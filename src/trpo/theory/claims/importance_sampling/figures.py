@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trpo.theory.claims.importance_sampling.measure import RADII, SAMPLES, STEPS, Measured, PathErrors, Spread
+from trpo.theory.claims.importance_sampling.measure import RADII, SAMPLES, Measured, PathErrors, Spread
 from trpo.theory.claims.importance_sampling.paths import DISCOUNTS, LENGTHS, PathBias
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
@@ -48,13 +48,7 @@ def _sampling(directory: Path, noises: dict[str, Noise], errors: PathErrors) -> 
         for axis, ticks in ((axes.xaxis, x), (axes.yaxis, y)):
             axis.set_ticks(ticks, [str(tick) for tick in ticks])
             axis.set_ticks([], minor=True)
-    caption = (
-        "Left: surrogate at π̃, gradient and Fisher product of the library's sampled problem, each error divided by its "
-        "exact standard deviation: all lie on σ/√N, nothing is fitted. "
-        f"Right: gradients from single paths of {STEPS} steps against (1 − γ)∇η; curves are √(bias² + σ²/N), exact. "
-        "With γᵗ the error falls on; without, a bias remains."
-    )
-    return style.save(drawing, directory, "importance_sampling_convergence", caption)
+    return style.save(drawing, directory, "importance_sampling_convergence")
 
 
 def _ratio(directory: Path, far: Spread, deviation: np.ndarray) -> Picture:
@@ -79,12 +73,7 @@ def _ratio(directory: Path, far: Spread, deviation: np.ndarray) -> Picture:
     right.axhline(1, color="black", linewidth=0.6)
     x, y = r"mean $KL(\pi\,\|\,\tilde\pi)$, nats: the trust region's", "σ of one sample of the surrogate / at π"
     style.label(right, "", x, y, "xy", legend="upper left", ylim=(0.5, 40))
-    caption = (
-        "Left: variance of the importance ratio, exactly, for every MDP along a line of policies. It is at least "
-        "e^KL − 1, and 2 KL for small steps. Right: what that does to the noise of the sampled surrogate: nothing "
-        "inside the usual trust region, a lot at KL of order 1."
-    )
-    return style.save(drawing, directory, "importance_sampling_ratio", caption)
+    return style.save(drawing, directory, "importance_sampling_ratio")
 
 
 def _paths(directory: Path, bias: PathBias) -> Picture:
@@ -103,9 +92,4 @@ def _paths(directory: Path, bias: PathBias) -> Picture:
     style.label(right, "", x, "bias / ‖(1−γ)∇η‖ (median)", "xy", legend=None, ylim=(1e-4, 2))
     for axes in (left, right):
         axes.set_xticks((1, 10, 100, 1000), ("1", "10", "100", "1000"))
-    caption = (
-        f"{len(bias.mixing)} random MDPs, exact expectations. With γᵗ what a cut at T loses falls as γᵀ (dashed). "
-        "Without γᵗ the gradient is nearest to ∇η where T is about 1/(1 − γ), and then goes to a limit that isn't ∇η "
-        "(solid)."
-    )
-    return style.save(drawing, directory, "importance_sampling_paths", caption)
+    return style.save(drawing, directory, "importance_sampling_paths", mdps=len(bias.mixing))

@@ -32,14 +32,7 @@ def draw(directory: Path | None, e: Evidence) -> tuple[Picture, ...]:
     _draw_sides(panels[0, 0], e)
     _draw_tightness(panels[0, 1], e)
     _draw_powers(panels[0, 2], e)
-    caption = (
-        "Left: both sides of Theorem 1 in units of max|r|/(1 − γ), one point for each pair of policies; nothing may "
-        "lie above the diagonal. Middle: the largest ratio |L − η| / penalty that the search found at each γ (1 is "
-        "the limit), and the median of unrelated random pairs for Theorem 1 (dotted). Right: size of L − η and of "
-        f"penalties, root mean square over {e.near.coefficient.size} MDPs, against the step in the logits in units of "
-        "1 − γ; in units of Theorem 1's leading coefficient."
-    )
-    return (style.save(drawing, directory, "lower_bound", caption),)
+    return (style.save(drawing, directory, "lower_bound", mdps=e.near.coefficient.size),)
 
 
 def _draw_sides(axes: Any, e: Evidence) -> None:

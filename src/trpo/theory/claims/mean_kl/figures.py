@@ -28,14 +28,7 @@ def _steps(study: Study, directory: Path) -> Picture:
     drawing.get_layout_engine().set(w_pad=0.1)
     _ratios(left, study.shapes)
     _orders(right, study.walks.mean)
-    caption = (
-        "Left: how much larger the largest KL of any state is than the mean, over all accepted steps at δ = 0.01; "
-        "dashed, the largest value that the definition allows in the median step. Right: the first step from each "
-        "random policy, median over the MDPs, in units of its gap η* − η(π). The gain of η falls as √δ, what the "
-        "surrogate misses of it as δ; the guarantee, which is ∝ δ as well, exceeds the gain long before the real error "
-        "does."
-    )
-    return style.save(drawing, directory, "mean_kl_steps", caption)
+    return style.save(drawing, directory, "mean_kl_steps")
 
 
 def _ratios(axes: Any, shapes: dict[int, Walk]) -> None:
@@ -90,10 +83,4 @@ def _falls(study: Walks, table: dict[float, Walk], directory: Path) -> Picture:
     right.set_ylim(bottom=-0.1 * right.get_ylim()[1])
     style.label(right, "", "gap closed after 20 steps (%, mean over MDPs)", left.get_ylabel(), legend=None)
     steps, mdps = next(iter(study.mean.values())).gain.shape
-    caption = (
-        f"Accepted steps that lower the true η, of {steps} steps in each of {mdps} random MDPs. Left: over δ; "
-        "with a complete table no step lowers η at any δ. Right: the same against the share of the gap η* − η that was "
-        "closed. At equal δ the max constraint is safer, because its steps are shorter; at equal progress the two "
-        "hardly differ."
-    )
-    return style.save(drawing, directory, "mean_kl_falls", caption)
+    return style.save(drawing, directory, "mean_kl_falls", steps=steps, mdps=mdps)

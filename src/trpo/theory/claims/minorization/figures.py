@@ -11,7 +11,7 @@ import numpy as np
 from trpo.tabular import bounds, exact
 from trpo.tabular.mdp import MDP
 from trpo.theory.claims.minorization import climb as runs
-from trpo.theory.claims.minorization.measure import TARGETS, Climbed, Measured
+from trpo.theory.claims.minorization.measure import Climbed, Measured
 from trpo.theory.records import Picture
 from trpo.theory.shared import style
 from trpo.theory.shared.arrays import join
@@ -62,14 +62,13 @@ def _bound(mdp: MDP, directory: Path) -> Picture:
                 axes.plot(t[best], curve[best] - origin, "v", color=colour, markersize=7)
         axes.plot(0, middle - origin, "o", color="black", markersize=5, zorder=5)
     _label(left, right, along(np.linspace(-4, 12, 400))[:2], peak, middle, along(np.array([peak]))[2][0] - middle)
-    caption = (
-        "Return η, surrogate L_π and lower bound M_π along the gradient of η from the uniform policy π of the chain "
-        f"(5 states, γ = {float(mdp.discount):g}, C = {float(bounds.penalty_coefficient(mdp, policy)):,.0f}); "
-        "triangles mark maxima. "
-        "Left, at the scale of η: M is the needle at π. Right, the same curves magnified at π: M touches η there with "
-        "the same slope and lies below it; its maximum is an improvement, but a minute one."
+    return style.save(
+        drawing,
+        directory,
+        "minorization_bound",
+        gamma=float(mdp.discount),
+        price=float(bounds.penalty_coefficient(mdp, policy)),
     )
-    return style.save(drawing, directory, "minorization_bound", caption)
 
 
 def _label(left: Any, right: Any, seen: np.ndarray, peak: float, middle: float, gain: float) -> None:
@@ -110,12 +109,7 @@ def _progress(part: Climbed, directory: Path) -> Picture:
         style.label(axes, title, "policies so far, the first included", y, "xy", legend=None, ylim=(7e-3, 1.3))
         axes.axhline(1 - runs.CLOSED, color="black", linewidth=0.6, linestyle=":")
     left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.33, 0.08))
-    caption = (
-        "How much of the gap between the first policy's return and the optimal one remains (logarithmic axes; dotted: "
-        "1 %, where MM was stopped). TRPO and the natural gradient with the same δ are all but one curve. Left: the "
-        f"chain of 5 states. Right: the median over {part.group.size - 1} random MDPs with as many states and actions."
-    )
-    return style.save(drawing, directory, "minorization_progress", caption)
+    return style.save(drawing, directory, "minorization_progress", mdps=part.group.size - 1)
 
 
 def _steps(climbed: Sequence[Climbed], directory: Path) -> Picture:
@@ -134,8 +128,4 @@ def _steps(climbed: Sequence[Climbed], directory: Path) -> Picture:
     power = np.polyfit(np.log(horizon), np.log(ratio), 1)
     right.plot(x, np.exp(power[1]) * x ** power[0], color="black", linewidth=1, label=f"slope {power[0]:.1f}")
     style.label(right, "", r"horizon $1/(1 - \gamma)$, steps", over, "xy")
-    caption = (
-        f"The largest KL of any state in TRPO's first step (mean KL at most {TARGETS[0]:g}), divided by the KL of the "
-        f"step that maximises the lower bound from the same policy, on {ratio.size} MDPs; right, against the horizon."
-    )
-    return style.save(drawing, directory, "minorization_steps", caption)
+    return style.save(drawing, directory, "minorization_steps", mdps=ratio.size)

@@ -36,13 +36,7 @@ def _distances(directory: Path, c: study.Compared) -> Picture:
     _gaussians(panels[0, 0])
     _balls(panels[0, 1])
     _saturation(panels[0, 2], c)
-    caption = (
-        "Left: KL in nats of moving a Gaussian's mean by 0.1. Middle: policies over three actions as points of a "
-        f"triangle; each blob is the image of a ball ‖Δθ‖ ≤ {_BALL:g} in logits, all of one size. Right: mean KL, "
-        f"nats, of steps ‖Δθ‖ = {study.RADIUS:g} along the plain gradient on {c.kl.size} random MDPs, against how "
-        "often the policy does not take its favourite action."
-    )
-    return style.save(drawing, directory, "parameter_ball_distances", caption)
+    return style.save(drawing, directory, "parameter_ball_distances", mdps=c.kl.size)
 
 
 def _coordinates(directory: Path, c: study.Compared) -> Picture:
@@ -50,13 +44,7 @@ def _coordinates(directory: Path, c: study.Compared) -> Picture:
     drawing, panels = style.figure(columns=2, width=5.2, height=4.2)
     _steps(panels[0, 0])
     _disagreement(panels[0, 1], c)
-    caption = (
-        "Left: steps from one policy over three actions (dot) in six random coordinate systems, each of quadratic KL "
-        f"{_KL:g}; the curve is where the KL is exactly that (the triangle of policies, magnified). "
-        f"Right: distance between the policies that a rule reaches in two coordinate systems, in per cent of the step, "
-        f"on {c.kl.size} random MDPs: median and the middle 80 %."
-    )
-    return style.save(drawing, directory, "parameter_ball_coordinates", caption)
+    return style.save(drawing, directory, "parameter_ball_coordinates", mdps=c.kl.size)
 
 
 def _gaussians(axes: Any) -> None:

@@ -39,15 +39,7 @@ def _sides_figure(sides: Sides, directory: Path) -> Picture:
     )
     wrong = 100 * np.mean(sides.surrogate * sides.change < 0)
     right.text(0.05, 0.93, f"wrong sign: {wrong:.0f} %", transform=right.transAxes, va="top")
-    return style.save(
-        drawing,
-        directory,
-        "performance_difference_sides",
-        "Each point is a random MDP with two unrelated random policies π and π̃; in units of max|r|/(1 − γ). "
-        "Weighted with the visitation of π̃ (left) the advantages of π add up to the true change of the return, on the "
-        "diagonal to rounding error. Weighted with the visitation of π (right), which is all that data of π can tell, "
-        "they don't when the policies differ this much.",
-    )
+    return style.save(drawing, directory, "performance_difference_sides")
 
 
 def _sampling_figure(noise: Noise, example: tuple[float, np.ndarray], directory: Path) -> Picture:
@@ -72,10 +64,4 @@ def _sampling_figure(noise: Noise, example: tuple[float, np.ndarray], directory:
         axis.set_ticks([], minor=True)
     left.set_xticks((10, 100, 1000), ("10", "100", "1000"))
     right.legend(fontsize=8, frameon=False)
-    return style.save(
-        drawing,
-        directory,
-        "performance_difference_sampling",
-        "Left: in one MDP the mean advantage that π̃ collects along its simulated paths closes in on the exact change "
-        "of the return. Right: over all MDPs the RMS error lies on σ/√N with the exact σ of each; nothing is fitted.",
-    )
+    return style.save(drawing, directory, "performance_difference_sampling")

@@ -37,13 +37,7 @@ def draw(directory: Path | None, cells: Cells) -> tuple[Picture, ...]:
     for axes in panels.flat:
         axes.set_xscale("log", base=2)
         axes.set_xticks(UPDATES, [str(count) for count in UPDATES])
-    caption = (
-        f"δ = {PAIRED[1]:g}; tables and shared parameters together. Solid: K updates within one cumulative δ. Dashed: "
-        "re-anchored updates, each with a δ of its own. Left: true gain of η for one batch, in units of what the "
-        "linear model promises the table without noise, mean over MDPs. Middle: mean KL from the sampling policy in "
-        "units of δ, exact problems, median and the middle 80 %. Right: share of batches that lower η."
-    )
-    return (style.save(drawing, directory, "sample_reuse_updates", caption),)
+    return (style.save(drawing, directory, "sample_reuse_updates"),)
 
 
 def _column(cells: Cells, samples: int, field: str) -> np.ndarray:

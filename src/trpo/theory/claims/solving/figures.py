@@ -28,15 +28,7 @@ def draw(directory: Path | None, m: Measured) -> tuple[Picture, ...]:
     _draw_iterations(left, m.solved.undamped, where)
     _draw_damping(middle, m.damped, where)
     _draw_kl(right, m.local, m.updates[FULL])
-    caption = (
-        "Left: fraction of the attainable gain after k iterations without damping, for 32 eigenvalues from 1 to κ "
-        "(median of 8 systems); dashed: the Chebyshev bound, which no system can fall below. Middle: the same against "
-        f"damping, after {TRUNCATED} iterations (solid) and solved completely (dotted): less damping is never "
-        "worse, and with few iterations it soon makes no difference. Right: true mean KL of TRPO's undamped full step, "
-        f"in units of δ, over {len(m.local.weight)} MDPs: median and middle 80 %. The quadratic model says 1; "
-        "above 1 the line search shortens the step."
-    )
-    return (style.save(drawing, directory, "solving_fraction", caption),)
+    return (style.save(drawing, directory, "solving_fraction", mdps=len(m.local.weight)),)
 
 
 def _draw_iterations(axes: Any, undamped: Solves, where: dict[float, slice]) -> None:

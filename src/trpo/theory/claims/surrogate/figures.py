@@ -39,15 +39,7 @@ def _line(group: Group, direction: np.ndarray, directory: Path) -> Picture:
         axes.set_title(f"error larger than in {100 * quantile:.0f} % of MDPs", fontsize=10)
     panels[0, 0].set_ylabel("expected discounted return")
     panels[0, 0].legend(fontsize=8, frameon=False)
-    return style.save(
-        drawing,
-        directory,
-        "surrogate_line",
-        "Return η and surrogate L_π along lines θ + td of soft-max policies through π, d random, in three of "
-        f"{order.size} random MDPs (8 states, 4 actions, rewards of order 1): those whose largest error |η − L_π|, "
-        "relative to the range of η, is at the quantiles named. At π they share value and tangent; further out L_π may "
-        "promise what the return doesn't keep, or the other way round.",
-    )
+    return style.save(drawing, directory, "surrogate_line", mdps=order.size)
 
 
 def _along(group: Group, direction: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
@@ -90,11 +82,4 @@ def _error_law(study: Study, directory: Path) -> Picture:
     axes.set(xscale="log", yscale="log", xlabel="t, length of the step from π in logits")
     axes.set_ylabel("error / exact coefficient")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
-    return style.save(
-        drawing,
-        directory,
-        "surrogate_error_law",
-        f"{len(missed)} random MDPs in random directions. The return changes in proportion to t, but what L_π misses "
-        "of it only to t². Each MDP is divided by its own exact coefficient, so nothing is fitted: the lines are t "
-        "and t².",
-    )
+    return style.save(drawing, directory, "surrogate_error_law", mdps=len(missed))
