@@ -97,7 +97,7 @@ def _weighted(weight: np.ndarray, per_state: np.ndarray) -> np.ndarray:
 def path_bias(mdp: MDP, policy: np.ndarray) -> PathBias:
     """Compute what dropping γᵗ and cutting at T do to the gradient of the soft-max logits, exactly."""
     limit, excess = stationary(mdp, policy), deviation(mdp, policy)
-    visited = state_frequencies(mdp, policy, LENGTHS[-1] + 1)
+    visited = state_frequencies(mdp, policy, int(LENGTHS[-1]) + 1)
     # P(s_T = s), and d_T(s) = (1/T) Σ_{t<T} P(s_t = s).
     last, mean = visited[:, LENGTHS], np.cumsum(visited, axis=1)[:, LENGTHS - 1] / LENGTHS[:, None]
     columns = []
