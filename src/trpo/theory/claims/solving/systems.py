@@ -62,9 +62,9 @@ def padded(matrix: np.ndarray, gradient: np.ndarray, solution: np.ndarray) -> Sy
     """Return systems of n rows with what is known of them."""
     count, n = gradient.shape
     values, room = np.linalg.eigvalsh(matrix), ((0, 0), (0, SIZE - n))
-    vectors = (np.pad(x, room) for x in (gradient, solution))
     kappa, rows = values[:, -1] / values[:, 0], np.full(count, n)
-    return Systems(np.pad(matrix, (*room, room[1])), *vectors, kappa, values[:, 0], rows)
+    enlarged = np.pad(matrix, (*room, room[1])), np.pad(gradient, room), np.pad(solution, room)
+    return Systems(*enlarged, kappa, values[:, 0], rows)
 
 
 def synthetic(rng: np.random.Generator, draws: int = DRAWS) -> Systems:
