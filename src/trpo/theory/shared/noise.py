@@ -50,15 +50,12 @@ def bias_check(name: str, what: str, noise: Noise, statement: str, sigmas: float
     deviations = np.abs(np.concatenate([mean, (square - 1) / _square_error(noise)]))
     numbers = ", ".join(f"{v:.3f}" for v in np.sqrt(square))
     counts = ", ".join(str(int(v)) for v in noise.samples)
-    return at_most(
-        name,
-        f"{statement}: E[error] = 0 and E[N·error²] = σ², σ exact (largest deviation in standard errors)",
-        deviations,
-        sigmas,
+    says = f"{statement}: E[error] = 0 and E[N·error²] = σ², σ exact (largest deviation in standard errors)"
+    law = (
         f"RMS error of {what} in units of σ/√N: {numbers} at N = {counts}; mean error "
-        f"{np.max(np.abs(mean)):.2f} standard errors at most",
-        over=noise.z,
+        f"{np.max(np.abs(mean)):.2f} standard errors at most"
     )
+    return at_most(name, says, deviations, sigmas, law, over=noise.z)
 
 
 def slope_check(name: str, noise: Noise, statement: str, sigmas: float = 5.0) -> Check:
@@ -71,15 +68,9 @@ def slope_check(name: str, noise: Noise, statement: str, sigmas: float = 5.0) ->
     # An error of log RMS is half that of the mean square; those of nested samples are correlated, which makes it less.
     slack = sigmas * 0.5 * _square_error(noise).max() / np.sqrt(((log_n - log_n.mean()) ** 2).sum())
     fitted = float(slope(noise.samples.astype(float), error))
-    return within(
-        name,
-        f"{statement}: RMS error over the MDPs ∝ N^slope",
-        fitted,
-        -0.5 - slack,
-        -0.5 + slack,
-        f"slope {fitted:.3f} in log-log, N = {noise.samples[0]} … {noise.samples[-1]}; statistical limit ±{slack:.3f}",
-        over=noise.z,
-    )
+    says, low, high = f"{statement}: RMS error over the MDPs ∝ N^slope", -0.5 - slack, -0.5 + slack
+    law = f"slope {fitted:.3f} in log-log, N = {noise.samples[0]} … {noise.samples[-1]}; statistical limit ±{slack:.3f}"
+    return within(name, says, fitted, low, high, law, over=noise.z)
 
 
 def noise_checks(name: str, what: str, noise: Noise, statement: str) -> list[Check]:
@@ -107,12 +98,9 @@ def interval_check(
     described = " and ".join(
         f"{100 * covered[i]:.1f} % (expected {100 * expected[i]:.1f} %) at N = {samples[i]}" for i in (0, -1)
     )
-    return at_most(
-        "95 % interval covers",
+    says = (
         "Share of MDPs whose 95 % interval, mean ± 1.96 s/√N, contains the exact value, against 95 % less the exact "
-        "term of order 1/N for skewed samples (largest deviation in standard errors)",
-        np.abs(covered - expected) / error,
-        4.0,
-        f"covers {described}; standard error {100 * error:.1f} %",
-        over=cases,
+        "term of order 1/N for skewed samples (largest deviation in standard errors)"
     )
+    law = f"covers {described}; standard error {100 * error:.1f} %"
+    return at_most("95 % interval covers", says, np.abs(covered - expected) / error, 4.0, law, over=cases)
