@@ -23,7 +23,7 @@ class Encoder(Protocol):
         """Features."""
         ...
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, /) -> Any:
         """Return the features."""
         ...
 
