@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import same_bits
 
@@ -32,9 +31,9 @@ def test_round_trip_is_bit_exact(trained, tmp_path):
     read = checkpoint.read_checkpoint(path, agent.learner)
     assert same_bits(read.learner, state.learner)
     assert (read.iteration, read.steps) == (state.iteration, state.steps)
-    assert read.environments == state.environments
-    assert np.array_equal(read.observation, state.observation)
     assert read.episodes == state.episodes
+    assert read.source is None  # the simulators offer no snapshot
+    assert state.source is None
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -52,7 +51,7 @@ def test_statistics_are_inside(trained, tmp_path):  # PITFALLS row 23
     agent, state = trained
     path = checkpoint.write_checkpoint(tmp_path, state)
     names = set(checkpoint.named_arrays(checkpoint.read_checkpoint(path, agent.learner).learner))
-    assert {"observations.mean", "observations.count", "value.returns.mean", "policy.network.weights[0]"} <= names
+    assert {"observations.mean", "observations.count", "value.returns.mean", "policy.trunk.weights[0]"} <= names
     assert any("value.optimiser" in name for name in names)
 
 
