@@ -596,9 +596,9 @@ def test_bad_settings_are_refused_in_one_line(
 
 
 def test_a_batch_beyond_memory_is_refused_by_its_true_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two observations of two floats, an action, three more floats and three flags are 31 bytes, for each step."""
+    """Two observations of two floats, an action, a reward and three flags are 27 bytes, for each step."""
     config = configure(env=trpo.EnvConfig(count=1000), fragment=100)
-    least = 31 * 100 * 1000
+    least = 27 * 100 * 1000
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: least)
     with pytest.raises(ValueError, match=r"takes \d\.\d MiB of memory") as caught:
@@ -616,7 +616,7 @@ def test_what_the_program_needs_is_refused_too_and_said_otherwise(monkeypatch: p
     assert learned < loop.memory < 2**26
     assert loop.describe().startswith("on cpu: batch of 4 environments × 5 steps; memory ")
     assert loop.describe().endswith("of 1024.00 GiB")
-    batch_alone = 31 * 4 * 5 * 2
+    batch_alone = 27 * 4 * 5 * 2
     monkeypatch.setattr(device_training, "capacity", lambda: batch_alone)
     monkeypatch.setattr(device_training, "_programs", {})
     with pytest.raises(ValueError, match=r"the batch needs \d+\.\d MiB of memory"):
