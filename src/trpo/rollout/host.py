@@ -134,7 +134,8 @@ class HostSource:
         ]
         trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
         before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
-        together = trajectories[0].map_steps(lambda *x: np.concatenate(x, 1), *trajectories[1:])
+        columns = [dataclasses.replace(t, carry=(), reset=np.zeros((0, 0), bool)) for t in trajectories]
+        together = jax.tree.map(lambda *x: np.concatenate(x, 1), *columns)
         return dataclasses.replace(together, carry=before.carry, reset=before.reset)
 
     def _shares(self, policy: HostPolicy, noise: Any) -> list[slice] | None:

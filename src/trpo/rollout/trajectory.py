@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Bool, Float, PyTree, Shaped
 
 from trpo.envs.spec import Space
@@ -56,12 +54,6 @@ class Trajectory(eqx.Module):
     """The policy's memory before the first step, ``()`` where it has none."""
     reset: Bool[ArrayLike, "env"]
     """Whether an episode begins with the first step."""
-
-    def map_steps(self, f: Callable[..., Any], *others: Trajectory) -> Trajectory:
-        """Return the same with ``f`` of every array that has an axis of time, and of those arrays of ``others``."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("carry", "reset")]
-        steps = [{name: getattr(t, name) for name in names} for t in (self, *others)]
-        return dataclasses.replace(self, **jax.tree.map(f, *steps))
 
 
 class Actor(eqx.Module):

@@ -74,7 +74,7 @@ def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tu
     rollout, trajectory, episodes = source.collect(program.policy, actor, member.rollout, noise)
     # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
     # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
-    trajectory = jax.lax.optimization_barrier(trajectory.map_steps(setup.layout.constrain_batch))
+    trajectory = jax.lax.optimization_barrier(setup.layout.constrain_trajectory(trajectory))
     improved, batch, info = improve(program, hyper, learner, trajectory, member.iteration)
     value, fit = refit(program, hyper, learner.value, batch, fit_key)
     improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from trpo.rollout import Trajectory
+
 AXIS = "data"
 _CORES: list[int] = []
 """Not empty once :func:`use_cores` has made devices of a CPU's cores."""
@@ -76,6 +78,11 @@ class Layout:
             return tree
         sharding = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
+
+    def constrain_trajectory(self, trajectory: Trajectory) -> Trajectory:
+        """Do the same for a trajectory; the memory and flags of its first step have no axis of time, and stay put."""
+        divided = self.constrain_batch(dataclasses.replace(trajectory, carry=(), reset=trajectory.valid))
+        return dataclasses.replace(divided, carry=trajectory.carry, reset=trajectory.reset)
 
 
 def layout_for(requested: int, count: int, members: int) -> Layout:
