@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -134,9 +133,8 @@ class HostSource:
         ]
         trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
         before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
-        columns = [dataclasses.replace(t, carry=(), reset=np.zeros((0, 0), bool)) for t in trajectories]
-        together = jax.tree.map(lambda *x: np.concatenate(x, 1), *columns)
-        return dataclasses.replace(together, carry=before.carry, reset=before.reset)
+        together = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.steps() for t in trajectories))
+        return Trajectory(**together, carry=before.carry, reset=before.reset)
 
     def _shares(self, policy: HostPolicy, noise: Any) -> list[slice] | None:
         """Return which environments each process can act for by itself with no bit changed; None: none can.
