@@ -209,6 +209,36 @@ def test_an_older_gymnax_environment_without_a_clock_never_truncates() -> None:
     np.testing.assert_array_equal(seen.truncated, [False, False])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Seen:
+    flag: Any
+    count: Any
+
+
+def test_gymnax_observations_keep_their_form_and_types() -> None:
+    class Mixed(Old):
+        def reset_env(self, key: Any, params: Any) -> tuple[Any, Any]:
+            image, flag = jnp.arange(6, dtype=jnp.uint8).reshape(2, 3), jnp.asarray([True, False])
+            seen = {"z": [image, 0.5], "a": Timed(flag, 3), "m": Seen(flag[0], jnp.zeros(2, jnp.int16))}
+            return seen, super().reset_env(key, params)[1]
+
+    env = from_gymnax(Mixed(clock=False), None, "mixed")
+    assert env.spec.observation == Dict(
+        (
+            ("a", Tuple((Bits((2,), "bool"), Box((), "int32")))),
+            ("m", Tuple((Bits((), "bool"), Box((2,), "int16")))),
+            ("z", Tuple((Box((2, 3), "uint8"), Box(())))),
+        )
+    )
+    _, seen = env.reset(jax.random.key(0))
+    assert env.spec.observation.fits(seen) == ()
+    assert jax.tree.structure(seen) == jax.tree.structure(env.spec.observation.zeros())
+    env.spec.observation.map(lambda leaf, x: np.testing.assert_equal(str(x.dtype), leaf.dtype), seen)
+    _, flat = Flattened(env).reset(jax.random.key(0))
+    np.testing.assert_array_equal(flat, [1, 0, 3, 1, 0, 0, *range(6), 0.5])
+
+
 def test_gymnax_action_spaces() -> None:
     class WithSpace(Old):
         def __init__(self, space: Any):

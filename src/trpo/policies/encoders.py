@@ -43,11 +43,9 @@ class Flatten(eqx.Module):
 
     @property
     def size(self) -> int:
-        """Features."""
         return self.end - self.begin
 
     def __call__(self, x: Any) -> Any:
-        """Return the row."""
         if self.ndim != 1:
             x = x.reshape((*x.shape[: x.ndim - self.ndim], -1))
         return x if self.whole else x[..., self.begin : self.end]
@@ -66,11 +64,9 @@ class Join(eqx.Module):
 
     @property
     def size(self) -> int:
-        """Features of all."""
         return sum(part.size for part in self.parts)
 
     def __call__(self, observation: Any) -> Any:
-        """Return the features."""
         rows = [part(_at(observation, path)) for path, part in zip(self.paths, self.parts, strict=True)]
         return rows[0] if len(rows) == 1 else namespace(rows[0]).concatenate(rows, axis=-1)
 

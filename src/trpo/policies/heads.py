@@ -47,11 +47,9 @@ class GaussianHead(eqx.Module):
 
     @property
     def size(self) -> int:
-        """One mean for each element of an action."""
         return self.log_std.shape[0]
 
     def __call__(self, outputs: Any) -> DiagGaussian:
-        """Return the distribution around each row."""
         log_std = self.log_std
         return DiagGaussian(outputs, namespace(log_std).broadcast_to(above(self.min_std, log_std), outputs.shape))
 
@@ -64,11 +62,9 @@ class StateDependentGaussianHead(eqx.Module):
 
     @property
     def size(self) -> int:
-        """A mean and an offset for each element of an action."""
         return 2 * self.log_std.shape[0]
 
     def __call__(self, outputs: Any) -> DiagGaussian:
-        """Return the distribution for each row."""
         d = self.log_std.shape[0]
         log_std = outputs[..., d:] + per_element(self.log_std, outputs.ndim)
         return DiagGaussian(outputs[..., :d], above(self.min_std, log_std))
@@ -80,7 +76,6 @@ class CategoricalHead(eqx.Module):
     size: int = eqx.field(static=True)
 
     def __call__(self, outputs: Any) -> Categorical:
-        """Return the distribution for each row of logits."""
         return Categorical(outputs)
 
 
@@ -91,11 +86,9 @@ class MultiCategoricalHead(eqx.Module):
 
     @property
     def size(self) -> int:
-        """One logit for each choice."""
         return sum(self.sizes)
 
     def __call__(self, outputs: Any) -> MultiCategorical:
-        """Return the distribution for each row of logits."""
         return MultiCategorical(outputs, self.sizes)
 
 
@@ -105,7 +98,6 @@ class BernoulliHead(eqx.Module):
     size: int = eqx.field(static=True)
 
     def __call__(self, outputs: Any) -> Bernoulli:
-        """Return the distribution for each row of logits."""
         return Bernoulli(outputs)
 
 

@@ -33,11 +33,9 @@ class Policy(eqx.Module):
     head: Head
 
     def start(self, count: int) -> Any:
-        """Return the memory at the start of ``count`` episodes."""
         return _start(self.trunk, count)
 
     def __call__(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
-        """Return the distribution for each observation, and the memory after them."""
         observation, reset = observed
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
         return self.head(outputs), carry
@@ -50,11 +48,9 @@ class ValueFunction(eqx.Module):
     trunk: Any
 
     def start(self, count: int) -> Any:
-        """Return the memory at the start of ``count`` episodes."""
         return _start(self.trunk, count)
 
     def __call__(self, carry: Any, observed: Observed) -> tuple[Any, Any]:
-        """Return V for each observation, and the memory after them."""
         observation, reset = observed
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
         return outputs[..., 0], carry

@@ -43,11 +43,9 @@ class Memoryless:
     function: Callable[[Params, Any], Any]
 
     def start(self, count: int) -> tuple[()]:
-        """Return no memory."""
         return ()
 
     def __call__(self, params: Params, carry: tuple[()], observed: Observed) -> tuple[Any, tuple[()]]:
-        """Call the function."""
         return self.function(params, observed[0]), carry
 
     def bind(self, params: Params) -> Callable[[Any, Observed], tuple[Any, Any]]:

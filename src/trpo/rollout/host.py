@@ -91,7 +91,6 @@ class HostSource:
         self._apart: bool | None = None
 
     def restart(self, seeds: list[int]) -> None:
-        """Begin new episodes everywhere, as after a crash or a non-finite batch."""
         self.seat = Seat(self.envs.reset(seeds), self._start(self.count), np.ones(self.count, bool))
         self.episodes.restart()
 
@@ -110,18 +109,15 @@ class HostSource:
         return trajectory
 
     def snapshot(self) -> Snapshot | None:
-        """Return the simulators' state and the seat, or None where the simulators don't offer theirs."""
         environments = self.envs.snapshot()
         return None if environments is None else Snapshot(environments, self.seat)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot."""
         self.envs.restore(snapshot.environments)
         seat = snapshot.seat
         self.seat = to_numpy(from_named_arrays(self.seat, seat)) if isinstance(seat, dict) else seat
 
     def close(self) -> None:
-        """Close the environments."""
         self.envs.close()
 
     def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: Any) -> Trajectory:

@@ -54,7 +54,6 @@ class MM(eqx.Module):
         check("tolerance", self.tolerance, 0, 1, "1e-6 is more than the maximum can show")
 
     def init(self, params: Float[Array, "s a"]) -> tuple[()]:
-        """MM carries nothing from one update to the next."""
         return ()
 
     def update(

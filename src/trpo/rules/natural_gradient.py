@@ -37,7 +37,6 @@ class NaturalGradient(eqx.Module):
         check_fields(self)
 
     def init(self, params: Params) -> tuple[()]:
-        """The rule carries nothing from one update to the next."""
         return ()
 
     def update(self, problem: LocalProblem, params: Params, state: tuple[()]) -> tuple[Params, tuple[()], UpdateInfo]:

@@ -59,7 +59,6 @@ class Penalty(eqx.Module):
         check("inner_steps", self.inner_steps, 1, math.inf, "3 nearly solves the penalised problem", strict=False)
 
     def init(self, params: Params) -> PenaltyState:
-        """Start from ``initial_coefficient``."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return PenaltyState(jnp.asarray(self.initial_coefficient, dtype))
 

@@ -34,7 +34,6 @@ class Repeated(eqx.Module):
 
     @property
     def enforces_max_kl(self) -> bool:
-        """Whether the rule does."""
         return self.rule.enforces_max_kl
 
     @property
@@ -43,11 +42,9 @@ class Repeated(eqx.Module):
         return self.rule.max_kl
 
     def init(self, params: Params) -> Any:
-        """Return the rule's state."""
         return self.rule.init(params)
 
     def update(self, problem: LocalProblem, params: Params, state: Any) -> tuple[Params, Any, UpdateInfo]:
-        """Update K times on ``problem`` from ``params``."""
         if self.times == 1:
             return self.rule.update(problem, params, state)
 

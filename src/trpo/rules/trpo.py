@@ -52,7 +52,6 @@ class TRPO(eqx.Module):
         check_fields(self, **cures, backtrack_ratio="0.8 is usual, 0.5 shrinks faster")
 
     def init(self, params: Params) -> tuple[()]:
-        """TRPO carries nothing from one update to the next."""
         return ()
 
     def update(self, problem: LocalProblem, params: Params, state: tuple[()]) -> tuple[Params, tuple[()], UpdateInfo]:

@@ -47,7 +47,6 @@ class Reporter:
             self._live.start()
 
     def update(self, metrics: Metrics) -> None:
-        """Redraw the line; without a terminal print it, if the last was long ago or the run is over."""
         steps, now = int(metrics["steps"] or 0), time.perf_counter()
         line = self._line(metrics, steps, now)
         if self._live is not None:
@@ -73,11 +72,9 @@ class Reporter:
         return " · ".join(part for part in parts if part)
 
     def say(self, text: str) -> None:
-        """Print a line of its own, above the one that is redrawn."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=self._live is None)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
         if self._live is not None:
             self._live.stop()
 

@@ -51,12 +51,10 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, records: Sequence[Metrics]) -> None:
-        """Append lines; they are in the operating system's hands when this returns."""
         self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records))
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -73,7 +71,6 @@ class TensorBoard:
         self._writer = SummaryWriter(str(run), purge_step=after_step + 1 if after_step else None)
 
     def write(self, records: Sequence[Metrics]) -> None:
-        """Record the last iteration."""
         metrics = records[-1]
         step = int(metrics["steps"] or 0)
         for name, value in metrics.items():
@@ -81,7 +78,6 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close."""
         self._writer.close()
 
 

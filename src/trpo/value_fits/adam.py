@@ -35,7 +35,6 @@ class AdamFit(eqx.Module):
             raise ValueError(f"value.learning_rate={self.learning_rate}: must be > 0; 1e-3 is usual")
 
     def init(self, params: Params) -> Any:
-        """Return Adam's moments for ``params``."""
         return _adam().init(params)
 
     def minimise(

@@ -35,7 +35,6 @@ class GaussNewtonFit(eqx.Module):
             raise ValueError(f"value.steps={self.steps}, value.cg_iterations={self.cg_iterations}: must be ≥ 1")
 
     def init(self, params: Params) -> tuple[()]:
-        """The fit carries nothing from batch to batch."""
         return ()
 
     def minimise(

@@ -39,13 +39,11 @@ class BraxEnv:
     cheap_reset: bool = False
 
     def reset(self, key: Any) -> tuple[Any, Any]:
-        """Begin an episode."""
         # These environments were written for raw keys, and some keep theirs in the state.
         state = self.env.reset(jax.random.key_data(key))
         return _Clocked(state, jnp.zeros((), jnp.int32)), _observation(state.obs)
 
     def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
-        """Take a step; these environments draw nothing while stepping, or carry their own key."""
         after, elapsed = self.env.step(state.state, action), state.elapsed + 1
         # The state says `done` until the next reset, and the next step must not see it.
         terminated = after.done > 0

@@ -35,12 +35,10 @@ class GymnaxEnv:
     cheap_reset: bool = True
 
     def reset(self, key: Any) -> tuple[Any, Any]:
-        """Begin an episode."""
         observation, state = self.env.reset_env(key, self.params)
         return state, _tree(observation)
 
     def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
-        """Take a step."""
         observation, after, reward, ended, _ = self.env.step_env(key, state, action, self.params)
         ended = jnp.asarray(ended, bool).reshape(())
         if hasattr(self.env, "is_truncated"):

@@ -34,23 +34,19 @@ class HostedJaxEnvs:
         self._state: Any = None
 
     def reset(self, seeds: list[int]) -> Tree:
-        """Start new episodes, environment i from ``seeds[i]``."""
         with quiet():
             self._state = _start(self._env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
         return jax.tree.map(np.asarray, self._state.observation)
 
     def step(self, action: Tree) -> Transition:
-        """Step every environment once."""
         with quiet():
             self._state, transition = _step(self._env, self.spec.action, self._state, action)
         return jax.tree.map(np.array, transition)
 
     def snapshot(self) -> None:
-        """None: from the host, a resumed run starts new episodes."""
         return
 
     def restore(self, snapshot: Any) -> None:
-        """Never called: there is no snapshot."""
         raise TypeError("JAX environments that are stepped from the host have no snapshots")
 
     def close(self) -> None:

@@ -30,13 +30,11 @@ class JaxProbe:
     cheap_reset: bool = True
 
     def reset(self, key: Any) -> tuple[_State, Array]:
-        """Begin an episode."""
         seeing = self.name in ("observation", "both", "continuous")
         value = jax.random.rademacher(key, (), float) if seeing else jnp.zeros(())
         return _State(value, jnp.zeros((), jnp.int32)), value[None]
 
     def step(self, state: _State, action: Any, key: Any) -> tuple[_State, Step]:
-        """Take a step."""
         value, time = state.value, state.time + 1
         yes, no = jnp.asarray(True), jnp.asarray(False)
         reward, terminated, truncated = jnp.ones(()), yes, no

@@ -68,11 +68,9 @@ class Flattened:
         return flat(self.env.spec.observation, jax.tree.map(jnp.asarray, observation))
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Array]:
-        """Begin an episode."""
         state, observation = self.env.reset(key)
         return state, self._flat(observation)
 
     def step(self, state: Any, action: Tree, key: PRNGKeyArray) -> tuple[Any, Step]:
-        """Take a step."""
         state, seen = self.env.step(state, action, key)
         return state, seen._replace(observation=self._flat(seen.observation))

@@ -59,20 +59,17 @@ class EnvPoolEnvs:
         return flat(self._space, seen) if self._flatten else seen
 
     def reset(self, seeds: list[int]) -> Tree:
-        """Start new episodes. EnvPool takes one seed for all and derives each environment's from it."""
         self._envs = self._make(int(seeds[0]) % 2**31)
         observation, _ = self._envs.reset()
         self._ended[:] = False
         return self._seen(observation)
 
     def restart(self, which: np.ndarray) -> Tree:
-        """Start new episodes in some environments."""
         observation, _ = self._envs.reset(np.asarray(which, np.int32))
         self._ended[which] = False
         return self._seen(observation)
 
     def step(self, action: Tree) -> Transition:
-        """Step every environment once."""
         try:
             observation, reward, terminated, truncated, _ = self._envs.step(self.spec.action.to_env(action))
         except Exception as error:
@@ -84,13 +81,10 @@ class EnvPoolEnvs:
         return Transition(observation, np.asarray(reward, np.float32), terminated, truncated, observation, valid)
 
     def snapshot(self) -> None:
-        """EnvPool does not offer its simulators' state."""
         return
 
     def restore(self, snapshot: Any) -> None:
-        """Never called: there is no snapshot."""
         raise TypeError("EnvPool environments have no snapshots")
 
     def close(self) -> None:
-        """Stop the thread pool."""
         self._envs.close()

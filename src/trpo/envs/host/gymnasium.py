@@ -25,10 +25,10 @@ SUPPORTED = (
 def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Space:
     """Describe a space; where a part of it (of actions, all of it) is not supported, raise, naming that part.
 
-    Actions keep the environment's own type. Observations are kept in one that JAX has: see :func:`_seen`.
+    Actions keep the environment's own type. Observations are kept in one that JAX has: see :func:`_kept`.
     """
     shape = tuple(space.shape or ())
-    dtype = str(space.dtype if of_actions else _seen(space))
+    dtype = str(space.dtype if of_actions else _kept(space))
     match space:
         case gym.spaces.Dict() if not of_actions:
             return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
@@ -53,8 +53,8 @@ def bound_of(values: Any) -> Bound:
     return each[0] if len(set(each)) == 1 else each
 
 
-def _seen(space: gym.Space) -> np.dtype | None:
-    """Return the type of observations: float32, or integers of up to 32 bits, where these hold wider ones too."""
+def _kept(space: gym.Space) -> np.dtype | None:
+    """Return the type that observations are kept in: float32, or integers of up to 32 bits where they hold them."""
     if space.dtype is None or np.can_cast(space.dtype, np.int32):
         return space.dtype
     low, high, limits = getattr(space, "low", 0), getattr(space, "high", 0), np.iinfo(np.int32)
@@ -167,15 +167,12 @@ class GymnasiumEnvs:
         return self._seen(columns)
 
     def reset(self, seeds: list[int]) -> Tree:
-        """Start new episodes."""
         return self._begin(range(self.count), [{"seed": seed} for seed in seeds])
 
     def restart(self, which: np.ndarray) -> Tree:
-        """Start new episodes in some environments."""
         return self._begin(which.tolist(), [{}] * len(which))
 
     def step(self, action: Tree) -> Transition:
-        """Step every environment once."""
         write, shape, converted = self._write, self._shape, self.spec.action.to_env(action)
         # Lists, turned into arrays at once: writing single numbers into arrays costs more than a cheap simulator.
         reward: list[Any] = []
@@ -210,20 +207,17 @@ class GymnasiumEnvs:
         return Transition(observation, np.array(reward, np.float32), *ends, final, np.ones(self.count, bool))
 
     def snapshot(self) -> Any | None:
-        """Return every environment's ``snapshot()`` (see the docs on environments), or None if one has none."""
         envs: list[Any] = self._envs
         if not all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in envs):
             return None
         return [env.snapshot() for env in envs]
 
     def restore(self, snapshot: Any) -> None:
-        """Put back what :meth:`snapshot` returned."""
         envs: list[Any] = self._envs
         for env, state in zip(envs, snapshot, strict=True):
             env.restore(state)
 
     def close(self) -> None:
-        """Close every environment."""
         for env in self._envs:
             env.close()
         self._envs = []

@@ -46,7 +46,6 @@ class Probe(gym.Env):
         return np.array([self._state], np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start an episode."""
         super().reset(seed=seed)
         seeing = self.name in ("observation", "both", "continuous")
         self._state = float(self.np_random.choice([-1.0, 1.0])) if seeing else 0.0
@@ -54,7 +53,6 @@ class Probe(gym.Env):
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Take a step."""
         self._time += 1
         state = self._state
         match self.name:

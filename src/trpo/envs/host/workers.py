@@ -198,16 +198,13 @@ class WorkerEnvs:
         return self.spec.observation.map(lambda leaf, *columns: np.concatenate(columns), *parts)
 
     def reset(self, seeds: list[int]) -> Tree:
-        """Start new episodes."""
         return self._joined(self.call(GymnasiumEnvs.reset, [(seeds[rows],) for rows in self.shares]))
 
     def restart(self, which: np.ndarray) -> Tree:
-        """Start new episodes in some environments."""
         parts = [which[(which >= rows.start) & (which < rows.stop)] - rows.start for rows in self.shares]
         return self._joined(self.call(GymnasiumEnvs.restart, [(part,) for part in parts]))
 
     def step(self, action: Tree) -> Transition:
-        """Step every environment once, the processes side by side."""
         if self._memory is None:
             self._attach(action)
         self._views[0][...] = action
@@ -238,18 +235,15 @@ class WorkerEnvs:
             self._answer(i)
 
     def snapshot(self) -> Any | None:
-        """Return all environments' snapshots in order, or None if one has none."""
         if self._envs is not None and self._envs.snapshot() is None:
             return None  # theirs are the same: no need to wake the workers in every iteration
         parts = self.call(GymnasiumEnvs.snapshot, [()] * len(self.shares))
         return None if any(part is None for part in parts) else [state for part in parts for state in part]
 
     def restore(self, snapshot: Any) -> None:
-        """Put back what :meth:`snapshot` returned."""
         self.call(GymnasiumEnvs.restore, [(snapshot[rows],) for rows in self.shares])
 
     def close(self) -> None:
-        """End the processes and free the shared memory."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(("close", None))
