@@ -43,7 +43,7 @@ def test_a_run_of_the_first_format_evaluates_and_resumes(run: Path, tmp_path: Pa
     first = len(resumed["metrics"]) // 2
     for name in ("mean_kl", "surrogate_gain", "explained_variance", "entropy", "episode_return"):
         here, there = (m[first][name] for m in (resumed["metrics"], expected["resumed"]["metrics"]))
-        assert here == pytest.approx(there, rel=1e-2, abs=1e-4)
+        assert here == (there if there is None else pytest.approx(there, rel=1e-2, abs=1e-4)), name
     assert read_config(copy)["format"] == 2
     assert trpo.load(copy).learner.value.params.trunk.weights[0].shape[1] == 8
 
