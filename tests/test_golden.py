@@ -5,6 +5,7 @@ To the last bit on the machine that wrote them (``python -m tests.golden old``);
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,13 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import assert_same_bits
 
 import trpo
 from tests.golden.__main__ import HERE, differences, summary
 from trpo.envs import Bits, Box, Choice, Choices, EnvSpec, Space
+from trpo.runs.checkpoint import DATA, SUMS, TENSORS, checkpoints
 from trpo.runs.files import read_config
 from trpo.runs.first_format import arrays_today, config_today
+from trpo.runs.sinks import read_metrics
 from trpo.training.agent import Agent
 from trpo.trees import from_named_arrays, named_arrays
 
@@ -135,3 +139,40 @@ def test_a_policy_of_one_s_own_keeps_its_names() -> None:
 def test_where_nothing_was_hidden_everything_is_seen() -> None:
     config = config_today(first_config("box", observed_elements=0))["config"]
     assert not {"observed_elements", "sees"} & {*config, *config["policy"], *config["value"]}
+
+
+def rewrite_in_first_format(run: Path) -> None:
+    """Rewrite the settings and the newest checkpoint of a run of a probe."""
+    settings = json.loads((run / "config.json").read_text())["config"]
+    for group, name in (("policy", "sees"), ("value", "sees"), ("env", "flatten")):
+        del settings[group][name]
+    data = first_config("discrete", **settings, observed_elements=0) | {"custom_rule": False}
+    action = data["spec"]["action"] | {"sizes": [2], "start": [0]}
+    data["spec"] = {"id": settings["env"]["id"], "observation_size": 1, "action": action, "observation_shape": [1]}
+    (run / "config.json").write_text(json.dumps(data))
+    place = checkpoints(run / "checkpoints")[0]
+    arrays = safetensors.numpy.load_file(place / TENSORS)
+    del arrays["rollout.reset"]
+    safetensors.numpy.save_file({k.replace(".trunk.", ".network."): x for k, x in arrays.items()}, place / TENSORS)
+    state = json.loads((place / DATA).read_text()) | {"format": 1}
+    _, returns, lengths = zip(*state["episodes"].pop("recent"), strict=True)
+    state["episodes"] |= {"returns": returns, "lengths": lengths}
+    (place / DATA).write_text(json.dumps(state))
+    sums = [f"{hashlib.sha256((place / file).read_bytes()).hexdigest()}  {file}\n" for file in (TENSORS, DATA)]
+    (place / SUMS).write_text("".join(sums))
+
+
+def test_a_run_of_the_first_format_with_snapshots_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Simulators, what was seen last, episodes under way and recent ones."""
+    small = {"policy": trpo.PolicyConfig(hidden=(4,)), "value": trpo.ValueConfig(hidden=(4,), epochs=1)}
+    config = trpo.Config(steps=4 * 36, fragment=9, env=trpo.EnvConfig(count=4), **small)
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    trpo.train("probe:delayed", config=config, out=whole, quiet=True)
+    trpo.train("probe:delayed", config=config, steps=72, out=half, quiet=True)
+    rewrite_in_first_format(half)
+    trpo.resume(half, steps=config.steps, quiet=True)
+    a, b = (checkpoints(run / "checkpoints")[0] for run in (whole, half))
+    assert a.name == b.name == "00000004"
+    assert (a / TENSORS).read_bytes() == (b / TENSORS).read_bytes()
+    assert len({json.dumps(json.loads((x / DATA).read_text()) | {"seconds": 0}) for x in (a, b)}) == 1
+    assert len({json.dumps([row["episode_return"] for row in read_metrics(run)]) for run in (whole, half)}) == 1
