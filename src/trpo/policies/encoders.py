@@ -95,7 +95,8 @@ def make_encoder(space: Space, sees: str = "") -> Encoder:
         name, begin, end = _parsed(word, sees)
         found = [at for key, at in leaves.items() if name in ("", key) or key.startswith(f"{name}/")]
         if not found or (word and not name and len(leaves) > 1):
-            raise ValueError(f"sees={sees!r}: an observation has no part {word!r}; it has {', '.join(leaves)}")
+            has = ", ".join(filter(None, leaves)) or "only elements, such as :27"
+            raise ValueError(f"sees={sees!r}: an observation has no part {word!r}; it has {has}")
         for path, leaf in found:
             size = math.prod(leaf.number_shape)
             first, last = begin or 0, size if end is None else end
