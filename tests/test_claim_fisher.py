@@ -13,7 +13,7 @@ from trpo import problem
 from trpo.distributions import Categorical
 from trpo.distributions.categorical import log_softmax
 from trpo.tabular import bridge
-from trpo.theory.claims import fisher
+from trpo.theory.claims.fisher import claim
 from trpo.theory.records import Outcome
 
 SIZE = 24
@@ -31,7 +31,7 @@ def failed(outcome: Outcome) -> set[str]:
 
 
 def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
-    outcome = fisher.run(SIZE, tmp_path, seed=1)
+    outcome = claim.run(SIZE, tmp_path, seed=1)
     assert not failed(outcome), [check for check in outcome.checks if not check.passed]
     assert all(jnp.isfinite(check.worst) for check in outcome.checks)
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
@@ -52,7 +52,7 @@ def test_a_swapped_kl_is_found(
     swap: Callable[[pytest.MonkeyPatch], None], x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swap(monkeypatch)
-    broken = failed(fisher.run(SIZE))
+    broken = failed(claim.run(SIZE))
     assert "its coefficient" in broken
     # To second order the direction does not matter, so these must not see it.
     assert not broken & {"F in six ways", "flat at θ_old", "the remainder is cubic"}
@@ -60,7 +60,7 @@ def test_a_swapped_kl_is_found(
 
 def test_lost_visitation_weights_are_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "state_weight", lambda mdp, policy: jnp.full(policy.shape[:-1], 1 / policy.shape[-2]))
-    assert {"F in six ways", "its coefficient", "slope of the KL nearby"} <= failed(fisher.run(SIZE))
+    assert {"F in six ways", "its coefficient", "slope of the KL nearby"} <= failed(claim.run(SIZE))
 
 
 def test_a_fisher_product_without_its_mean_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,4 +68,4 @@ def test_a_fisher_product_without_its_mean_is_found(x64: None, monkeypatch: pyte
         return Categorical(jnp.exp(log_softmax(self.logits)) * tangent.logits)
 
     monkeypatch.setattr(Categorical, "fisher_product", without_mean)
-    assert failed(fisher.run(SIZE)) == {"F in six ways"}
+    assert failed(claim.run(SIZE)) == {"F in six ways"}

@@ -13,8 +13,9 @@ import trpo.objectives
 import trpo.problem
 from trpo.distributions import Categorical
 from trpo.tabular import exact
-from trpo.theory.claims import _batches, _path_checks, _single_path, importance_sampling
+from trpo.theory.claims.importance_sampling import claim, measure, paths
 from trpo.theory.shared.ensemble import ensemble
+from trpo.theory.shared.paths import state_frequencies
 
 SIZE = 16
 
@@ -26,13 +27,13 @@ def failing(monkeypatch, x64):
     def one_shape(size, seed, sharpest):
         return ensemble(size, seed, ((4, 2, 3),), sharpest)
 
-    monkeypatch.setattr(importance_sampling, "ensemble", one_shape)
-    monkeypatch.setattr(_path_checks, "named_angles", dict)
-    return lambda: {check.name for check in importance_sampling.run(SIZE).checks if not check.passed}
+    monkeypatch.setattr(measure, "ensemble", one_shape)
+    monkeypatch.setattr(paths, "named_angles", dict)
+    return lambda: {check.name for check in claim.run(SIZE).checks if not check.passed}
 
 
 def test_holds(x64, tmp_path):
-    outcome = importance_sampling.run(SIZE, tmp_path)
+    outcome = claim.run(SIZE, tmp_path)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(math.isfinite(check.worst) for check in outcome.checks)
     assert len(outcome.pictures) == 3
@@ -86,35 +87,34 @@ def test_fisher_without_weights_is_noticed(failing, monkeypatch):
 
 def test_discount_weights_forgotten_are_noticed(failing, monkeypatch):
     """1/T where γᵗ was meant."""
-    monkeypatch.setattr(_batches, "discounted_weights", _single_path.equal_weights)
+    monkeypatch.setattr(paths, "discounted_weights", paths.equal_weights)
     assert {"γᵗ kept, gradient: unbiased, exact σ", "γᵗ kept, fisher: unbiased, exact σ"} & failing()
 
 
 def test_discount_weights_kept_where_dropped_are_noticed(failing, monkeypatch):
-    monkeypatch.setattr(_batches, "equal_weights", _single_path.discounted_weights)
+    monkeypatch.setattr(paths, "equal_weights", paths.discounted_weights)
     assert {"γᵗ dropped, gradient: unbiased, exact σ", "γᵗ dropped, fisher: unbiased, exact σ"} & failing()
 
 
 def test_stationary_weights_in_place_of_the_visitation_are_noticed(failing, monkeypatch):
     """An oracle that drops γᵗ itself: its field is no gradient."""
-    monkeypatch.setattr(exact, "state_weight", _single_path.stationary)
+    monkeypatch.setattr(exact, "state_weight", paths.stationary)
     assert {"γᵗ kept: a gradient", "γᵗ kept: bias of the cut"} <= failing()
 
 
 def test_exact_weights_of_states_are_their_definitions():
     """Stationary weights, excess visits and cut visitation against long sums."""
     group = ensemble(8, 2, ((4, 3, 3),), sharpest=1.0)[0]
-    visited = _single_path.frequencies(group.mdp, group.policy)
-    limit = _single_path.stationary(group.mdp, group.policy)
-    np.testing.assert_allclose(visited.last[:, -1], limit, atol=1e-12)
-    excess = 1000 * (visited.undiscounted[:, -1] - limit)
-    np.testing.assert_allclose(_single_path.deviation(group.mdp, group.policy), excess, atol=1e-9)
+    states = state_frequencies(group.mdp, group.policy, 1001)
+    limit = paths.stationary(group.mdp, group.policy)
+    np.testing.assert_allclose(states[:, -1], limit, atol=1e-12)
+    excess = (states[:, :-1] - limit[:, None]).sum(axis=1)
+    np.testing.assert_allclose(paths.deviation(group.mdp, group.policy), excess, atol=1e-9)
     power = group.mdp.discount[:, None] ** np.arange(32)
-    states = _batches.state_frequencies(group.mdp, group.policy, 32)
-    mean = (power[..., None] * states).sum(axis=1) / power.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(_single_path.cut_visitation(group.mdp, group.policy, 32), mean, rtol=1e-10)
+    mean = (power[..., None] * states[:, :32]).sum(axis=1) / power.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(paths.cut_visitation(group.mdp, group.policy, 32), mean, rtol=1e-10)
 
 
 def test_angle_is_accurate_when_small():
     x, y = np.array([[[3.0, 0.0]]] * 2), np.array([[[1.0, 1e-9]], [[0.0, 2.0]]])
-    np.testing.assert_allclose(_single_path.angle(x, y), [np.degrees(1e-9), 90.0], rtol=1e-6)
+    np.testing.assert_allclose(paths.angle(x, y), [np.degrees(1e-9), 90.0], rtol=1e-6)

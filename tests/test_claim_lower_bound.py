@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from trpo.tabular import bounds, exact
-from trpo.theory.claims import lower_bound
-from trpo.theory.claims._adversary import CONTROL, DISCOUNTS, Cases, search
-from trpo.theory.claims._second_order import by_hand
+from trpo.theory.claims.lower_bound import claim, measure
+from trpo.theory.claims.lower_bound.adversary import CONTROL, DISCOUNTS, Cases, search
+from trpo.theory.claims.lower_bound.nearby import by_hand
 from trpo.theory.records import Outcome
 
 SIZE = 40
@@ -28,7 +28,7 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     def known(targets: Any, penalties: Any, restarts: int, rng: np.random.Generator) -> dict[str, Cases]:
         return dict.fromkeys(targets, by_hand(DISCOUNTS, np.array([0.01, 0.1]), penalties).cases)
 
-    monkeypatch.setattr(lower_bound, "search", known)
+    monkeypatch.setattr(measure, "search", known)
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
         some = {name: targets[name] for name in ("theorem_1", "average_tv", CONTROL)}
         return search(some, penalties, restarts, rng)
 
-    monkeypatch.setattr(lower_bound, "search", short)
+    monkeypatch.setattr(measure, "search", short)
 
 
 def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
-    outcome = lower_bound.run(SIZE, tmp_path, seed=1)
+    outcome = claim.run(SIZE, tmp_path, seed=1)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(math.isfinite(check.worst) for check in outcome.checks)
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
@@ -55,7 +55,7 @@ def test_a_constant_that_is_too_small_is_refuted(
 ) -> None:
     right = bounds.penalty_coefficient
     monkeypatch.setattr(bounds, "penalty_coefficient", lambda mdp, old: right(mdp, old) / 100)
-    broken = failed(lower_bound.run(SIZE))
+    broken = failed(claim.run(SIZE))
     assert {f"{name}: search" for name in ("theorem_1", "theorem_1_kl", "pinsker")} <= broken
     # The others have a constant of their own.
     assert not broken & {"average_tv: search", "average_kl: search", "touches to second order"}
@@ -66,7 +66,7 @@ def test_a_mean_epsilon_is_refuted(x64: None, short_search: None, monkeypatch: p
         return abs(exact.advantage(mdp, old)).mean(axis=(-2, -1))
 
     monkeypatch.setattr(bounds, "epsilon", epsilon)
-    assert {"theorem_1: search", "by hand"} <= failed(lower_bound.run(SIZE))
+    assert {"theorem_1: search", "by hand"} <= failed(claim.run(SIZE))
 
 
 def test_a_mean_of_the_new_epsilon_is_found(x64: None, no_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_mean_of_the_new_epsilon_is_found(x64: None, no_search: None, monkeypa
 
     monkeypatch.setattr(bounds, "epsilon_new", epsilon_new)
     # With two states, as the search has them, a mean over states is still a bound; known values tell the difference.
-    assert "by hand" in failed(lower_bound.run(SIZE))
+    assert "by hand" in failed(claim.run(SIZE))
 
 
 def test_total_variation_without_its_square_is_found(
@@ -85,7 +85,7 @@ def test_total_variation_without_its_square_is_found(
         return bounds.penalty_coefficient(mdp, old) * exact.total_variation(old, new).max(axis=-1)
 
     monkeypatch.setitem(bounds.BOUNDS, "theorem_1", linear)
-    broken = failed(lower_bound.run(SIZE))
+    broken = failed(claim.run(SIZE))
     # TV ≥ TV², so this is a bound as well: only its order gives it away, and that it is loose.
     assert broken == {"touches to second order", "by hand", "no smaller constant"}
 
@@ -93,7 +93,7 @@ def test_total_variation_without_its_square_is_found(
 def test_a_swapped_kl_is_found(x64: None, no_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "kl", lambda p, q: exact.kl(q, p))
     # Pinsker's inequality holds in both directions, and so do the bounds: it takes a known value to see the difference.
-    assert failed(lower_bound.run(SIZE)) == {"by hand"}
+    assert failed(claim.run(SIZE)) == {"by hand"}
 
 
 def test_the_wrong_visitation_is_found(x64: None, no_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_the_wrong_visitation_is_found(x64: None, no_search: None, monkeypatch: 
         return 2 * bounds.epsilon_new(mdp, old, new) * mdp.discount / (1 - mdp.discount) ** 2 * mean
 
     monkeypatch.setitem(bounds.BOUNDS, "average_tv", average_tv)
-    assert failed(lower_bound.run(SIZE)) == {"by hand"}
+    assert failed(claim.run(SIZE)) == {"by hand"}
 
 
 def test_a_surrogate_on_the_new_visitation_is_found(
@@ -113,5 +113,5 @@ def test_a_surrogate_on_the_new_visitation_is_found(
 
     monkeypatch.setattr(exact, "surrogate", surrogate)
     assert {"by hand", "no smaller constant", "coefficient of L − η", "touches to second order"} <= failed(
-        lower_bound.run(SIZE)
+        claim.run(SIZE)
     )

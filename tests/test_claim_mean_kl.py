@@ -14,7 +14,7 @@ import pytest
 from trpo import problem
 from trpo.rules import trpo as rule
 from trpo.tabular import bridge
-from trpo.theory.claims import _mean_kl, mean_kl
+from trpo.theory.claims.mean_kl import claim, measure
 from trpo.theory.records import Outcome
 
 SIZE = 32
@@ -30,9 +30,9 @@ def _fresh_caches() -> Iterator[None]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One shape: enough to notice a bug."""
-    shape = _mean_kl.SHAPES[0]
-    monkeypatch.setattr(_mean_kl, "SHAPES", (shape,))
-    monkeypatch.setattr(_mean_kl, "TABLE_SHAPE", shape)
+    shape = measure.SHAPES[0]
+    monkeypatch.setattr(measure, "SHAPES", (shape,))
+    monkeypatch.setattr(measure, "TABLE_SHAPE", shape)
 
 
 def failed(outcome: Outcome) -> set[str]:
@@ -40,7 +40,7 @@ def failed(outcome: Outcome) -> set[str]:
 
 
 def test_holds(x64: None, tmp_path: Path) -> None:
-    outcome = mean_kl.run(SIZE, tmp_path)
+    outcome = claim.run(SIZE, tmp_path)
     assert not failed(outcome), [check for check in outcome.checks if not check.passed]
     assert all(np.isfinite(check.worst) for check in outcome.checks)
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
@@ -49,13 +49,13 @@ def test_holds(x64: None, tmp_path: Path) -> None:
 def test_swapped_kl_is_noticed(x64: None, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     right = problem.mean_kl
     monkeypatch.setattr(problem, "mean_kl", lambda old, new, weight: right(new, old, weight))
-    assert {"accepted ⇒ D̄ ≤ δ", "the library's D̄ and D_max"} <= failed(mean_kl.run(SIZE))
+    assert {"accepted ⇒ D̄ ≤ δ", "the library's D̄ and D_max"} <= failed(claim.run(SIZE))
 
 
 def test_dropped_weights_are_noticed(x64: None, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bridge.state_weight
     monkeypatch.setattr(bridge, "state_weight", lambda mdp, policy: jnp.full_like(right(mdp, policy), 1 / mdp.states))
-    assert {"accepted ⇒ D̄ ≤ δ", "the library's D̄ and D_max"} <= failed(mean_kl.run(SIZE))
+    assert {"accepted ⇒ D̄ ≤ δ", "the library's D̄ and D_max"} <= failed(claim.run(SIZE))
 
 
 def test_search_that_ignores_the_bound_is_noticed(x64: None, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_search_that_ignores_the_bound_is_noticed(x64: None, few: None, monkeypa
         return right(evaluate, params, step, 1.5 * max_kl, *rest)
 
     monkeypatch.setattr(rule, "line_search", loose)
-    assert "accepted ⇒ D̄ ≤ δ" in failed(mean_kl.run(SIZE))
+    assert "accepted ⇒ D̄ ≤ δ" in failed(claim.run(SIZE))
 
 
 def test_step_kept_after_rejection_is_noticed(x64: None, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,4 +77,4 @@ def test_step_kept_after_rejection_is_noticed(x64: None, few: None, monkeypatch:
 
     monkeypatch.setattr(rule, "line_search", sloppy)
     monkeypatch.setattr(rule, "tree_where", lambda condition, new, old: new)
-    assert "rejected ⇒ θ unchanged" in failed(mean_kl.run(SIZE))
+    assert "rejected ⇒ θ unchanged" in failed(claim.run(SIZE))

@@ -10,19 +10,19 @@ import pytest
 
 from trpo.rules.mm import MM
 from trpo.tabular import bounds, exact
-from trpo.theory.claims import _minorization as runs
-from trpo.theory.claims import minorization
-from trpo.theory.claims._minorization_checks import HARD, contact, detour
+from trpo.theory.claims.minorization import checks, claim, measure
+from trpo.theory.claims.minorization import climb as runs
+from trpo.theory.claims.minorization.measure import HARD, contact, detour
 from trpo.theory.shared.ensemble import ensemble
 from trpo.trees import namespace
 
 
 def shrink(monkeypatch, shapes, cap):
     """Few MDPs, few iterations: what is compiled without optimisation runs slowly."""
-    monkeypatch.setattr(minorization, "SHAPES", shapes)
-    monkeypatch.setattr(minorization, "CAP", cap)
-    monkeypatch.setattr(minorization, "NAMED", len(shapes) - 1)
-    monkeypatch.setattr(minorization, "RIVAL_UPDATES", 40)
+    monkeypatch.setattr(measure, "SHAPES", shapes)
+    monkeypatch.setattr(measure, "CAP", cap)
+    monkeypatch.setattr(measure, "NAMED", len(shapes) - 1)
+    monkeypatch.setattr(measure, "RIVAL_UPDATES", 40)
     monkeypatch.setattr(runs, "CHUNK", 20)
     monkeypatch.setattr(runs, "WIDTH", 8)
 
@@ -32,20 +32,21 @@ def failing(monkeypatch, x64):
     """Which checks fail now: a function, to be called after patching. ``run`` compiles afresh every time."""
     shrink(monkeypatch, ((5, 2, 3),), 40)
     # The rivals have no part in the checks, and take as long to compile as MM.
-    monkeypatch.setattr(runs, "rival_runs", lambda rule, length: lambda d, mdp, logits: 3 * (np.zeros((8, length)),))
-    return lambda: {check.name for check in minorization.run(7).checks if not check.passed}
+    monkeypatch.setattr(runs, "rival_runs", lambda rule, length: lambda d, mdp, logits: 2 * (np.zeros((8, length)),))
+    return lambda: {check.name for check in claim.run(7).checks if not check.passed}
 
 
 @pytest.fixture
 def out_of_contact(x64):
     """The same for the checks that need no MM."""
     groups = ensemble(8, 0, ((5, 2, 3),), 1.5)
-    return lambda: {check.name for check in contact(groups, np.random.default_rng(0)) if not check.passed}
+    rng = np.random.default_rng
+    return lambda: {c.name for c in checks.contact_checks(contact(groups, rng(0)), 8) if not c.passed}
 
 
 def test_holds(x64, tmp_path, monkeypatch):
     shrink(monkeypatch, ((5, 2, 3),), 200)
-    outcome = minorization.run(16, tmp_path)
+    outcome = claim.run(16, tmp_path)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(math.isfinite(check.worst) for check in outcome.checks)
     assert len(outcome.pictures) == 3
@@ -119,9 +120,8 @@ def test_lanes_are_filled_with_whoever_is_waiting(x64, monkeypatch):
         eta = exact.expected_return(many, exact.softmax(before))
         return runs.Iteration(eta, np.zeros_like(eta), np.zeros_like(eta), np.ones_like(eta), path)
 
-    best = np.full(7, 1e6)
-    climb = runs.climb(chunk, group.mdp, group.logits, best, 20, np.ones(7))
-    assert climb.total == 7 * 20
+    climb = runs.climb(chunk, group, np.full(7, 1e6), 20)
+    assert climb.gain.size == 7 * 20
     assert np.all(np.isinf(climb.iterations))
     before, after, whose = climb.steps
     assert sorted(whose) == sorted(2 * list(range(7)))

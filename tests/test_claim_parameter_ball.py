@@ -12,7 +12,7 @@ import pytest
 from trpo.distributions import DiagGaussian
 from trpo.problem import LocalModel
 from trpo.rules import natural_gradient
-from trpo.theory.claims import parameter_ball
+from trpo.theory.claims.parameter_ball import checks, claim, known, measure
 from trpo.theory.records import Outcome
 
 SIZE = 24
@@ -31,7 +31,7 @@ def failed(outcome: Outcome) -> set[str]:
 
 
 def test_the_claim_holds(fresh_caches: None, x64: None) -> None:
-    outcome = parameter_ball.run(SIZE, seed=1)
+    outcome = claim.run(SIZE, seed=1)
     assert not failed(outcome), [check for check in outcome.checks if not check.passed]
     assert all(jnp.isfinite(check.worst) for check in outcome.checks)
 
@@ -66,15 +66,15 @@ def test_a_wrong_gaussian_kl_is_found(
 ) -> None:
     monkeypatch.setattr(DiagGaussian, "kl_to", wrong)
     # The MDPs have no Gaussians: their part of the claim need not run.
-    checks = parameter_ball.gaussian_checks(parameter_ball.generator(0), SIZE)
-    assert {check.name for check in checks if not check.passed} == finds
+    verdicts = checks.gaussian_checks(known.gaussians(measure.generator(0), SIZE))
+    assert {check.name for check in verdicts if not check.passed} == finds
 
 
 def test_the_plain_gradient_in_the_natural_ones_place_is_found(
     fresh_caches: None, x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LocalModel, "fisher_vp", lambda self, vector: vector)
-    broken = failed(parameter_ball.run(SIZE))
+    broken = failed(claim.run(SIZE))
     assert {NATURAL, "its coefficient", "natural step of a soft-max table"} <= broken
     assert not {"plain gradient, two coordinate systems", "the same by dense algebra"} & broken
 
@@ -86,4 +86,4 @@ def test_large_damping_is_found(fresh_caches: None, x64: None, monkeypatch: pyte
         return right(model, gradient, damping + 0.1, iterations, tolerance)
 
     monkeypatch.setattr(natural_gradient, "natural_direction", damped)
-    assert {NATURAL, "its coefficient", "natural step of a soft-max table"} <= failed(parameter_ball.run(SIZE))
+    assert {NATURAL, "its coefficient", "natural step of a soft-max table"} <= failed(claim.run(SIZE))

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from trpo.tabular import exact
-from trpo.theory.claims import _sampling, performance_difference
+from trpo.theory.claims.performance_difference import claim, measure
+from trpo.theory.shared import paths
 from trpo.theory.shared.ensemble import ensemble
 
 SIZE = 32
 
 
 def failing() -> set[str]:
-    return {check.name for check in performance_difference.run(SIZE).checks if not check.passed}
+    return {check.name for check in claim.run(SIZE).checks if not check.passed}
 
 
 def test_holds(tmp_path):
-    outcome = performance_difference.run(SIZE, tmp_path)
+    outcome = claim.run(SIZE, tmp_path)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(math.isfinite(check.worst) for check in outcome.checks)
     assert all((tmp_path / picture.file).stat().st_size > 0 for picture in outcome.pictures)
@@ -28,7 +29,7 @@ def test_holds(tmp_path):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_holds_for_other_seeds(seed):
-    outcome = performance_difference.run(SIZE, seed=seed)
+    outcome = claim.run(SIZE, seed=seed)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
 
 
@@ -73,12 +74,12 @@ def test_advantages_of_the_new_policy_are_noticed(monkeypatch):
 
 def test_normalised_visitation_in_simulation_is_noticed(monkeypatch):
     """(1 − γ)ρ instead of ρ."""
-    original = performance_difference.geometric_sums
+    original = measure.geometric_sums
 
-    def normalised(rng, mdp, policy, f, paths):
-        return (1 - mdp.discount)[:, None] * original(rng, mdp, policy, f, paths)
+    def normalised(rng, mdp, policy, f, count):
+        return (1 - mdp.discount)[:, None] * original(rng, mdp, policy, f, count)
 
-    monkeypatch.setattr(performance_difference, "geometric_sums", normalised)
+    monkeypatch.setattr(measure, "geometric_sums", normalised)
     assert "simulated: unbiased, exact σ" in failing()
 
 
@@ -93,13 +94,13 @@ def test_exact_moments_are_those_of_the_simulation():
     f = rng.standard_normal(group.mdp.reward.shape)
     count = 20_000
     weight = group.mdp.discount[:, None] ** np.arange(7)
-    state, action = _sampling.simulate(rng, group.mdp, group.policy, count, 7)
+    state, action = paths.simulate(rng, group.mdp, group.policy, count, 7)
     which = np.arange(group.size)[:, None, None]
-    paths = (weight[:, None] * f[which, state, action]).sum(axis=-1)
-    geometric = _sampling.geometric_sums(rng, group.mdp, group.policy, f, count)
+    fixed = (weight[:, None] * f[which, state, action]).sum(axis=-1)
+    geometric = paths.geometric_sums(rng, group.mdp, group.policy, f, count)
     for samples, moments in (
-        (geometric, _sampling.geometric_moments(group.mdp, group.policy, f)),
-        (paths, _sampling.path_moments(group.mdp, group.policy, f, weight)),
+        (geometric, paths.geometric_moments(group.mdp, group.policy, f)),
+        (fixed, paths.path_moments(group.mdp, group.policy, f, weight)),
     ):
         z = _standardised(samples, moments)
         np.testing.assert_allclose(z.mean(axis=-1), 0, atol=5 / math.sqrt(count))
@@ -111,8 +112,8 @@ def test_exact_moments_are_those_of_the_simulation():
 
 def test_moments_of_draws():
     p, x = np.array([[0.25, 0.75]]), np.array([[1.0, 0.0]])
-    moments = _sampling.draw_moments(p, x)
+    moments = paths.draw_moments(p, x)
     np.testing.assert_allclose(moments.mean, 0.25)
     np.testing.assert_allclose(moments.deviation**2, 3 / 16)
     np.testing.assert_allclose(moments.kurtosis, (1 - 6 * 3 / 16) / (3 / 16))
-    assert _sampling.draw_moments(p, np.ones((1, 2))).kurtosis == np.inf
+    assert paths.draw_moments(p, np.ones((1, 2))).kurtosis == np.inf

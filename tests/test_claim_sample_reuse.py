@@ -12,7 +12,7 @@ import pytest
 
 from trpo import problem
 from trpo.rules import TRPO, Repeated
-from trpo.theory.claims import sample_reuse
+from trpo.theory.claims.sample_reuse import claim
 from trpo.theory.records import Outcome
 
 SIZE = 24
@@ -30,7 +30,7 @@ def failed(outcome: Outcome) -> set[str]:
 
 
 def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
-    outcome = sample_reuse.run(SIZE, tmp_path, seed=1)
+    outcome = claim.run(SIZE, tmp_path, seed=1)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(np.isfinite(check.worst) for check in outcome.checks)
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
@@ -47,7 +47,7 @@ def _before_each_update(
 
 def test_a_moving_anchor_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     _before_each_update(monkeypatch, lambda local, params: dataclasses.replace(local, old=local.distributions(params)))
-    assert "within δ of the sampling policy" in failed(sample_reuse.run(SIZE))
+    assert "within δ of the sampling policy" in failed(claim.run(SIZE))
 
 
 def test_ratios_to_the_present_policy_are_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +57,13 @@ def test_ratios_to_the_present_policy_are_found(x64: None, monkeypatch: pytest.M
         return dataclasses.replace(local, objective=jax.tree_util.Partial(local.objective.func, **terms))
 
     _before_each_update(monkeypatch, present)
-    assert "one straight line" in failed(sample_reuse.run(SIZE))
+    assert "one straight line" in failed(claim.run(SIZE))
 
 
 def test_a_swapped_kl_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     right = problem.mean_kl
     monkeypatch.setattr(problem, "mean_kl", lambda old, new, weight: right(new, old, weight))
-    assert "within δ of the sampling policy" in failed(sample_reuse.run(SIZE))
+    assert "within δ of the sampling policy" in failed(claim.run(SIZE))
 
 
 def test_a_budget_of_k_deltas_is_found(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,4 +74,4 @@ def test_a_budget_of_k_deltas_is_found(x64: None, monkeypatch: pytest.MonkeyPatc
         return right(Repeated(rule, self.times), *arguments)
 
     monkeypatch.setattr(Repeated, "update", generous)
-    assert failed(sample_reuse.run(SIZE)) == {"as the learner does it"}
+    assert failed(claim.run(SIZE)) == {"as the learner does it"}

@@ -15,13 +15,13 @@ import pytest
 from trpo.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo.rules import step as _step
 from trpo.rules import trpo as trpo_rule
-from trpo.theory.claims import _solving, solving
+from trpo.theory.claims.solving import checks, claim, measure, steps, systems
 
 SIZE = 24
 
 
 def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
-    outcome = solving.run(SIZE, tmp_path, seed=1)
+    outcome = claim.run(SIZE, tmp_path, seed=1)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(np.isfinite(check.worst) for check in outcome.checks)
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
@@ -32,8 +32,7 @@ STEP = {"the step ends on the ellipsoid", "TRPO takes the best step", "the true 
 
 def _rule_checks(size: int = SIZE) -> set[str]:
     """Names of the rule's failing checks; the solver's need not be run again."""
-    group = _solving.in_one_shape(_solving.groups_of(size, 0))
-    found = solving._rule(_solving.local(group), _solving.updates(group, (_solving.FULL,)))
+    found = checks.rule_checks(*measure.rule(size, 0, (steps.FULL,)))
     return {check.name for check in found if not check.passed}
 
 
@@ -95,9 +94,8 @@ RIGHT = conjugate_gradient
 def test_a_wrong_conjugate_gradient_is_found(
     wrong: Callable[..., Any], x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_solving, "conjugate_gradient", wrong)
-    solved = solving._solve(SIZE, 0)
-    broken = {check.name for check in solving._conjugate_gradient(solved) if not check.passed}
+    monkeypatch.setattr(systems, "conjugate_gradient", wrong)
+    broken = {check.name for check in checks.solver_checks(measure.solve(SIZE, 0)) if not check.passed}
     assert "the bound is attained" in broken
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import trpo.problem
 from trpo.tabular import bridge, exact
-from trpo.theory.claims import surrogate
-from trpo.theory.claims._derivatives import complex_step_gradient, second_order
+from trpo.theory.claims.surrogate import claim, measure
+from trpo.theory.claims.surrogate.derivatives import complex_step_gradient, second_order
 from trpo.theory.shared.ensemble import ensemble
 
 SHAPE = ((4, 3, 3),)
@@ -21,13 +21,13 @@ SHAPE = ((4, 3, 3),)
 @pytest.fixture
 def failing(monkeypatch, x64):
     """Which checks fail now: a function, to be called after patching."""
-    monkeypatch.setattr(surrogate, "ensemble", lambda size, seed: ensemble(size, seed, SHAPE))
-    return lambda: {check.name for check in surrogate.run(16).checks if not check.passed}
+    monkeypatch.setattr(measure, "ensemble", lambda size, seed: ensemble(size, seed, SHAPE))
+    return lambda: {check.name for check in claim.run(16).checks if not check.passed}
 
 
 def test_holds(x64, tmp_path, monkeypatch):
-    monkeypatch.setattr(surrogate, "ensemble", lambda size, seed: ensemble(size, seed, ((2, 2, 2), (8, 4, 3))))
-    outcome = surrogate.run(32, tmp_path)
+    monkeypatch.setattr(measure, "ensemble", lambda size, seed: ensemble(size, seed, ((2, 2, 2), (8, 4, 3))))
+    outcome = claim.run(32, tmp_path)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(math.isfinite(check.worst) for check in outcome.checks)
     assert len(outcome.pictures) == 2
@@ -96,7 +96,7 @@ def test_wrong_coefficient_is_noticed(failing, monkeypatch):
         moved = (exact.visitation(mdp, policy)[:, None] @ exact.state_transition(mdp, d_policy))[:, 0]
         return mdp.discount[:, None] * moved, second_order(mdp, logits, direction)[1]
 
-    monkeypatch.setattr(surrogate, "second_order", one_step)
+    monkeypatch.setattr(measure, "second_order", one_step)
     assert failing() == {"coefficient of t²", "approach to the coefficient"}
 
 

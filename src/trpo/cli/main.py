@@ -224,8 +224,9 @@ def _plot(arguments: Sequence[str]) -> int:
 
 def _theory(arguments: Sequence[str]) -> int:
     from trpo.cli.options import Theory
+    from trpo.theory.claims import CLAIMS
     from trpo.theory.pages.table import print_table
-    from trpo.theory.run import CLAIMS, run_theory
+    from trpo.theory.run import run_theory
 
     options = _parse(Theory, "theory", arguments)
 

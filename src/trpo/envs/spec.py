@@ -242,7 +242,7 @@ class Tuple(Space):
     items: tuple[Space, ...]
 
     def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
-        return tuple(space.map(f, *(tree[i] for tree in trees)) for i, space in enumerate(self.items))
+        return tuple([space.map(f, *parts) for space, *parts in zip(self.items, *trees, strict=True)])
 
     def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
         for i, space in enumerate(self.items):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+Values = Shaped[np.ndarray, "cases *each"] | float | np.floating
+Over = Shaped[np.ndarray, "rows *of_each"] | int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +33,55 @@ class Check:
     passed: bool
 
     def __post_init__(self) -> None:
-        # NumPy's scalars would not survive JSON; NaN must never pass.
-        object.__setattr__(self, "cases", int(self.cases))
-        object.__setattr__(self, "worst", float(self.worst))
-        object.__setattr__(self, "passed", bool(self.passed) and not math.isnan(self.worst))
+        # NaN must never pass.
+        object.__setattr__(self, "passed", self.passed and not math.isnan(self.worst))
 
 
-def at_most(name: str, statement: str, cases: int, worst: float, limit: float, law: str) -> Check:
-    """Return a check that passes if ``worst`` ≤ ``limit``."""
-    return Check(name, statement, cases, worst, f"≤ {limit:g}", law, bool(worst <= limit))
+def at_most(name: str, statement: str, values: Values, limit: float, law: str, over: Over = None) -> Check:
+    """Return a check that passes if every value is at most ``limit``.
+
+    Args:
+        name: a few words.
+        statement: what holds.
+        values: the measured numbers, a case in each row of the leading axis. (``.ravel()`` where every entry is one.)
+        limit: what the largest is held against.
+        law: how the error behaves.
+        over: the cases of a statistic, where ``values`` is one number (a slope, a median) that was made of many, or
+            has one row for several cases: an array with a row for each, or their number.
+    """
+    return _check(name, statement, values, np.max, (-math.inf, limit), f"≤ {limit:g}", law, over)
 
 
-def at_least(name: str, statement: str, cases: int, worst: float, limit: float, law: str) -> Check:
-    """Return a check that passes if ``worst`` ≥ ``limit``."""
-    return Check(name, statement, cases, worst, f"≥ {limit:g}", law, bool(worst >= limit))
+def at_least(name: str, statement: str, values: Values, limit: float, law: str, over: Over = None) -> Check:
+    """Return a check that passes if every value is at least ``limit``; arguments as for :func:`at_most`."""
+    return _check(name, statement, values, np.min, (limit, math.inf), f"≥ {limit:g}", law, over)
 
 
-def within(name: str, statement: str, cases: int, value: float, low: float, high: float, law: str) -> Check:
-    """Return a check that passes if ``low`` ≤ ``value`` ≤ ``high``."""
-    return Check(name, statement, cases, value, f"{low:g} … {high:g}", law, bool(low <= value <= high))
+def within(name: str, statement: str, values: Values, low: float, high: float, law: str, over: Over = None) -> Check:
+    """Return a check that passes if every value is in ``low`` … ``high``; the worst is furthest from the middle."""
+
+    def furthest(values: np.ndarray) -> float:
+        return values.flat[np.abs(values - (low + high) / 2).argmax()]
+
+    return _check(name, statement, values, furthest, (low, high), f"{low:g} … {high:g}", law, over)
+
+
+def _check(
+    name: str,
+    statement: str,
+    values: Values,
+    pick: Callable[[np.ndarray], float],
+    bounds: tuple[float, float],
+    limit: str,
+    law: str,
+    over: Over,
+) -> Check:
+    values = np.asarray(values)
+    counted = values if over is None else over
+    cases = counted if isinstance(counted, int) else len(counted)
+    # Nothing measured is nothing shown.
+    worst = float(pick(values)) if values.size else math.nan
+    return Check(name, statement, cases, worst, limit, law, bool(bounds[0] <= worst <= bounds[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +90,8 @@ class Picture:
 
     file: str
     """Its name in the directory of figures."""
-    caption: str
-    """What is to be seen in it, with units."""
+    numbers: dict[str, Any]
+    """Those in its caption, which is in the claim's ``text.md``."""
 
 
 @dataclasses.dataclass(frozen=True)

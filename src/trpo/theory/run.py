@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
@@ -13,34 +12,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from trpo._version import __version__
+from trpo.theory.claims import CLAIMS, claim, text
+from trpo.theory.pages.markdown import claims_page, equations_page
+from trpo.theory.pages.page import html_page
 from trpo.theory.records import Outcome
 
-CLAIMS = (
-    "parameter_ball",
-    "fisher",
-    "performance_difference",
-    "surrogate",
-    "lower_bound",
-    "minorization",
-    "mean_kl",
-    "importance_sampling",
-    "solving",
-    "sample_reuse",
-)
-"""Modules of :mod:`trpo.theory.claims`, in the order of the argument; a claim's number is its place."""
 _LONG_RUNS = ("minorization", "mean_kl", "sample_reuse")
 """Thousands of iterations: worth optimised code. For the others compiling takes longer than running."""
 LEAST_SIZE = 16
 """Fewer MDPs than this cannot show the statistical laws."""
-
-
-def module(name: str) -> ModuleType:
-    """Return the module of the claim called ``name``."""
-    return importlib.import_module(f"trpo.theory.claims.{name}")
 
 
 def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> dict[str, Any]:
@@ -48,26 +31,26 @@ def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> di
     import jax
 
     begin = time.perf_counter()
-    claim = module(name)
-    error = None
+    module, said, error = claim(name), text(name), None
     try:
         with jax.enable_x64(True):
-            outcome = claim.run(size, figures, seed)
+            outcome = module.run(size, figures, seed)
+        found = said.caption(outcome.to_json())
     except Exception as raised:
         traceback.print_exc()
         outcome, error = Outcome(()), f"{type(raised).__name__}: {raised}"
-    found = outcome.to_json()
+        found = outcome.to_json()
     return {
         "number": CLAIMS.index(name) + 1,
         "name": name,
-        "title": claim.TITLE,
+        "title": said.title,
         "passed": outcome.passed,
         "error": error,
         "cases": max((check.cases for check in outcome.checks), default=0),
         "seconds": round(time.perf_counter() - begin, 1),
         **found,
-        "code": list(claim.CODE),
-        "tests": list(claim.TESTS),
+        "code": said.code,
+        "tests": said.tests,
     }
 
 
@@ -132,9 +115,6 @@ def run_theory(
     Raises:
         ValueError: an unknown claim, too few MDPs, or an ``out`` that cannot be a directory.
     """
-    from trpo.theory.pages.markdown import claims_page, equations_page
-    from trpo.theory.pages.page import html_page
-
     unknown = [name for name in only if name not in CLAIMS]
     if unknown:
         raise ValueError(f"unknown claim {unknown[0]!r}; claims are {', '.join(CLAIMS)}")

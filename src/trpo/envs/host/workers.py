@@ -49,8 +49,18 @@ def _views(memory: SharedMemory, space: Space, count: int) -> Tree:
     return space.map(view)
 
 
-def _write(space: Space, views: Tree, rows: slice, parts: Tree) -> None:
-    space.map(lambda leaf, view, part: view.__setitem__(rows, part), views, parts)
+def _write(views: Tree, rows: slice, parts: Tree) -> None:
+    if isinstance(views, np.ndarray):
+        views[rows] = parts
+        return
+    for key in views if isinstance(views, dict) else range(len(views)):
+        _write(views[key], rows, parts[key])
+
+
+def _copied(views: Tree) -> Tree:
+    if isinstance(views, dict):
+        return {name: _copied(view) for name, view in views.items()}
+    return views.copy() if isinstance(views, np.ndarray) else tuple([_copied(view) for view in views])
 
 
 def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
@@ -71,11 +81,11 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
             if not stepping:
                 command, argument = pipe.recv()
             if command == "attach":
-                memory_name, exchanged, count = argument
+                memory_name, *of_step = argument
                 memory = SharedMemory(memory_name)
-                views = _views(memory, exchanged, count)
+                views = _views(memory, *of_step)
             elif command == "step":
-                _write(exchanged.items[1], views[1], rows, envs.step(views[0][rows]))
+                _write(views[1], rows, envs.step(views[0][rows]))
             elif command == "call":
                 function, arguments = cloudpickle.loads(argument)
                 answer = function(envs, *arguments)
@@ -186,12 +196,12 @@ class WorkerEnvs:
         return mine + self._collect()
 
     def _attach(self, action: np.ndarray) -> None:
-        self._exchanged = _exchanged(self.spec, action)
-        size = sum(_bytes(leaf, self.count) for _, leaf in self._exchanged.leaves())
+        of_step = _exchanged(self.spec, action), self.count
+        size = sum(_bytes(leaf, self.count) for _, leaf in of_step[0].leaves())
         self._memory = SharedMemory(create=True, size=size)
-        self._views = _views(self._memory, self._exchanged, self.count)
+        self._views = _views(self._memory, *of_step)
         for i in range(len(self._pipes)):
-            self._send(i, "attach", (self._memory.name, self._exchanged, self.count))
+            self._send(i, "attach", (self._memory.name, *of_step))
         self._collect()
 
     def _joined(self, parts: list[Tree]) -> Tree:
@@ -214,13 +224,13 @@ class WorkerEnvs:
             else:
                 signals.ask()
         if self._envs is not None:
-            _write(self._exchanged.items[1], self._views[1], self._own, self._envs.step(action[self._own]))
+            _write(self._views[1], self._own, self._envs.step(action[self._own]))
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._answer(i)
             else:
                 self._await(i, signals)
-        return Transition(*self._exchanged.items[1].map(lambda leaf, view: view.copy(), self._views[1]))
+        return Transition(*_copied(self._views[1]))
 
     def _await(self, i: int, signals: Signals) -> None:
         """Wait until worker ``i`` has stepped; raise what it raised."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trpo.theory.pages.text import number
+from trpo.theory.pages import rows
 
 
 def print_table(report: dict[str, Any]) -> None:
@@ -15,18 +15,16 @@ def print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("claim · check", overflow="fold")
-    for heading in ("cases", "measured", "wanted"):
+    table.add_column(f"claim · {rows.CHECKS[0]}", overflow="fold")
+    for heading in rows.CHECKS[1:4]:
         table.add_column(heading, justify="right", overflow="fold")
     table.add_column("")
     for record in report["claims"]:
         mark = "[green]✓[/]" if record["passed"] else "[bold red]✗[/]"
-        table.add_row(f"[bold]{record['number']}. {escape(record['title'])}[/]", f"{record['cases']:,}", "", "", mark)
+        table.add_row(f"[bold]{escape(rows.heading(record))}[/]", f"{record['cases']:,}", "", "", mark)
         if record["error"]:
             table.add_row(f"   {escape(record['error'])}", "", "", "", "")
-        for check in record["checks"]:
-            mark = "✓" if check["passed"] else "[bold red]✗[/]"
-            table.add_row(
-                f"   {escape(check['name'])}", f"{check['cases']:,}", number(check["worst"]), check["limit"], mark
-            )
+        for row in rows.rows(record):
+            mark = "✓" if row.passed else "[bold red]✗[/]"
+            table.add_row(f"   {escape(row.name)}", row.cases, row.worst, row.limit, mark)
     Console(highlight=False).print(table)

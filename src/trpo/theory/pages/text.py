@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
-
-INTRODUCTION = """
-Policy-gradient methods change a policy a little, in a direction that seems better, and do so again. How much is "a
-little"? A step that is too short wastes samples; one that is too long can ruin the policy, and then the data that the
-next step would need are ruined with it. Trust Region Policy Optimization (TRPO; Schulman et al. 2015,
-arXiv:1502.05477) answers with a bound: it takes the largest step whose *policies* stay close, in Kullback–Leibler
-divergence, because closeness of policies is what the theory can turn into a guarantee.
-
-Ten claims lead from plain gradient descent to that algorithm. Each is checked here on random finite Markov decision
-processes, which linear algebra solves exactly, in double precision. The oracle knows nothing of the code that
-it judges; the rules that run on these problems are the same code that trains robots. Each claim comes with its error
-law: not "the difference is small" but "the difference falls with this power of the step, and with this coefficient".
-"""
-
-NOTATION = (
-    ("π, π̃", "the present policy and another one; π(a|s) are probabilities"),
-    ("θ", "parameters of a policy; here mostly soft-max logits, one for each state and action"),
-    ("γ", "discount, below 1"),
-    ("η(π)", "expected discounted return, what is to be maximised"),
-    ("V, Q, A", "value, action value, advantage A(s,a) = Q(s,a) − V(s): how much better a is than π's average"),
-    ("ρ_π(s)", "discounted visitation Σ_t γᵗ P(s_t = s); d_π = (1 − γ)ρ_π sums to 1"),
-    ("L_π(π̃)", "surrogate: η predicted for π̃ from advantages and visitation of π"),
-    ("KL, TV", "divergences KL(π ‖ π̃) = Σ_a π log(π/π̃) in nats and TV = ½ Σ_a |π − π̃|, in each state"),
-    ("D_max, D̄", "largest KL of any state; its mean over d_π. TRPO bounds D̄ ≤ δ"),
-    ("F", "Fisher matrix: the curvature of D̄ at θ_old"),
-    ("g", "gradient of the surrogate at θ_old"),
-)
 
 
 class Equation(NamedTuple):
     """An equation of the paper, what computes it, and what checks that."""
 
     number: str
-    """As in arXiv:1502.05477v5; "C" and "C.1" are appendices."""
     formula: str
-    code: tuple[str, ...]
-    tests: tuple[str, ...]
+    code: list[str]
+    tests: list[str]
     claim: str
     """Name of the claim that it belongs to."""
+
+
+def read(name: str) -> str:
+    """Return the text of a file beside this one."""
+    return files("trpo.theory.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+_PAPER = tomllib.loads(read("paper.toml"))
+NOTATION: dict[str, str] = _PAPER["notation"]
+EQUATIONS = [Equation(**equation) for equation in _PAPER["equations"]]
+"""In the paper's order."""
 
 
 class Source(NamedTuple):
@@ -86,8 +71,3 @@ def paragraphs(text: str) -> list[tuple[bool, str]]:
         else:
             found.append((False, " ".join(line.strip() for line in lines)))
     return found
-
-
-def number(value: float | str) -> str:
-    """Write a measured number in at most four digits."""
-    return value if isinstance(value, str) else f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")

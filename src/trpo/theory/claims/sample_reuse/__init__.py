@@ -1,0 +1,1 @@
+"""Several updates on one batch: how far they may go together, and what they gain."""
