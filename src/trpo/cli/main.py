@@ -22,7 +22,7 @@ from tyro.conf import Positional, arg
 
 from trpo._version import __version__
 
-RunDirectory = Positional[Annotated[Path, arg(metavar="RUN", help="Directory of the run.")]]
+RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 USAGE = """\
 usage: trpo COMMAND …
@@ -110,6 +110,7 @@ def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False) ->
     """Go on with a run from its newest intact checkpoint.
 
     Args:
+        run: Directory of the run.
         steps: Train to this many steps instead of the configured number.
         quiet: Show no progress.
     """
@@ -132,6 +133,7 @@ def _evaluate(
     """Run whole episodes with the newest checkpoint and report undiscounted returns.
 
     Args:
+        run: Directory of the run.
         episodes: Episodes to run.
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environments and of sampled actions.
@@ -174,6 +176,7 @@ def _record(
     """Render episodes of the newest checkpoint to a video, headless.
 
     Args:
+        run: Directory of the run.
         out: A .mp4 (needs the extra `video`) or .gif file; by default in the run's directory.
         episodes: Episodes to show.
         stochastic: Sample actions instead of taking the distribution's mode.

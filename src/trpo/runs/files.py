@@ -84,14 +84,8 @@ def read_json(path: Path, *formats: int) -> dict[str, Any]:
 
 def write_config(run: Path, agent: Agent) -> None:
     """Write ``config.json``: settings and spaces, all that is needed to rebuild the agent without a simulator."""
-    data = {
-        "format": FORMAT,
-        "trpo": __version__,
-        "custom": agent.custom,
-        "spec": agent.spec.to_json(),
-        "config": agent.config.to_json(),
-    }
-    write_json(run / CONFIG, data)
+    data: dict[str, Any] = {"format": FORMAT, "trpo": __version__, "custom": agent.custom}
+    write_json(run / CONFIG, data | {"spec": agent.spec.to_json(), "config": agent.config.to_json()})
 
 
 def read_config(run: Path) -> dict[str, Any]:
