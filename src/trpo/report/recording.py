@@ -84,8 +84,6 @@ def record(
 
 
 def _make_env(agent: Agent) -> gym.Env:
-    from gymnasium.envs.mujoco import MujocoEnv
-
     source = agent.env if agent.env is not None else agent.spec.id
     if as_jax_env(source) is not None:
         raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
@@ -105,12 +103,15 @@ def _make_env(agent: Agent) -> gym.Env:
         raise ValueError(
             f"environment {agent.spec.id!r} offers no images to record: {cure}its render modes are {modes}"
         )
-    if backend is None and isinstance(env.unwrapped, MujocoEnv):
-        env.close()
-        raise ValueError(
-            "MuJoCo cannot render: there is no display, and neither EGL nor OSMesa works; "
-            "install one, such as Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
-        )
+    if backend is None:
+        from gymnasium.envs.mujoco import MujocoEnv
+
+        if isinstance(env.unwrapped, MujocoEnv):
+            env.close()
+            raise ValueError(
+                "MuJoCo cannot render: there is no display, and neither EGL nor OSMesa works; "
+                "install one, such as Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
+            )
     return env
 
 

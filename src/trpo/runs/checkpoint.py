@@ -82,13 +82,11 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    contents = {}
     try:
-        sums = (path / SUMS).read_text()
-        expected = {name: digest for digest, name in (line.split("  ", 1) for line in sums.splitlines())}
-        for file in (TENSORS, DATA):
-            contents[file] = (path / file).read_bytes()
-            if hashlib.sha256(contents[file]).hexdigest() != expected.get(file):
+        sums = (path / SUMS).read_text().splitlines()
+        contents = {file: (path / file).read_bytes() for file in (TENSORS, DATA)}
+        for file, content in contents.items():
+            if f"{hashlib.sha256(content).hexdigest()}  {file}" not in sums:
                 raise CheckpointError(f"checkpoint {path.name}: {file} is corrupt (its checksum differs)")
         return safetensors.numpy.load(contents[TENSORS]), read_json(path / DATA, 1, FORMAT)
     except FileNotFoundError as error:

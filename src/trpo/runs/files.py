@@ -31,10 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)  # what a crash has left
     try:
         yield temporary
-        directory = temporary.is_dir()
-        for written in (*temporary.iterdir(), temporary) if directory else (temporary,):
+        for written in (*temporary.glob("*"), temporary):
             _sync(written)
-        if directory:
+        if temporary.is_dir():
             _remove(path)  # a directory is renamed to a free name only
         temporary.replace(path)
     except BaseException:
