@@ -281,7 +281,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry_point() -> None:
     """Console script."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    entry_point()
