@@ -7,7 +7,7 @@ Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupt
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -15,11 +15,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
+from tyro.conf import Positional, arg
 
 from trpo._version import __version__
+
+RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 USAGE = """\
 usage: trpo COMMAND …
@@ -43,202 +46,197 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _parse(kind: Any, command: str, arguments: Sequence[str], default: Any = None) -> Any:
-    extra = {} if default is None else {"default": default}
+def _parse(kind: Any, command: str, arguments: Sequence[str], **options: Any) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=f"trpo {command}", args=list(arguments), **extra)
+            return tyro.cli(kind, prog=f"trpo {command}", args=list(arguments), **options)
     except SystemExit as error:
-        if error.code:
-            raise ValueError(_one_line(said.getvalue(), command)) from error
-        raise
+        if not error.code:
+            raise
+        # tyro explains itself in a box: its first paragraph, on one line
+        lines = [line.strip("│╭╮╰╯ ") for line in said.getvalue().splitlines()[1:]]
+        paragraph = itertools.takewhile(lambda line: line.strip("─"), lines)
+        raise ValueError(f"{' '.join(paragraph)} (see trpo {command} --help)") from error
 
 
-def _one_line(boxed: str, command: str) -> str:
-    """Reduce tyro's boxed explanation to its first paragraph, on one line."""
-    lines = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()[1:]]
-    paragraph = itertools.takewhile(lambda line: line.strip("─"), lines)
-    return f"{' '.join(paragraph)} (see trpo {command} --help)"
+def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
+    """Turn a function of flags, which its docstring explains, into one of the command line's arguments."""
+
+    @functools.wraps(run)
+    def bound(**flags: Any) -> Callable[[], int]:  # tyro calls what it parses for: it must not run in there
+        return functools.partial(run, **flags)
+
+    return lambda arguments: _parse(bound, run.__name__.strip("_"), arguments)()
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Train
-    from trpo.runs.run import train
+    from trpo.cli.options import Train, varied
+    from trpo.runs.run import configure, train
+    from trpo.runs.sweep import sweep
     from trpo.settings.config import Config
-    from trpo.settings.presets import apply_preset, describe
+    from trpo.settings.presets import NONE, apply_preset, describe
 
     # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
     first = _parse(Train, "train", arguments)
-    base = Config()
-    base = dataclasses.replace(base, env=dataclasses.replace(base.env, id=first.env_id))
-    base, name, settings = apply_preset(base, first.preset)
-    options = _parse(Train, "train", arguments, Train(first.env_id, base, first.out, first.preset, first.quiet))
-    config = options.config
+    base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
+    options = _parse(Train, "train", arguments, default=Train(first.env_id, base, first.out, first.preset, first.quiet))
+    env, config, quiet = options.env_id, options.config, options.quiet
     if options.seeds < 1:
         raise ValueError(f"seeds={options.seeds}: must be ≥ 1")
     several = options.seeds > 1 or bool(options.vary)
-    out = options.out or _fresh_directory(options.env_id, config.seed, "sweep" if several else None)
-    if not options.quiet:
+    out = options.out or _fresh_directory(env, "sweep" if several else f"s{config.seed}")
+    if not quiet:
         changes = f": {describe(settings)}" if settings else ""
-        print(f"trpo {__version__} · {options.env_id} · preset {name}{changes} · run {out}", file=sys.stderr)
+        print(f"trpo {__version__} · {env} · preset {name}{changes} · run {out}", file=sys.stderr)
     if several:
-        from trpo.runs.sweep import sweep
-
-        sweep(
-            options.env_id, seeds=options.seeds, vary=_varied(options.vary), config=config, out=out, quiet=options.quiet
-        )
+        sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
     else:
-        train(options.env_id, config=config, out=out, quiet=options.quiet)
-    if not options.quiet:
+        train(env, config=config, out=out, quiet=quiet)
+    if not quiet:
         more = "" if several else f" · trpo record {out}"
         print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out}{more}", file=sys.stderr)
     return 0
 
 
-def _varied(assignments: Sequence[str]) -> dict[str, list[Any]]:
-    """Turn ``rule.max-kl=0.01,0.02`` into ``{"rule.max_kl": [0.01, 0.02]}``; values are JSON, or names."""
-    varied: dict[str, list[Any]] = {}
-    for assignment in assignments:
-        name, sign, values = assignment.partition("=")
-        if not (name and sign and values):
-            raise ValueError(f"vary {assignment!r}: must be SETTING=VALUE,VALUE,…, such as rule.max-kl=0.01,0.02")
-        name = name.replace("-", "_")
-        if name == "seed":
-            raise ValueError("vary 'seed': use --seeds N")
-        varied[name] = [_value(text) for text in values.split(",")]
-    return varied
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _fresh_directory(env_id: str, seed: int, kind: str | None = None) -> Path:
+def _fresh_directory(env_id: str, kind: str) -> Path:
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
-    path = Path("runs") / f"{safe}-{kind or f's{seed}'}"
-    stem, number = path.name, 2
-    while path.exists():
-        path = path.with_name(f"{stem}-{number}")
-        number += 1
-    return path
+    names = itertools.chain([f"{safe}-{kind}"], (f"{safe}-{kind}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := Path("runs", name)).exists())
 
 
-def _resume(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Resume
+@_command
+def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False) -> int:
+    """Go on with a run from its newest intact checkpoint.
+
+    Args:
+        run: Directory of the run.
+        steps: Train to this many steps instead of the configured number.
+        quiet: Show no progress.
+    """
     from trpo.runs.run import resume
     from trpo.runs.sweep import is_sweep, resume_sweep
 
-    options = _parse(Resume, "resume", arguments)
-    if is_sweep(options.run):
-        resume_sweep(options.run, steps=options.steps, quiet=options.quiet)
-    else:
-        resume(options.run, steps=options.steps, quiet=options.quiet)
+    go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
+    go_on(run, steps=steps, quiet=quiet)
     return 0
 
 
-def _evaluate(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Evaluate
-    from trpo.runs.sweep import is_sweep, read_sweep
+@_command
+def _evaluate(
+    run: RunDirectory,
+    episodes: int = 10,
+    stochastic: bool = False,
+    seed: int = 0,
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """Run whole episodes with the newest checkpoint and report undiscounted returns.
 
-    options = _parse(Evaluate, "evaluate", arguments)
-    if not is_sweep(options.run):
-        result = _evaluate_run(options.run, options)
-        if options.json:
-            print(json.dumps(result.to_json()))
-        return 0
+    Args:
+        run: Directory of the run.
+        episodes: Episodes to run.
+        stochastic: Sample actions instead of taking the distribution's mode.
+        seed: Of the environments and of sampled actions.
+        as_json: Print one JSON object.
+    """
     from trpo.runs.aggregate import interval
-    from trpo.runs.sweep import groups
+    from trpo.runs.run import read_run
+    from trpo.runs.sweep import groups, is_sweep, read_sweep
 
-    plan = read_sweep(options.run)
-    results = {variant.name: _evaluate_run(options.run / variant.name, options) for variant in plan}
+    plan = read_sweep(run) if is_sweep(run) else []
+    results = {}
+    for place in [run / variant.name for variant in plan] or [run]:
+        agent, state, problems = read_run(place)
+        for problem in problems:
+            print(f"trpo: {problem}; using the one before", file=sys.stderr)
+        results[place.name] = result = agent.evaluate(episodes, deterministic=not stochastic, seed=seed)
+        if not as_json:
+            how = "stochastic" if stochastic else "deterministic"
+            print(
+                f"{place} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
+                f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f})"
+            )
     found = {}
     for label, members in groups(plan).items():
         found[label] = interval([results[v.name].mean_return for v in members]).to_json()
-        if not options.json:
+        if not as_json:
             of = f"{label}, {len(members)} seeds" if label else f"{len(members)} seeds"
             scores = "interquartile mean {iqm:.1f} [{low:.1f}, {high:.1f}]".format(**found[label])
             print(f"{of}: {scores}, 95 % bootstrap")
-    if options.json:
-        print(json.dumps({"groups": found, "runs": {name: result.to_json() for name, result in results.items()}}))
+    if as_json:
+        runs = {name: result.to_json() for name, result in results.items()}
+        print(json.dumps({"groups": found, "runs": runs} if plan else result.to_json()))
     return 0
 
 
-def _evaluate_run(run: Path, options: Any) -> Any:
-    from trpo.runs.run import read_run
+@_command
+def _record(
+    run: RunDirectory, out: Path | None = None, episodes: int = 1, stochastic: bool = False, seed: int = 0
+) -> int:
+    """Render episodes of the newest checkpoint to a video, headless.
 
-    agent, state, problems = read_run(run)
-    for problem in problems:
-        print(f"trpo: {problem}; using the one before", file=sys.stderr)
-    result = agent.evaluate(options.episodes, deterministic=not options.stochastic, seed=options.seed)
-    if not options.json:
-        how = "stochastic" if options.stochastic else "deterministic"
-        print(
-            f"{run} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
-            f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f})"
-        )
-    return result
-
-
-def _record(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Record
+    Args:
+        run: Directory of the run.
+        out: A .mp4 (needs the extra `video`) or .gif file; by default in the run's directory.
+        episodes: Episodes to show.
+        stochastic: Sample actions instead of taking the distribution's mode.
+        seed: Of the environment and of sampled actions.
+    """
     from trpo.report.recording import record
     from trpo.runs.run import load
 
-    options = _parse(Record, "record", arguments)
-    agent = load(options.run)
-    out = record(
-        agent,
-        options.out,
-        run=options.run,
-        episodes=options.episodes,
-        deterministic=not options.stochastic,
-        seed=options.seed,
-    )
-    print(out)
+    print(record(load(run), out, run=run, episodes=episodes, deterministic=not stochastic, seed=seed))
     return 0
 
 
-def _plot(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Plot
+@_command
+def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (), out: Path | None = None) -> int:
+    """Draw learning curves and diagnostics of one or more runs.
+
+    Args:
+        runs: Directories of runs.
+        out: A PNG file; by default curves.png in the first run's directory.
+    """
     from trpo.report.plots import plot_runs
+    from trpo.report.sweep_plots import plot_sweeps
     from trpo.runs.sweep import is_sweep
 
-    options = _parse(Plot, "plot", arguments)
-    if not options.runs:
+    if not runs:
         raise ValueError("plot needs at least one run: trpo plot RUN...")
-    sweeps = [run for run in options.runs if is_sweep(run)]
-    if sweeps and len(sweeps) < len(options.runs):
+    kinds = {is_sweep(run) for run in runs}
+    if len(kinds) > 1:
         raise ValueError("plot either runs or sweeps; a sweep's own runs are the directories in it")
-    if sweeps:
-        from trpo.report.sweep_plots import plot_sweeps
-
-        print(plot_sweeps(sweeps, options.out or sweeps[0] / "curves.png"))
-        return 0
-    print(plot_runs(options.runs, options.out or options.runs[0] / "curves.png"))
+    draw = plot_sweeps if kinds.pop() else plot_runs
+    print(draw(runs, out or runs[0] / "curves.png"))
     return 0
 
 
-def _theory(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Theory
+@_command
+def _theory(
+    out: Path = Path("runs/theory"), mdps: int = 1024, seed: int = 0, only: tuple[str, ...] = (), quiet: bool = False
+) -> int:
+    """Check every claim of the theory on exact MDPs, draw the figures and write a page; exit 1 if a claim fails.
+
+    Args:
+        out: Directory for index.html, claims.json, claims.md, equations.md and figures/.
+        mdps: Random MDPs for each claim, at least 16.
+        seed: Of the random MDPs.
+        only: Names of the claims to check, such as fisher; all by default.
+        quiet: Print the table alone, no progress.
+    """
     from trpo.theory.claims import CLAIMS
     from trpo.theory.pages.table import print_table
     from trpo.theory.run import run_theory
 
-    options = _parse(Theory, "theory", arguments)
-
     def tell(record: dict[str, Any]) -> None:
-        if not options.quiet:
+        if not quiet:
             mark = "✓" if record["passed"] else "✗"
             number = f"{record['number']:>2} of {len(CLAIMS)}"
             print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
 
-    report = run_theory(options.out, options.mdps, options.seed, options.only, tell=tell)
+    report = run_theory(out, mdps, seed, only, tell=tell)
     print_table(report)
-    print(f"{options.out / 'index.html'} · {options.out / 'claims.json'} · {report['seconds']:.0f} s")
+    print(f"{out / 'index.html'} · {out / 'claims.json'} · {report['seconds']:.0f} s")
     failed = [f"{record['number']} ({record['name']})" for record in report["claims"] if not record["passed"]]
     return _fail(f"claims that do not hold: {', '.join(failed)}", 1) if failed else 0
 
@@ -283,7 +281,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry_point() -> None:
     """Console script."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    entry_point()

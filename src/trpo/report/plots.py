@@ -36,10 +36,8 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     if not unique:
         raise ValueError("no run to plot: give one run directory or more")
     check_png(out)
-    curves = [
-        _Run(label, colour_of(i, len(unique)), _records(run))
-        for i, (label, run) in enumerate(zip(_labels(unique), unique, strict=True))
-    ]
+    labels, colours = _labels(unique), (colour_of(i, len(unique)) for i in range(len(unique)))
+    curves = [_Run(*each) for each in zip(labels, colours, unique, strict=True)]
     figure = new_figure(13, 7.2)
     panels = (_return, _kl, _gain, _explained, _std, _entropy)
     for axes, draw in zip(figure.subplots(2, 3, sharex=True).flat, panels, strict=True):
@@ -54,30 +52,27 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     return save_png(figure, out)
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
-    records = read_metrics(run)
-    if not records:
-        raise ValueError(f"{run / FILE} has no iteration yet; plot the run after its first one")
-    return records
-
-
 class _Run:
     """One run's columns, colour and smoothing."""
 
-    def __init__(self, label: str, colour: Any, records: list[dict[str, Any]]):
-        self.label = label
-        self.colour = colour
-        self.records = records
+    def __init__(self, label: str, colour: Any, run: Path):
+        self.label, self.colour, self.records = label, colour, read_metrics(run)
+        n = len(self.records)
+        if not n:
+            raise ValueError(f"{run / FILE} has no iteration yet; plot the run after its first one")
         self.steps = self["steps"]
-        self.rejected = np.array([r.get("result", "accepted") != "accepted" for r in records])
-        n = len(records)
+        self.rejected = np.array([r.get("result", "accepted") != "accepted" for r in self.records])
         self.window = 1 if n < 20 else min(51, 2 * (n // 40) + 3)
         """Iterations in the running median, odd."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return a column with NaN where the metric is null, absent or not finite."""
-        values = [record.get(name) for record in self.records]
-        return np.array([x if isinstance(x, int | float) and math.isfinite(x) else np.nan for x in values], float)
+        return column(self.records, name)
+
+
+def column(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """Return a metric of every iteration, NaN where it is null, absent or not finite."""
+    values = [record.get(name) for record in records]
+    return np.array([x if isinstance(x, int | float) and math.isfinite(x) else np.nan for x in values], float)
 
 
 def running_median(x: np.ndarray, window: int) -> np.ndarray:
@@ -103,45 +98,41 @@ def _labels(runs: Sequence[Path]) -> list[str]:
             depth[i] += 1
 
 
-def _curve(axes: Any, run: _Run, name: str, style: Any = ACTUAL) -> np.ndarray:
+def _curve(axes: Any, run: _Run, name: str) -> None:
     """Draw one column: thin as it is, thick its running median."""
     y = run[name]
     if run.window > 1:
         axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=0.6, alpha=0.3)
-    smooth = running_median(y, run.window)
+    _line(axes, run, running_median(y, run.window), 1.6)
+
+
+def _line(axes: Any, run: _Run, y: np.ndarray, width: float) -> None:
     # A number between two nulls has no line to be part of.
     marker = "o" if np.isfinite(y).sum() == 1 else None
-    axes.plot(run.steps, smooth, linestyle=style, color=run.colour, linewidth=1.6, marker=marker, markersize=4)
-    return y
+    axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=width, marker=marker, markersize=4)
 
 
 def _return(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Return, mean of the last 100 episodes", "undiscounted")
-    drawn = False
     for run in curves:
-        y = run["episode_return"]
-        drawn |= bool(np.isfinite(y).any())
-        marker = "o" if np.isfinite(y).sum() == 1 else None
-        axes.plot(run.steps, y, color=run.colour, linewidth=1.8, marker=marker, markersize=4)
-    if not drawn:
+        _line(axes, run, run["episode_return"], 1.8)
+    if not _known(curves, "episode_return").size:
         _message(axes, "no episode has ended yet")
 
 
 def _kl(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
     for run in curves:
-        y = _curve(axes, run, "mean_kl")
+        _curve(axes, run, "mean_kl")
         if run.rejected.any():
             crosses = {"linestyle": "none", "marker": "x", "markersize": 5, "clip_on": False, "zorder": 5}
-            axes.plot(run.steps[run.rejected], y[run.rejected], color=run.colour, **crosses)
-    bounds = [run["max_kl"] for run in curves]
-    known = {f"{x:.3g}" for column in bounds for x in column[np.isfinite(column)]}
-    for run, bound in zip(curves, bounds, strict=True):
+            axes.plot(run.steps[run.rejected], run["mean_kl"][run.rejected], color=run.colour, **crosses)
+    known = {f"{x:.3g}" for x in _known(curves, "max_kl")}
+    for run in curves:
         colour = "0.25" if len(known) == 1 else run.colour
-        axes.plot(run.steps, bound, color=colour, linewidth=1.2, linestyle=BOUND)
+        axes.plot(run.steps, run["max_kl"], color=colour, linewidth=1.2, linestyle=BOUND)
     if known:
-        text = f"bound δ = {known.pop()}" if len(known) == 1 else "bound δ"
-        _explain(axes, [(text, BOUND)])
+        _explain(axes, {f"bound δ = {known.pop()}" if len(known) == 1 else "bound δ": BOUND})
     axes.set_ylim(bottom=0)
     _headroom(axes)
 
@@ -153,31 +144,31 @@ def _gain(axes: Any, curves: Sequence[_Run]) -> None:
         predicted = running_median(run["predicted_gain"], run.window)
         axes.plot(run.steps, predicted, color=run.colour, linestyle=PREDICTED, linewidth=1.2)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    everything = np.concatenate([run[name] for run in curves for name in ("surrogate_gain", "predicted_gain")])
-    known = everything[np.isfinite(everything)]
+    known = _known(curves, "surrogate_gain", "predicted_gain")
     if len(known) >= 100:  # one outlier, from one unlikely action, would flatten all the rest
         low, high = np.quantile(known, [0.01, 0.99])
         axes.set_ylim(min(0.0, low) - 0.1 * (high - low), high + 0.15 * (high - low))
-    _explain(axes, [("actual", ACTUAL), ("predicted (linear model)", PREDICTED)])
+    _explain(axes, {"actual": ACTUAL, "predicted (linear model)": PREDICTED})
     _headroom(axes)
 
 
 def _explained(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Explained variance of the value function", "1 is perfect")
-    lowest = min(
-        (np.nanmin(y) for y in (_curve(axes, run, "explained_variance") for run in curves) if _any(y)), default=0
-    )
+    for run in curves:
+        _curve(axes, run, "explained_variance")
+    lowest = min(_known(curves, "explained_variance"), default=0.0)
     axes.set_ylim(max(-1.0, min(0.0, lowest)) - 0.05, 1.05)  # a new value function may start far below −1
     axes.axhline(0, color="0.6", linewidth=0.8)
 
 
 def _std(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Standard deviation σ of the policy", "mean over dimensions")
-    drawn = [_any(_curve(axes, run, "std")) for run in curves]
-    if not any(drawn):
+    for run in curves:
+        _curve(axes, run, "std")
+    if _known(curves, "std").size:
+        axes.set_ylim(bottom=0)
+    else:
         _message(axes, "no σ: discrete actions")
-        return
-    axes.set_ylim(bottom=0)
 
 
 def _entropy(axes: Any, curves: Sequence[_Run]) -> None:
@@ -186,8 +177,10 @@ def _entropy(axes: Any, curves: Sequence[_Run]) -> None:
         _curve(axes, run, "entropy")
 
 
-def _any(y: np.ndarray) -> bool:
-    return bool(np.isfinite(y).any())
+def _known(curves: Sequence[_Run], *names: str) -> np.ndarray:
+    """Return the numbers in columns of all runs."""
+    everything = np.concatenate([run[name] for run in curves for name in names])
+    return everything[np.isfinite(everything)]
 
 
 def _message(axes: Any, text: str) -> None:
@@ -202,15 +195,13 @@ def _headroom(axes: Any) -> None:
     axes.set_ylim(bottom, top + 0.2 * (top - bottom))
 
 
-def _explain(axes: Any, entries: Sequence[tuple[str, Any]]) -> None:
+def _explain(axes: Any, styles: dict[str, Any]) -> None:
     """Say what the line styles of a panel mean, in grey: colours are the runs."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color="0.25", linewidth=1.3, linestyle=style, label=text) for text, style in entries]
-    legend = axes.legend(
-        handles=handles, loc="upper right", fontsize=8.5, frameon=False, ncols=len(handles), handlelength=2.6
-    )
-    legend.set_in_layout(False)
+    lines = [Line2D([], [], color="0.25", linewidth=1.3, linestyle=style, label=text) for text, style in styles.items()]
+    placed = {"loc": "upper right", "fontsize": 8.5, "frameon": False, "ncols": len(lines), "handlelength": 2.6}
+    axes.legend(handles=lines, **placed).set_in_layout(False)
 
 
 def _legend(figure: Any, curves: Sequence[_Run]) -> None:

@@ -64,7 +64,7 @@ def record(
     """
     if out is None and run is None:
         raise ValueError("out: give a file that ends in .mp4 or .gif, or a run directory")
-    out = Path(out) if out is not None else default_path(Path(str(run)))
+    out = Path(out or default_path(Path(str(run))))
     for name, value in (("episodes", episodes), ("max_frames", max_frames)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1")
@@ -87,7 +87,8 @@ def _make_env(agent: Agent) -> gym.Env:
     source = agent.env if agent.env is not None else agent.spec.id
     if as_jax_env(source) is not None:
         raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
-    backend = headless_backend() if _headless() else "display"
+    displayed = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    backend = "display" if displayed else headless_backend()
     try:
         with quiet_mujoco():
             env = make_single(source, render_mode="rgb_array")
@@ -102,17 +103,16 @@ def _make_env(agent: Agent) -> gym.Env:
         raise ValueError(
             f"environment {agent.spec.id!r} offers no images to record: {cure}its render modes are {modes}"
         )
-    if backend is None and _needs_opengl(env):
-        env.close()
-        raise ValueError(
-            "MuJoCo cannot render: there is no display, and neither EGL nor OSMesa works; "
-            "install one, such as Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
-        )
+    if backend is None:
+        from gymnasium.envs.mujoco import MujocoEnv
+
+        if isinstance(env.unwrapped, MujocoEnv):
+            env.close()
+            raise ValueError(
+                "MuJoCo cannot render: there is no display, and neither EGL nor OSMesa works; "
+                "install one, such as Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
+            )
     return env
-
-
-def _headless() -> bool:
-    return sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def headless_backend() -> str | None:
@@ -122,12 +122,10 @@ def headless_backend() -> str | None:
     Gymnasium's own choice would be GLFW, which without a display imports well and then fails.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    if not os.environ.get("MUJOCO_GL"):
-        backend = _working_backend()
-        if backend is None:
-            return None
+    backend = os.environ.get("MUJOCO_GL") or _working_backend()
+    if backend is not None:
         os.environ["MUJOCO_GL"] = backend
-    return os.environ["MUJOCO_GL"]
+    return backend
 
 
 @functools.cache
@@ -140,12 +138,6 @@ def _working_backend() -> str | None:
             if subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0:
                 return name
     return None
-
-
-def _needs_opengl(env: gym.Env) -> bool:
-    from gymnasium.envs.mujoco import MujocoEnv
-
-    return isinstance(env.unwrapped, MujocoEnv)
 
 
 def _frames(
@@ -169,17 +161,14 @@ def _frames(
                 step += 1
             yield _frame(env, agent.spec.id)
     except gym.error.DependencyNotInstalled as error:
-        raise MissingExtraError(_missing(agent.spec.id, str(error))) from error
+        extra = re.search(r"gymnasium\[([\w,-]+)\]", str(error))
+        cure = f"pip install 'gymnasium[{extra[1]}]'" if extra else error
+        message = f"drawing environment {agent.spec.id!r} needs a package that is not installed: {cure}"
+        raise MissingExtraError(message) from error
     except (ValueError, EnvironmentFailure):
         raise
     except Exception as error:
         raise EnvironmentFailure(f"environment {agent.spec.id} raised {type(error).__name__}: {error}") from error
-
-
-def _missing(env_id: str, message: str) -> str:
-    extra = re.search(r"gymnasium\[([\w,-]+)\]", message)
-    cure = f"pip install 'gymnasium[{extra[1]}]'" if extra else message
-    return f"drawing environment {env_id!r} needs a package that is not installed: {cure}"
 
 
 def _frame(env: gym.Env, env_id: str) -> np.ndarray:

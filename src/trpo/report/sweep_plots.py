@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trpo.report.figure import check_png, colour_of, draw_band, draw_legend, new_figure, note, save_png, style
+from trpo.report.plots import column
 from trpo.runs.aggregate import curves_on_grid, interval
 from trpo.runs.sinks import read_metrics
 from trpo.runs.sweep import groups, read_sweep
@@ -52,17 +53,15 @@ def _curves(place: Path, members: Sequence[Any]) -> list[tuple[np.ndarray, np.nd
     found = []
     for variant in members:
         records = read_metrics(place / variant.name)
-        values = np.array([np.nan if r["episode_return"] is None else r["episode_return"] for r in records], float)
-        if not np.isfinite(values).any():
+        found.append((column(records, "steps"), column(records, "episode_return")))
+        if not np.isfinite(found[-1][1]).any():
             raise ValueError(f"{place / variant.name}: no episode has ended yet; plot it later")
-        found.append((np.array([r["steps"] for r in records], float), values))
     return found
 
 
 def _draw(axes: Any, label: str, members: list[tuple[np.ndarray, np.ndarray]], colour: Any) -> None:
     steps, values = curves_on_grid(members)
-    for column in values.T:
-        axes.plot(steps, column, color=colour, linewidth=0.5, alpha=0.25)
+    axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.25)
     known = np.isfinite(values).all(axis=-1)  # from where every seed has a return
     draw_band(axes, steps[known], interval(values[known]), colour, label)
 

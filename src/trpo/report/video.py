@@ -8,7 +8,7 @@ import itertools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,7 @@ class GifWriter:
     """A GIF that is written frame by frame; Pillow's own writer holds all of them until the end."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float):
-        self._file: BinaryIO = path.open("wb")
-        self._period = 100 / fps
-        self._count = 0
+        self._file, self._period, self._count = path.open("wb"), 100 / fps, 0
         self._file.write(b"GIF89a" + size[0].to_bytes(2, "little") + size[1].to_bytes(2, "little") + b"\x00\x00\x00")
         self._file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # repeat for ever
 
@@ -33,8 +31,7 @@ class GifWriter:
         # The format counts hundredths of a second: each end of a frame is rounded, so that no error adds up.
         length = round((self._count + 1) * self._period) - round(self._count * self._period)
         image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
-        blocks = GifImagePlugin.getdata(image, duration=10 * length, include_color_table=True)
-        self._file.writelines(blocks)
+        self._file.writelines(GifImagePlugin.getdata(image, duration=10 * length, include_color_table=True))
         self._count += 1
 
     def close(self) -> None:
@@ -57,14 +54,13 @@ class Mp4Writer:
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._pipe: Any = self._process.stdin
 
     def add(self, frame: np.ndarray) -> None:
         """Append one RGB frame."""
         width, height = self._size
-        pipe = self._process.stdin
-        assert pipe is not None
         try:
-            pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
+            self._pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
         except BrokenPipeError:
             self.close()
 

@@ -56,14 +56,12 @@ def curves_on_grid(curves: Sequence[tuple[Any, Any]], points: int = 200) -> tupl
 
     ``curves`` are pairs of steps and values; a value that is NaN is passed over. Where a curve has none yet, NaN.
     """
-    last = min(float(np.max(steps)) for steps, _ in curves)
-    first = min(float(np.min(steps)) for steps, _ in curves)
+    first, last = (min(float(end(steps)) for steps, _ in curves) for end in (np.min, np.max))
     grid = np.linspace(first, last, points)
     columns = []
-    for steps, values in curves:
-        steps, values = np.asarray(steps, float), np.asarray(values, float)
+    for curve in curves:
+        steps, values = np.asarray(curve, float)
         known = np.isfinite(values)
-        steps, values = steps[known], values[known]
-        index = np.searchsorted(steps, grid, side="right") - 1
-        columns.append(np.where(index >= 0, values[np.maximum(index, 0)] if len(values) else np.nan, np.nan))
+        index = np.searchsorted(steps[known], grid, side="right")
+        columns.append(np.append(np.nan, values[known])[index])  # 0: none yet
     return grid, np.stack(columns, axis=-1)

@@ -42,22 +42,23 @@ class CheckpointError(ValueError):
 
 def write_checkpoint(directory: Path, state: TrainingState, keep: int = 3) -> Path:
     """Write ``state`` below ``directory`` and remove all but the newest ``keep`` checkpoints."""
-    arrays = named_arrays(state.learner)
-    source, on_host = state.source, isinstance(state.source, Snapshot)
-    tree = source.seat if isinstance(source, Snapshot) else source
+    arrays, source = named_arrays(state.learner), state.source
+    prefix, tree, environments = _DEVICE, source, None
+    if isinstance(source, Snapshot):
+        prefix, tree, environments = _SEAT, source.seat, source.environments
     named = tree if isinstance(tree, dict) else named_arrays(tree)
-    arrays |= {f"{_SEAT if on_host else _DEVICE}{name}": leaf for name, leaf in named.items()}
-    data = {"format": FORMAT} | {name: getattr(state, name) for name in _COUNTERS}
-    data["environments"] = source.environments if isinstance(source, Snapshot) else None
+    arrays |= {f"{prefix}{name}": leaf for name, leaf in named.items()}
+    data = {"format": FORMAT} | {name: getattr(state, name) for name in _COUNTERS} | {"environments": environments}
     contents = {
         TENSORS: safetensors.numpy.save({k: np.array(v, order="C") for k, v in arrays.items()}),
         DATA: json.dumps(data).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
+    contents[SUMS] = sums.encode()
     path = directory / f"{state.iteration:08d}"
     with replacing(path) as temporary:
         temporary.mkdir()
-        for file, content in {**contents, SUMS: sums.encode()}.items():
+        for file, content in contents.items():
             (temporary / file).write_bytes(content)
     _prune(directory, keep)
     return path
@@ -81,13 +82,11 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    contents = {}
     try:
-        sums = (path / SUMS).read_text()
-        expected = {name: digest for digest, name in (line.split("  ", 1) for line in sums.splitlines())}
-        for file in (TENSORS, DATA):
-            contents[file] = (path / file).read_bytes()
-            if hashlib.sha256(contents[file]).hexdigest() != expected.get(file):
+        sums = (path / SUMS).read_text().splitlines()
+        contents = {file: (path / file).read_bytes() for file in (TENSORS, DATA)}
+        for file, content in contents.items():
+            if f"{hashlib.sha256(content).hexdigest()}  {file}" not in sums:
                 raise CheckpointError(f"checkpoint {path.name}: {file} is corrupt (its checksum differs)")
         return safetensors.numpy.load(contents[TENSORS]), read_json(path / DATA, 1, FORMAT)
     except FileNotFoundError as error:

@@ -31,10 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)  # what a crash has left
     try:
         yield temporary
-        directory = temporary.is_dir()
-        for written in (*temporary.iterdir(), temporary) if directory else (temporary,):
+        for written in (*temporary.glob("*"), temporary):
             _sync(written)
-        if directory:
+        if temporary.is_dir():
             _remove(path)  # a directory is renamed to a free name only
         temporary.replace(path)
     except BaseException:
@@ -84,14 +83,8 @@ def read_json(path: Path, *formats: int) -> dict[str, Any]:
 
 def write_config(run: Path, agent: Agent) -> None:
     """Write ``config.json``: settings and spaces, all that is needed to rebuild the agent without a simulator."""
-    data = {
-        "format": FORMAT,
-        "trpo": __version__,
-        "custom": agent.custom,
-        "spec": agent.spec.to_json(),
-        "config": agent.config.to_json(),
-    }
-    write_json(run / CONFIG, data)
+    data: dict[str, Any] = {"format": FORMAT, "trpo": __version__, "custom": agent.custom}
+    write_json(run / CONFIG, data | {"spec": agent.spec.to_json(), "config": agent.config.to_json()})
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -26,9 +26,6 @@ class Stop:
 def graceful_stop() -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def request(number: int, frame: Any) -> None:
         if stop.requested:
@@ -36,9 +33,8 @@ def graceful_stop() -> Iterator[Stop]:
         stop.requested = True
         print("\nstopping after this iteration; once more to stop at once", file=sys.stderr, flush=True)
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as ending:
+        if threading.current_thread() is threading.main_thread():  # another may set no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                ending.callback(signal.signal, number, signal.signal(number, request))
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

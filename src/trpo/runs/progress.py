@@ -22,10 +22,9 @@ def _short(seconds: float) -> str:
 
 def _count(x: float) -> str:
     """Return a number in four characters or so: 950, 60.4k, 1.25M."""
-    for unit, name in ((1e6, "M"), (1e3, "k")):
-        if x >= unit:
-            return f"{x / unit:.3g}{name}"
-    return f"{x:.0f}"
+    if x < 1e3:
+        return f"{x:.0f}"
+    return f"{x / 1e6:.3g}M" if x >= 1e6 else f"{x / 1e3:.3g}k"
 
 
 class Reporter:
@@ -66,9 +65,8 @@ class Reporter:
             f"KL {kl:.4f}" + (f"/{float(bound):g}" if bound is not None else " (no bound)"),
             f"{_count(rate)} steps/s" if rate else "compiling",
             f"{_short(max(0, self._total - steps) / rate)} left" if rate else "",
+            f"[{m['result']}]" if m["result"] != "accepted" else "",
         ]
-        if m["result"] != "accepted":
-            parts.append(f"[{m['result']}]")
         return " · ".join(part for part in parts if part)
 
     def say(self, text: str) -> None:

@@ -47,24 +47,18 @@ def read_run(
     """
     run = Path(run)
     data = read_config(run)
-    given = {"policy": policy, "rule": rule, "value": value}
-    for part, cure in _OWN.items():
-        if data["custom"][part] and given[part] is None:
-            raise ValueError(f"{run} was trained with a {part} of its own: {cure}")
+    for part, given, how in (("policy", policy, _MODULE), ("value", value, _MODULE), ("rule", rule, "it")):
+        if data["custom"][part] and given is None:
+            raise ValueError(f"{run} was trained with a {part} of its own: pass {how} as {part}=…")
     spec, config = EnvSpec.from_json(data["spec"]), Config.from_json(data["config"])
+    if env is None and data["custom"]["env"]:
+        env = _missing_env
     agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
-    if data["custom"]["env"] and env is None:
-        agent = dataclasses.replace(agent, env=_missing_env)
     state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after)
     return agent.at(state), state, problems
 
 
-_OWN = {
-    "policy": "pass a module of the same structure as policy=…",
-    "value": "pass a module of the same structure as value=…",
-    "rule": "pass it as rule=…",
-}
-"""What must be given again, and how."""
+_MODULE = "a module of the same structure"
 
 
 def _missing_env() -> Any:
@@ -139,8 +133,7 @@ def train(
     agent = make_agent(env, config, policy, rule, value)
     if out is not None:
         check_runs(env, [agent])
-    run = Run(agent, TrainingState(agent.learner), None if out is None else claim_directory(Path(out)))
-    run.begin()
+    run = Run.begin(agent, None if out is None else claim_directory(Path(out)))
     with removed_if_refused(run.directory):
         return train_runs(env, [run], quiet)[0]
 
@@ -177,12 +170,12 @@ def resume(
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
     agent, state, problems = read_run(run, policy, env, rule, value)
+    said = [f"{problem}; using the one before" for problem in problems]
+    said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
+    if state.source is None and state.iteration > 0:
+        said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
     if not quiet:
-        for problem in problems:
-            _say(f"{problem}; using the one before")
-        _say(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
-        if state.source is None and state.iteration > 0:
-            _say("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
+        print(*said, sep="\n", file=sys.stderr, flush=True)
     resumed = Run(agent, state, Path(run))
     if steps is not None:
         resumed.change_steps(steps)
@@ -194,10 +187,6 @@ def env_of(agent: Agent) -> EnvLike:
     return agent.env if agent.env is not None else agent.config.env.id
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @dataclasses.dataclass
 class Run:
     """One run, alone or trained together with others."""
@@ -206,16 +195,15 @@ class Run:
     state: TrainingState
     directory: Path | None
     """None if nothing is written."""
-    sinks: tuple[Sink, ...] = ()
-    saved: int = 0
-    """Iteration of the newest checkpoint."""
 
-    def begin(self) -> None:
-        """Write what a new run starts from."""
-        if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_config(self.directory, self.agent)
-            write_checkpoint(self.directory / CHECKPOINTS, self.state)
+    @classmethod
+    def begin(cls, agent: Agent, directory: Path | None) -> Run:
+        """Return a new run, and write what it starts from."""
+        run = cls(agent, TrainingState(agent.learner), directory)
+        if directory is not None:
+            write_config(directory, agent)
+        run.save()
+        return run
 
     def change_steps(self, steps: int) -> None:
         """Train to another number of steps, and remember it."""
@@ -223,17 +211,16 @@ class Run:
         if self.directory is not None:
             write_config(self.directory, self.agent)
 
-    def open_sinks(self) -> None:
+    def open_sinks(self) -> list[Sink]:
         """Open what its metrics go to."""
-        self.saved = self.state.iteration
-        if self.directory is not None:
-            self.sinks = JsonLines(self.directory, self.state.iteration), TensorBoard(self.directory, self.state.steps)
+        if self.directory is None:
+            return []
+        return [JsonLines(self.directory, self.state.iteration), TensorBoard(self.directory, self.state.steps)]
 
     def save(self) -> None:
-        """Write a checkpoint, if there is anything new."""
-        if self.directory is not None and self.saved != self.state.iteration:
+        """Write a checkpoint."""
+        if self.directory is not None:
             write_checkpoint(self.directory / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
-            self.saved = self.state.iteration
 
 
 CHECKPOINT_SHARE = 0.1
@@ -244,8 +231,7 @@ class _Saver:
     """When to save: every so many iterations, but where many pass in a second not so often that it holds up the run."""
 
     def __init__(self, runs: list[Run], place: Path | None):
-        self.runs, self.place = runs, place
-        self.every = runs[0].agent.config.checkpoint_every
+        self.runs, self.place, self.saved = runs, place, runs[0].state.iteration
         self.latest: Callable[[], list[TrainingState]] | None = None
         """Fetches the runs' states, which may have to come from a device, where they are newer than what is known."""
         self._ended, self._took = time.perf_counter(), 0.0
@@ -258,17 +244,17 @@ class _Saver:
             self.latest = None
         if self.place is None:
             return "no run directory, so nothing was saved"
-        began = time.perf_counter()
-        for run in self.runs:
+        began, iteration = time.perf_counter(), self.runs[0].state.iteration
+        for run in self.runs if iteration != self.saved else ():
             run.save()
-        self._ended = time.perf_counter()
+        self.saved, self._ended = iteration, time.perf_counter()
         self._took = self._ended - began
-        iteration = self.runs[0].state.iteration
         return f"checkpoint of iteration {iteration} is in {self.place}; go on with: trpo resume {self.place}"
 
     def due(self, iteration: int, many: bool) -> bool:
         """Return whether it is time; ``many``: several iterations passed since this was asked last."""
-        if self.place is None or iteration // self.every == self.runs[0].saved // self.every:
+        every = self.runs[0].agent.config.checkpoint_every
+        if self.place is None or iteration // every == self.saved // every:
             return False
         return not many or time.perf_counter() - self._ended >= self._took / CHECKPOINT_SHARE
 
@@ -282,14 +268,11 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
     saver = _Saver(runs, place or runs[0].directory)
     with graceful_stop() as stop, contextlib.ExitStack() as ending:
         ending.callback(show.close)
-        for run in runs:
-            run.open_sinks()
-            for sink in run.sinks:
-                ending.callback(sink.close)
+        sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
         try:
             for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
-                for run, records in zip(runs, progress.metrics, strict=True):
-                    for sink in run.sinks:
+                for its_sinks, records in zip(sinks, progress.metrics, strict=True):
+                    for sink in its_sinks:
                         sink.write(records)
                 show.update(joint_metrics([records[-1] for records in progress.metrics]))
                 saver.latest = progress.states
@@ -300,8 +283,7 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
         except EnvironmentFailure as error:
             raise RunFailed(f"{error}; {saver.save()}") from error
         except NonFiniteBatchError as error:
-            states = error.states
-            saver.latest = lambda: states
+            saver.latest = lambda: error.states
             raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {saver.save()}") from error
     saver.save()
     return [run.agent.at(run.state) for run in runs]

@@ -31,11 +31,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
+            records.append(record)
         except ValueError as error:
-            if number == len(lines):  # no newline after it: the write was cut off
-                break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        records.append(record)
+            if number < len(lines):  # no newline after the last: the write was cut off
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
     return records
 
 

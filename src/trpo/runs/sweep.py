@@ -24,20 +24,14 @@ from trpo.settings.presets import AUTO
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
-from trpo.training.state import TrainingState
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 FORMAT = 1
-TRACED = frozenset(
-    f"{group}{name}"
-    for group, names in {
-        "": "discount gae_lambda",
-        "rule.": "max_kl damping cg_tolerance max_step_norm backtrack_ratio initial_coefficient",
-        "policy.": "initial_std last_layer_scale hidden_layer_scale",
-        "value.": "learning_rate max_change hidden_layer_scale",
-    }.items()
-    for name in names.split()
-)
+TRACED = frozenset({
+    "discount", "gae_lambda", "rule.max_kl", "rule.damping", "rule.cg_tolerance", "rule.max_step_norm",
+    "rule.backtrack_ratio", "rule.initial_coefficient", "policy.initial_std", "policy.last_layer_scale",
+    "policy.hidden_layer_scale", "value.learning_rate", "value.max_change", "value.hidden_layer_scale",
+})  # fmt: skip
 """Settings that may vary between runs that train as one compiled function."""
 
 
@@ -57,9 +51,8 @@ def variants(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> list[Va
     found = []
     for values in itertools.product(*vary.values()):
         changes = dict(zip(vary, values, strict=True))
-        for seed in seeds:
-            parts = [f"{name}={value}" for name, value in changes.items()]
-            found.append(Variant("-".join([*parts, f"seed-{seed}"]), changes, seed))
+        parts = [f"{name}={value}" for name, value in changes.items()]
+        found += [Variant("-".join([*parts, f"seed-{seed}"]), changes, seed) for seed in seeds]
     return found
 
 
@@ -125,10 +118,7 @@ def sweep(
     agents = [make_agent(env, c, policy, value=value) for c in configs]
     check_runs(env, agents)
     place = None if out is None else claim_directory(Path(out))
-    runs = []
-    for variant, agent in zip(plan, agents, strict=True):
-        runs.append(Run(agent, TrainingState(agent.learner), None if place is None else place / variant.name))
-        runs[-1].begin()
+    runs = [Run.begin(a, place and place / v.name) for v, a in zip(plan, agents, strict=True)]
     if place is not None:
         write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
     with removed_if_refused(place):
@@ -136,7 +126,7 @@ def sweep(
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
-    chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else list(seeds)
+    chosen = list(range(first, first + seeds) if isinstance(seeds, int) else seeds)
     if not chosen:
         raise ValueError(f"seeds={seeds}: must be ≥ 1")
     if len(set(chosen)) != len(chosen):
@@ -190,14 +180,12 @@ def groups(plan: Sequence[Variant]) -> dict[str, list[Variant]]:
 def summarise(place: Path) -> dict[str, Any]:
     """Return the last metrics of each run, and of each group interquartile mean and interval of its last returns."""
     plan = read_sweep(place)
-    runs = {}
-    for variant in plan:
-        last = (read_metrics(place / variant.name) or [{}])[-1]
-        wanted = ("steps", "seconds", "iteration", "episodes", "episode_return", "episode_length")
-        runs[variant.name] = {name: last.get(name) for name in wanted}
+    wanted = ("steps", "seconds", "iteration", "episodes", "episode_return", "episode_length")
+    last = {variant.name: (read_metrics(place / variant.name) or [{}])[-1] for variant in plan}
+    runs = {run: {name: metrics.get(name) for name in wanted} for run, metrics in last.items()}
     summary = []
     for label, members in groups(plan).items():
-        returns = [runs[v.name]["episode_return"] for v in members if runs[v.name]["episode_return"] is not None]
+        returns = [x for v in members if (x := runs[v.name]["episode_return"]) is not None]
         found = interval(returns).to_json() if returns else None
         summary.append({"settings": label, "seeds": len(members), "with_return": len(returns), "return": found})
     return {"format": FORMAT, "groups": summary, "runs": runs}
@@ -218,17 +206,15 @@ def resume_sweep(
     if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
         use_cores(len(plan))
     read = functools.partial(read_run, policy=policy, env=env, value=value)
-    runs = []
-    for variant in plan:
-        agent, state, _ = read(place / variant.name)
-        runs.append(Run(agent, state, place / variant.name))
+    places = [place / variant.name for variant in plan]
+    runs = [Run(*read(each)[:2], each) for each in places]
     target = env_of(runs[0].agent)
     # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
     while as_jax_env(target) is not None and len({run.state.iteration for run in runs}) > 1:
         earliest = min(run.state.iteration for run in runs)
-        for run, variant in zip(runs, plan, strict=True):
+        for run, each in zip(runs, places, strict=True):
             if run.state.iteration > earliest:
-                run.state = read(place / variant.name, not_after=earliest)[1]
+                run.state = read(each, not_after=earliest)[1]
     if steps is not None:
         for run in runs:
             run.change_steps(steps)

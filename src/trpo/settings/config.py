@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,15 +64,12 @@ def _require_choice(value: Any, hint: Any, name: str) -> None:
 
 def _build(config: Any, group: str, what: str, chosen: str, kinds: dict[str, Any]) -> Any:
     """Make the chosen kind from the fields that ``config`` has for it; others' fields must have their defaults."""
-    has = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in kinds.items()}
-    used = {}
+    used = {f.name for f in dataclasses.fields(kinds[chosen])}
+    unused = {f.name for kind in kinds.values() for f in dataclasses.fields(kind)} - used
     for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.name in has[chosen]:
-            used[f.name] = value
-        elif value != f.default and any(f.name in names for names in has.values()):
+        if f.name in unused and (value := getattr(config, f.name)) != f.default:
             raise ValueError(f"{group}.{f.name}={value!r}: {what} {chosen!r} does not use it")
-    return kinds[chosen](**used)
+    return kinds[chosen](**{name: value for name, value in vars(config).items() if name in used})
 
 
 @dataclass(frozen=True)
@@ -266,11 +262,10 @@ class Config:
 def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
     """Return ``config`` with nested ``changes`` applied; an unknown name is a ValueError that names the nearest."""
     hints = typing.get_type_hints(type(config))
-    known = [f.name for f in dataclasses.fields(config)]
     values: dict[str, Any] = {}
     for name, value in changes.items():
-        if name not in known:
-            raise ValueError(f"unknown setting {prefix}{name}; {did_you_mean(name, known, prefix)}")
+        if name not in hints:
+            raise ValueError(f"unknown setting {prefix}{name}; {did_you_mean(name, list(hints), prefix)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             _require(isinstance(value, dict), prefix + name, value, "a group of settings")
@@ -288,7 +283,6 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return tuple(value)
     if hint is float and _is_number(value):
         return float(value)
-    if isinstance(hint, types.UnionType) or not isinstance(hint, type):
-        return value
-    _require(type(value) is hint, name, value, f"of type {hint.__name__}")
+    if isinstance(hint, type):
+        _require(type(value) is hint, name, value, f"of type {hint.__name__}")
     return value

@@ -49,8 +49,7 @@ def apply_preset(config: Config, name: str = AUTO) -> tuple[Config, str, dict[st
 
 def describe(settings: dict[str, Any], prefix: str = "") -> str:
     """Return settings as one line, such as ``rule.max_kl=0.02 fragment=128``."""
-    parts = [
+    return " ".join(
         describe(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
         for key, value in settings.items()
-    ]
-    return " ".join(parts)
+    )
