@@ -37,10 +37,7 @@ class _State(NamedTuple):
 
 
 def conjugate_gradient(
-    product: Product,
-    b: Params,
-    iterations: int = 10,
-    tolerance: float | Scalar = 1e-10,
+    product: Product, b: Params, iterations: int = 10, tolerance: float | Scalar = 1e-10
 ) -> tuple[Params, CGInfo]:
     """Solve A x ≈ b by at most ``iterations`` steps of conjugate gradient, from x₀ = 0.
 

@@ -28,13 +28,13 @@ class Evaluation(eqx.Module):
 
 
 class SearchInfo(eqx.Module):
-    """What a line search found."""
+    """What a line search found (or, while it goes on, where it stands)."""
 
     accepted: Bool[Array, ""]
     backtracks: Int[Array, ""]
     """Trials that were rejected."""
     fraction: Float[Array, ""]
-    """Accepted multiple of the full step; 0 where none was."""
+    """Accepted multiple of the full step; 0 where none was (of the next trial, while it goes on)."""
     evaluation: Evaluation
     """At the parameters that are returned."""
     first_mean_kl: Float[Array, ""]

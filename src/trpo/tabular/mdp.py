@@ -14,8 +14,8 @@ from trpo.types import AnyArray
 if TYPE_CHECKING:
     Table = Any
 else:
-    Table = Float[AnyArray, "..."]
-    """NumPy or JAX, in float64 or float32."""
+    Table = AnyArray
+    """NumPy or JAX: what a function returns is what it was given, which type checkers can't follow."""
 
 TOLERANCE = 1e-8
 """How far probabilities may be from summing to 1 (in float64; 1e-5 in float32)."""
@@ -40,13 +40,13 @@ class MDP(eqx.Module):
     2
     """
 
-    transition: Table = eqx.field(converter=_as_float)
+    transition: Float[Table, "..."] = eqx.field(converter=_as_float)
     """P(s'|s, a), shape ``[*mdps, S, A, S]``."""
-    reward: Table = eqx.field(converter=_as_float)
+    reward: Float[Table, "..."] = eqx.field(converter=_as_float)
     """r(s, a), expected over s', shape ``[*mdps, S, A]``."""
-    start: Table = eqx.field(converter=_as_float)
+    start: Float[Table, "..."] = eqx.field(converter=_as_float)
     """μ(s), the paper's ρ₀, shape ``[*mdps, S]``."""
-    discount: Table = eqx.field(converter=_as_float)
+    discount: Float[Table, "..."] = eqx.field(converter=_as_float)
     """γ, shape ``[*mdps]``."""
 
     def __check_init__(self) -> None:
@@ -113,24 +113,12 @@ def check_probabilities(name: str, p: Any, meaning: str) -> None:
         )
 
 
-def garnet(
-    rng: np.random.Generator,
-    states: int,
-    actions: int,
-    branching: int,
-    discount: float | np.ndarray,
-) -> MDP:
+def garnet(rng: np.random.Generator, states: int, actions: int, branching: int, discount: float | np.ndarray) -> MDP:
     """Draw random MDPs "GARNET(states, actions, branching)" (Archibald et al. 1995; Bhatnagar et al. 2009).
 
-    Each (s, a) leads to ``branching`` distinct random states, with probabilities from the spacings of uniform points;
-    rewards are standard normal; the start distribution is uniform on the simplex.
-
-    Args:
-        rng: source of randomness.
-        states: S ≥ 1.
-        actions: A ≥ 1.
-        branching: successors of each (s, a), in 1..S.
-        discount: γ; an array of shape ``[*mdps]`` draws as many MDPs at once.
+    Each (s, a) leads to ``branching`` (1..S) distinct random states, with probabilities from the spacings of uniform
+    points; rewards are standard normal; the start distribution is uniform on the simplex. An array of discounts, shape
+    ``[*mdps]``, draws as many MDPs at once.
     """
     if states < 1 or actions < 1:
         raise ValueError(f"states={states}, actions={actions}: both must be at least 1")

@@ -95,12 +95,7 @@ def squared_loss(apply: ValueApply, params: Params, batch: ValueBatch) -> Scalar
 
 
 def fit_value(
-    method: ValueFit,
-    apply: ValueApply,
-    state: ValueState,
-    batch: ValueBatch,
-    key: PRNGKeyArray,
-    normalise: bool = True,
+    method: ValueFit, apply: ValueApply, state: ValueState, batch: ValueBatch, key: PRNGKeyArray, normalise: bool = True
 ) -> tuple[ValueState, ValueInfo]:
     """Fit V to ``batch`` and return the new state; on non-finite data or result, the old state bit for bit.
 
