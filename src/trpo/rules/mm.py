@@ -78,8 +78,7 @@ class MM(eqx.Module):
         result = jnp.where(jnp.any(model.gradient != 0), result, Result.NO_SIGNAL)
         result = jnp.where(all_finite(model.gradient), result, Result.NONFINITE_GRADIENT)
         taken = result == Result.ACCEPTED
-        here = params, jnp.zeros_like(step), model.evaluation
-        new, step, end = tree_where(taken, (new, step, end), here)
+        new, step, end = tree_where(taken, (new, step, end), (params, jnp.zeros_like(step), model.evaluation))
         predicted = jnp.sum(model.gradient * step)
         info = UpdateInfo.of(result, model.gradient, step, model.evaluation, end, predicted_gain=predicted)
         return new, state, info
@@ -126,10 +125,8 @@ class MM(eqx.Module):
             y = jnp.where(moves, y, search.y)
             return _Search(y, log_q, low, high, least, most, unsettled, search.newton_steps + 1)
 
-        def goes_on(search: _Search) -> Array:
-            return search.unsettled & (search.newton_steps < _ITERATIONS)
-
-        search = jax.lax.while_loop(goes_on, newton, states.start(log_price))
+        start = states.start(log_price)
+        search = jax.lax.while_loop(lambda s: s.unsettled & (s.newton_steps < _ITERATIONS), newton, start)
         moved = states.moves[:, None] & (probability > 0)
         return jnp.where(moved, states.tilt(search.y).log_ratio, 0.0)
 

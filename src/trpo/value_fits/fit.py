@@ -53,13 +53,11 @@ class ValueFit(Protocol):
 
     def init(self, params: Params) -> Any:
         """Return what is carried from one batch to the next."""
-        ...
 
     def minimise(
         self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
     ) -> tuple[Params, Any]:
         """Return fitted parameters, and what the next batch needs; targets are in the network's own unit."""
-        ...
 
 
 class ValueInfo(eqx.Module):
@@ -115,5 +113,4 @@ def fit_value(
     params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)
     loss = 2 * squared_loss(apply, params, scaled)
     finite = all_finite((scaled.target, returns, params, loss))
-    new = ValueState(params, optimiser, returns)
-    return tree_where(finite, new, state), ValueInfo(loss, finite)
+    return tree_where(finite, ValueState(params, optimiser, returns), state), ValueInfo(loss, finite)
