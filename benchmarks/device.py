@@ -126,7 +126,7 @@ def acting(env: str, config: Any, fragments: int) -> Callable[[], float]:
     from trpo.training.learner import prepare
 
     agent = trpo.make_agent(env, config)
-    setup = d.check(source_of(env, config), agent)
+    setup = d.setup_for(source_of(env, config), agent)
     key = jax.random.key(0)
     member = jax.jit(functools.partial(d.begin, setup))(agent.learner, key)
 

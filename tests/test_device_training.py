@@ -28,7 +28,8 @@ from trpo.runs import checkpoint
 from trpo.runs.sinks import read_metrics
 from trpo.training import device as device_training
 from trpo.training import layout as parallel
-from trpo.training.device import DeviceLoop, begin, check, iterate
+from trpo.training.chunk import begin, iterate
+from trpo.training.device import DeviceLoop, setup_for
 from trpo.training.host import _improve, _prepare, _refit
 from trpo.training.learner import Hyper
 from trpo.training.loop import advance, device_source
@@ -258,7 +259,7 @@ class Pieces:
 
     def __init__(self, env: Any, config: trpo.Config):
         self.agent = trpo.make_agent(env, config)
-        self.setup = check(source_of(env), self.agent)
+        self.setup = setup_for(source_of(env), self.agent)
         self.key, self.hyper = jax.random.key(config.seed), Hyper.of(config, self.agent.rule)
         self._collect = jax.jit(partial(self.setup.source.collect, self.agent.policy))
 
@@ -301,7 +302,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float |
     config = configure(final_discount=final_discount, discount_steps=60)
     rolled, learners = walked(final_discount)
     agent = trpo.make_agent(WALK, config)
-    setup = check(source_of(WALK), agent)
+    setup = setup_for(source_of(WALK), agent)
     key, hyper = jax.random.key(config.seed), Hyper.of(config, agent.rule)
     member = jax.jit(begin, static_argnums=0)(setup, agent.learner, key)
     whole = jax.jit(iterate, static_argnums=0)

@@ -1,8 +1,6 @@
-"""The training loop over environments in JAX: whole iterations, many at a time, are one compiled function.
+"""The training loop over environments in JAX: the host looks in between chunks of iterations, about once a second.
 
-An iteration is the host loop's, with the rollout inside: the same ``prepare``, ``improve`` and ``refit`` of the
-learner. The host looks in between chunks of iterations, about once a second, to report, save, and see whether it should
-stop.
+Then it reports, saves, and sees whether it should stop.
 """
 
 from __future__ import annotations
@@ -14,80 +12,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from trpo.envs.device.extras import quiet
-from trpo.rollout.device import DeviceRollout, DeviceSource
-from trpo.rollout.episodes import EpisodeTotals, RecentEpisodes
+from trpo.rollout.device import DeviceSource
+from trpo.rollout.episodes import RecentEpisodes
 from trpo.training.agent import Agent
-from trpo.training.layout import Layout, capacity, layout_for
-from trpo.training.learner import Hyper, IterationInfo, Learner, Program, improve, prepare, refit
+from trpo.training.chunk import ROWS, Member, Row, Setup, begin, run_chunk
+from trpo.training.layout import capacity, layout_for
+from trpo.training.learner import Hyper, Learner, prepare
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
-from trpo.trees import from_named_arrays, named_arrays, tree_where
-from trpo.value_fits import ValueInfo
+from trpo.trees import from_named_arrays, named_arrays
 
-ROWS = 256
-"""The most iterations in a chunk."""
 INTERVAL = 1.0
 """Seconds that a chunk should take: how often progress is shown and a request to stop is seen."""
-
-
-class Member(eqx.Module):
-    """One run on the device."""
-
-    learner: Learner
-    rollout: DeviceRollout
-    iteration: Int[Array, "*run"]
-
-
-class Row(eqx.Module):
-    """What one iteration tells."""
-
-    info: IterationInfo
-    value: ValueInfo
-    episodes: EpisodeTotals
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """Everything static about a training function."""
-
-    source: DeviceSource
-    program: Program
-    stacked: bool
-    """Whether there is a leading axis of members."""
-    stop: bool
-    """Whether to leave the chunk at a batch or fit that is not finite."""
-    layout: Layout
-
-
-def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tuple[Member, Row]:
-    """Steps 1 to 8 of one iteration, pure; the run's ``key`` never changes."""
-    learner, source, program = member.learner, setup.source, setup.program
-    actor, noise, fit_key = prepare(program, learner.policy, learner.observations, key, member.iteration)
-    noise = setup.layout.constrain_batch(noise)
-    rollout, trajectory, episodes = source.collect(program.policy, actor, member.rollout, noise)
-    # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
-    # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
-    trajectory = jax.lax.optimization_barrier(setup.layout.constrain_trajectory(trajectory))
-    improved, batch, info = improve(program, hyper, learner, trajectory, member.iteration)
-    value, fit = refit(program, hyper, learner.value, batch, fit_key)
-    improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))
-    sound = info.finite & fit.finite
-    rollout = jax.lax.cond(sound, lambda: rollout, lambda: source.restart(rollout))
-    return Member(improved, rollout, member.iteration + 1), Row(info, fit, episodes)
-
-
-def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:
-    """Return a run before its first iteration."""
-    count, policy = setup.program.count, setup.program.policy
-    rollout = setup.source.begin(jax.random.fold_in(key, 0xE27), count, policy.start(count))
-    return Member(learner, rollout, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -96,44 +38,7 @@ def _begin(setup: Setup, learners: Learner, keys: Key[Array, "*run"]) -> Member:
     return (jax.vmap(start) if setup.stacked else start)(learners, keys)
 
 
-def run_chunk(
-    setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Any
-) -> tuple[Member, Row, Int[Array, ""]]:
-    """Run up to ``length`` ≤ ROWS iterations; return also a row for each and how many there were."""
-    run = setup.layout.each_device(functools.partial(_run_chunk, setup), (True, True, True, False), (0, 1, None))
-    return run(hyper, keys, members, length)
-
-
-def _run_chunk(setup: Setup, hyper: Hyper, keys: Key[Array, "*run"], members: Member, length: Array) -> tuple:
-    one = functools.partial(iterate, setup)
-    step: Callable[..., Any] = one
-    if setup.stacked:
-        # On a CPU nothing is gained by doing the members' operations together: they are as fast one after the other,
-        # and then each member's arithmetic is that of a run alone.
-        on_cpu = jax.default_backend() == "cpu"
-        step = (lambda *stacked: jax.lax.map(lambda member: one(*member), stacked)) if on_cpu else jax.vmap(one)
-    row = jax.eval_shape(step, hyper, keys, members)[1]
-    rows = jax.tree.map(lambda leaf: jnp.zeros((ROWS, *leaf.shape), leaf.dtype), row)
-
-    def going(carry: tuple) -> Array:
-        done, _, _, sound = carry
-        return (done < length) & sound
-
-    def body(carry: tuple) -> tuple:
-        done, members, rows, _ = carry
-        members, row = step(hyper, keys, members)
-        rows = jax.tree.map(lambda buffer, leaf: buffer.at[done].set(leaf), rows, row)
-        sound = jnp.asarray(True)
-        if setup.stop:
-            sound = setup.layout.everywhere(jnp.all(row.info.finite & row.value.finite))
-        return done + 1, members, rows, sound
-
-    start = (jnp.zeros((), jnp.int32), members, rows, jnp.asarray(True))
-    done, members, rows, _ = jax.lax.while_loop(going, body, start)
-    return members, rows, done
-
-
-def check(source: DeviceSource, agent: Agent, runs: int = 1) -> Setup:
+def setup_for(source: DeviceSource, agent: Agent, runs: int = 1) -> Setup:
     """Return what ``runs`` runs of ``agent`` are compiled from; nothing is compiled or allocated yet.
 
     Raises:
@@ -163,7 +68,7 @@ class DeviceLoop:
     """
 
     def __init__(self, source: DeviceSource, agents: Sequence[Agent], states: Sequence[TrainingState]):
-        self.setup = check(source, agents[0], len(agents))
+        self.setup = setup_for(source, agents[0], len(agents))
         self.layout = self.setup.layout
         self.configs, self.states = [agent.config for agent in agents], list(states)
         hypers = [Hyper.of(agent.config, agent.rule) for agent in agents]

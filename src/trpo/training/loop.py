@@ -13,7 +13,7 @@ from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
 from trpo.settings.config import Config
 from trpo.training.agent import Agent
-from trpo.training.device import ROWS, DeviceLoop, check
+from trpo.training.device import ROWS, DeviceLoop, setup_for
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
 from trpo.training.state import TrainingState
@@ -55,7 +55,7 @@ def check_runs(env: EnvLike | Source, agents: Sequence[Agent]) -> None:
     """Raise ValueError for runs that could not begin, before anything is written or compiled."""
     source = None if isinstance(env, Source) else device_source(resolve(env, agents[0].config.env))
     if source is not None:
-        check(source, agents[0], len(agents))
+        setup_for(source, agents[0], len(agents))
 
 
 @dataclasses.dataclass(frozen=True)
