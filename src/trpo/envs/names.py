@@ -30,12 +30,12 @@ _MAKERS: dict[str, Callable[[str], JaxEnv]] = {
 }
 
 
-def is_jax_name(env: Any) -> bool:
+def is_jax_name(env: EnvLike) -> bool:
     """Return whether ``env`` is a name of an environment in JAX, without importing anything."""
     return isinstance(env, str) and env.partition(":")[0] in {*_MAKERS, "jax"}
 
 
-def as_jax_env(env: Any) -> JaxEnv | None:
+def as_jax_env(env: EnvLike) -> JaxEnv | None:
     """Return the JAX environment that ``env`` is or names, or None if it is one for the host.
 
     Named are ``gymnax:ID``, ``brax:NAME[@BACKEND]``, ``playground:NAME``, ``jax-probe:NAME`` and
@@ -151,7 +151,9 @@ def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
     return env, partial(make_registered, env, **kwargs)
 
 
-def make_envs(env: Any, count: int, workers: int = 0, rescale_actions: bool = True, flatten: bool = False) -> HostEnv:
+def make_envs(
+    env: EnvLike, count: int, workers: int = 0, rescale_actions: bool = True, flatten: bool = False
+) -> HostEnv:
     """Make ``count`` environments that are stepped together from the host.
 
     Args:

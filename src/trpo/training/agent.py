@@ -38,7 +38,7 @@ class Agent:
     env: EnvLike | None = None
     """The environment id or function it was made for; None means ``spec.id``."""
     own: frozenset[str] = frozenset()
-    """Which of ``policy`` and ``value`` are of your own."""
+    """Which of ``policy``, ``value`` and ``env`` are of your own, and not kept here."""
 
     @classmethod
     def create(
@@ -75,7 +75,7 @@ class Agent:
     @property
     def custom(self) -> dict[str, bool]:
         """What code of one's own it needs to be loaded again."""
-        env = self.env is not None and not isinstance(self.env, str)
+        env = "env" in self.own or not isinstance(self.env, str | None)
         return {"policy": "policy" in self.own, "value": "value" in self.own, "rule": self.rule is not None, "env": env}
 
     def program(self, strata: int = 1) -> Program:

@@ -40,10 +40,11 @@ def make_agent(
     config = config or Config()
     if isinstance(env, str):
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
-    if isinstance(env, Source):
-        return Agent.create(env.spec, config, policy, None, rule, value)
-    origin = resolve(env, config.env)
-    return Agent.create(origin.spec, config, policy, env if origin.ours else None, rule, value)
+    origin = None if isinstance(env, Source) else resolve(env, config.env)
+    if origin is not None and origin.ours:
+        return Agent.create(origin.spec, config, policy, origin.env, rule, value)
+    agent = Agent.create(env.spec, config, policy, None, rule, value)  # type: ignore[union-attr]
+    return dataclasses.replace(agent, own=agent.own | {"env"})
 
 
 def device_source(origin: Origin) -> DeviceSource | None:
