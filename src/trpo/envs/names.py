@@ -85,12 +85,10 @@ class DoorOptions(Protocol):
     @property
     def rescale_actions(self) -> bool:
         """Whether [−1, 1] is mapped onto finite bounds."""
-        ...
 
     @property
     def flatten(self) -> bool:
         """Whether every observation is made one vector."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,22 +146,22 @@ class Box(Leaf):
     def to_env_action(self, action: Any) -> Any:
         # Only what the simulator gets is clipped; in the data the policy's own action stays as it is. A NaN becomes 0:
         # the batch is refused anyway, and a simulator that is fed NaN may never recover.
-        low, high, middle, half, integral = _affine(self)
+        low, high, middle, half, dtype = _affine(self)
         xp = action.__array_namespace__()
         value = middle + half * action
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
-        if integral:
+        if dtype.kind in "iu":
             value = xp.rint(value)
-        return value.astype(self.dtype).reshape(action.shape[:1] + self.shape)
+        return value.astype(dtype).reshape(action.shape[:1] + self.shape)
 
 
 @functools.lru_cache(maxsize=64)
-def _affine(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+def _affine(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
     """Return bounds and the map middle + half·a of a Box as rows ``[1, size]``, computed once for each space."""
     low, high = (np.broadcast_to(np.asarray(bound, float), (box.size,))[None] for bound in (box.low, box.high))
     bounded = np.isfinite(low) & np.isfinite(high) & box.rescale
     top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
-    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.issubdtype(np.dtype(box.dtype), np.integer)
+    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.dtype(box.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
