@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -158,20 +158,20 @@ class GymnasiumEnvs:
     def _seen(self, columns: Tree) -> Tree:
         return flat(self._space, columns) if self._flatten else columns
 
-    def _begin(self, which: Sequence[int], keywords: Sequence[dict[str, Any]]) -> Tree:
-        columns = self._space.zeros(len(which))
+    def _begin(self, keywords: dict[int, dict[str, Any]]) -> Tree:
+        columns = self._space.zeros(len(keywords))
         try:
-            for row, (i, keyword) in enumerate(zip(which, keywords, strict=True)):
+            for row, (i, keyword) in enumerate(keywords.items()):
                 self._write(columns, row, self._envs[i].reset(**keyword)[0])
         except Exception as error:
             raise self._failure(error) from error
         return self._seen(columns)
 
     def reset(self, seeds: list[int]) -> Tree:
-        return self._begin(range(self.count), [{"seed": seed} for seed in seeds])
+        return self._begin({i: {"seed": seed} for i, seed in enumerate(seeds)})
 
     def restart(self, which: np.ndarray) -> Tree:
-        return self._begin(which.tolist(), [{}] * len(which))
+        return self._begin({i: {} for i in which.tolist()})
 
     def step(self, action: Tree) -> Transition:
         write, length, converted = self._write, self._length, self.spec.action.to_env(action)
@@ -203,9 +203,7 @@ class GymnasiumEnvs:
                 self._seen(first),
                 final,
             )
-        return Transition(
-            observation, np.array(reward, np.float32), terminated, truncated, final, self._valid.copy()
-        )
+        return Transition(observation, np.array(reward, np.float32), terminated, truncated, final, self._valid.copy())
 
     def snapshot(self) -> Any | None:
         able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)
