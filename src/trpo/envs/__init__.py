@@ -10,23 +10,3 @@ from trpo.envs.protocol import (
     UnknownEnvironmentError,
 )
 from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
-
-__all__ = [
-    "Bits",
-    "Box",
-    "Choice",
-    "Choices",
-    "Dict",
-    "EnvSpec",
-    "EnvironmentFailure",
-    "HostEnv",
-    "MissingExtraError",
-    "RestartableEnv",
-    "Space",
-    "SplitEnv",
-    "Transition",
-    "Tree",
-    "Tuple",
-    "UnknownEnvironmentError",
-    "UnsupportedSpaceError",
-]

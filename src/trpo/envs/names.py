@@ -11,11 +11,12 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium as gym
 
-from trpo.envs.device.brax import make_brax
+from trpo.envs.device.brax import make_brax, make_playground
 from trpo.envs.device.gymnax import make_gymnax
-from trpo.envs.device.playground import make_playground
+from trpo.envs.device.hosted import HostedJaxEnvs
 from trpo.envs.device.probes import make_probe
 from trpo.envs.device.protocol import Flattened, JaxEnv
+from trpo.envs.host.envpool import EnvPoolEnvs
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
 from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
@@ -85,12 +86,10 @@ class DoorOptions(Protocol):
     @property
     def rescale_actions(self) -> bool:
         """Whether [−1, 1] is mapped onto finite bounds."""
-        ...
 
     @property
     def flatten(self) -> bool:
         """Whether every observation is made one vector."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +135,8 @@ def resolve(env: EnvLike, options: DoorOptions) -> Origin:
     Raises:
         ValueError: it is nothing that environments can be made from.
     """
-    if not (isinstance(env, str | HostEnv | JaxEnv) or callable(env)):
-        raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
+    if not isinstance(env, HostEnv | JaxEnv):
+        _maker(env)
     return Origin(env, options.rescale_actions, options.flatten)
 
 
@@ -175,14 +174,10 @@ def make_envs(
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
-        from trpo.envs.device.hosted import HostedJaxEnvs
-
         return HostedJaxEnvs(known, count, rescale_actions, flatten)
     if workers < 0:
         raise ValueError(f"env.workers={workers}: must be ≥ 0; 0 steps all environments in this process")
     if isinstance(env, str) and env.startswith("envpool:"):
-        from trpo.envs.host.envpool import EnvPoolEnvs
-
         if workers:
             raise ValueError(f"env.workers={workers}: EnvPool has threads of its own; use 0")
         return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten)

@@ -36,23 +36,18 @@ class HostEnv(Protocol):
 
     def reset(self, seeds: list[int]) -> Tree:
         """Start new episodes, environment i from ``seeds[i]``; return their observations, leaves ``[N, …]``."""
-        ...
 
     def step(self, action: Tree) -> Transition:
         """Apply the policy's raw actions, which are clipped and converted here and nowhere else."""
-        ...
 
     def snapshot(self) -> Any | None:
         """Return the simulators' whole state as JSON-able data, or None where they don't offer it."""
-        ...
 
     def restore(self, snapshot: Any) -> None:
         """Put a snapshot back."""
-        ...
 
     def close(self) -> None:
         """Release processes, memory and windows."""
-        ...
 
 
 @runtime_checkable
@@ -64,7 +59,6 @@ class RestartableEnv(HostEnv, Protocol):
 
     def restart(self, which: np.ndarray) -> Tree:
         """Start new episodes in the environments with the indices ``which``; return their observations."""
-        ...
 
 
 @runtime_checkable
@@ -74,11 +68,9 @@ class SplitEnv(HostEnv, Protocol):
     @property
     def shares(self) -> list[slice]:
         """The environments of every process."""
-        ...
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have every process call ``function(its environments, *arguments[i])``; those without environments do not."""
-        ...
 
 
 class EnvironmentFailure(RuntimeError):

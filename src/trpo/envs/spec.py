@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,10 +32,6 @@ class Space(abc.ABC):
     @abc.abstractmethod
     def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
         """Yield every leaf with its path, in the space's own order."""
-
-    @abc.abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Return strict JSON data; infinite bounds become None."""
 
     def zeros(self, *leading: int) -> Tree:
         """Return zeros with these leading axes."""
@@ -79,7 +75,6 @@ def _leading(leaf: Leaf, x: Any) -> tuple[int, ...] | None:
 class Leaf(Space):
     """A space without parts."""
 
-    kind: ClassVar[str]
     shape: tuple[int, ...]
     dtype: str
 
@@ -88,9 +83,6 @@ class Leaf(Space):
 
     def leaves(self, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Leaf]]:
         yield path, self
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind} | {k: _to_json(v) for k, v in vars(self).items()}
 
     @property
     def size(self) -> int:
@@ -111,12 +103,6 @@ class Leaf(Space):
         """Convert a policy's actions ``[N, size]``, or ``[N]`` for a single choice, to ``[N, *shape]``."""
 
 
-def _to_json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_to_json(x) for x in value]
-    return None if isinstance(value, float) and math.isinf(value) else value
-
-
 def _float(x: Any) -> Any:
     xp = x.__array_namespace__()
     return x if xp.issubdtype(x.dtype, xp.floating) else x.astype("float32")
@@ -131,7 +117,6 @@ def _one_hot(x: Any, n: int, start: int) -> Any:
 class Box(Leaf):
     """Numbers in an array, with or without bounds."""
 
-    kind: ClassVar[str] = "box"
     shape: tuple[int, ...]
     dtype: str = "float32"
     low: Bound = -math.inf
@@ -146,29 +131,28 @@ class Box(Leaf):
     def to_env_action(self, action: Any) -> Any:
         # Only what the simulator gets is clipped; in the data the policy's own action stays as it is. A NaN becomes 0:
         # the batch is refused anyway, and a simulator that is fed NaN may never recover.
-        low, high, middle, half, integral = _affine(self)
+        low, high, middle, half, dtype = _affine(self)
         xp = action.__array_namespace__()
         value = middle + half * action
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
-        if integral:
+        if dtype.kind in "iu":
             value = xp.rint(value)
-        return value.astype(self.dtype).reshape(action.shape[:1] + self.shape)
+        return value.astype(dtype).reshape(action.shape[:1] + self.shape)
 
 
 @functools.lru_cache(maxsize=64)
-def _affine(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+def _affine(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
     """Return bounds and the map middle + half·a of a Box as rows ``[1, size]``, computed once for each space."""
     low, high = (np.broadcast_to(np.asarray(bound, float), (box.size,))[None] for bound in (box.low, box.high))
     bounded = np.isfinite(low) & np.isfinite(high) & box.rescale
     top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
-    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.issubdtype(np.dtype(box.dtype), np.integer)
+    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.dtype(box.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Leaf):
     """One of ``n`` numbers from ``start`` on."""
 
-    kind: ClassVar[str] = "choice"
     n: int
     start: int = 0
     dtype: str = "int32"
@@ -185,17 +169,14 @@ class Choice(Leaf):
 class Choices(Leaf):
     """An array of choices, element i one of ``sizes[i]`` numbers from ``start[i]`` on."""
 
-    kind: ClassVar[str] = "choices"
     sizes: tuple[int, ...]
     start: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: str = "int32"
 
     def to_numbers(self, x: Any) -> Any:
-        rows, each = (
-            x.reshape((*x.shape[: x.ndim - len(self.shape)], self.size)),
-            zip(self.sizes, self.start, strict=True),
-        )
+        rows = x.reshape((*x.shape[: x.ndim - len(self.shape)], self.size))
+        each = zip(self.sizes, self.start, strict=True)
         parts = [_one_hot(rows[..., i], n, start) for i, (n, start) in enumerate(each)]
         return x.__array_namespace__().concatenate(parts, axis=-1)
 
@@ -207,7 +188,6 @@ class Choices(Leaf):
 class Bits(Leaf):
     """An array of zeros and ones."""
 
-    kind: ClassVar[str] = "bits"
     shape: tuple[int, ...]
     dtype: str = "int8"
 
@@ -231,9 +211,6 @@ class Dict(Space):
         for name, space in self.items:
             yield from space.leaves((*path, name))
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "dict", "items": {name: space.to_json() for name, space in self.items}}
-
 
 @dataclasses.dataclass(frozen=True)
 class Tuple(Space):
@@ -248,15 +225,23 @@ class Tuple(Space):
         for i, space in enumerate(self.items):
             yield from space.leaves((*path, i))
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "tuple", "items": [space.to_json() for space in self.items]}
+
+_KINDS: dict[str, Any] = {leaf.__name__.lower(): leaf for leaf in (Box, Choice, Choices, Bits)}
 
 
-_KINDS: dict[str, Any] = {leaf.kind: leaf for leaf in (Box, Choice, Choices, Bits)}
+def _to_json(value: Any) -> Any:
+    match value:
+        case Dict():
+            return {"kind": "dict", "items": {name: _to_json(space) for name, space in value.items}}
+        case Space():
+            return {"kind": type(value).__name__.lower()} | {k: _to_json(v) for k, v in vars(value).items()}
+        case tuple():
+            return [_to_json(x) for x in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def space_from_json(data: dict[str, Any]) -> Space:
-    """Read what a space's ``to_json`` wrote."""
+    """Read a space from what :meth:`EnvSpec.to_json` wrote of it."""
     if data["kind"] == "dict":
         return Dict(tuple((name, space_from_json(part)) for name, part in data["items"].items()))
     if data["kind"] == "tuple":
@@ -291,8 +276,8 @@ class EnvSpec:
         return spec
 
     def to_json(self) -> dict[str, Any]:
-        """Return strict JSON data."""
-        return {"id": self.id, "observation": self.observation.to_json(), "action": self.action.to_json()}
+        """Return strict JSON data; infinite bounds become None."""
+        return {k: _to_json(v) for k, v in vars(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EnvSpec:

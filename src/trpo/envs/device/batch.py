@@ -36,13 +36,9 @@ def start(env: JaxEnv, key: PRNGKeyArray, count: int) -> BatchState:
 def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
     """Begin an episode in one environment for each key."""
     state, observation = jax.vmap(lambda k: env.reset(jax.random.fold_in(k, 1)))(keys)
-    state, observation = jax.tree.map(_strong, (state, observation))
-    return BatchState(state, observation, keys, jnp.ones(keys.shape, jnp.uint32))
-
-
-def _strong(leaf: Any) -> Array:
     # A state made from Python numbers has weak types, which would change after the first step.
-    return jnp.asarray(leaf, jnp.result_type(leaf))
+    state, observation = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), (state, observation))
+    return BatchState(state, observation, keys, jnp.ones(keys.shape, jnp.uint32))
 
 
 def fresh(env: JaxEnv, batch: BatchState) -> tuple[Any, Tree]:

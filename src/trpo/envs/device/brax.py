@@ -81,3 +81,22 @@ def make_brax(name: str) -> BraxEnv:
     with quiet():
         env = envs.get_environment(task, **({} if task == "fast" else {"backend": backend or "spring"}))
     return from_brax(env, f"brax:{name}")
+
+
+@functools.cache
+def make_playground(name: str) -> BraxEnv:
+    """Make a MuJoCo Playground task with its own time limit."""
+    with quiet():
+        registry = require("mujoco_playground", f"playground:{name}", "playground").registry
+    check_known("playground", name, list(registry.ALL_ENVS))
+    config = registry.get_default_config(name)
+    # Some tasks' default is physics in Warp, whose kernels are made for GPUs; elsewhere MJX's own, in JAX.
+    overrides = {"impl": "jax"} if "impl" in config and jax.default_backend() != "gpu" else {}
+    try:
+        with quiet():
+            env = registry.load(name, config_overrides=overrides)
+    except OSError as error:
+        raise UnknownEnvironmentError(
+            f"environment 'playground:{name}' needs robot models that its package fetches when first used: {error}"
+        ) from error
+    return from_brax(env, f"playground:{name}", int(config.episode_length))

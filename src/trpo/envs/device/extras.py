@@ -16,15 +16,12 @@ from trpo.spelling import nearest
 
 def require(module: str, env: str, extra: str) -> Any:
     """Import ``module`` without its announcements; if it is not there, name the command that installs it."""
-    said = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said):
-            warnings.simplefilter("ignore")
+        with quiet():
             return importlib.import_module(module)
     except ImportError as error:
-        missing = error.name or module
         raise MissingExtraError(
-            f"environment {env!r} needs {missing}, which is not installed: pip install 'trpo[{extra}]'"
+            f"environment {env!r} needs {error.name or module}, which is not installed: pip install 'trpo[{extra}]'"
         ) from error
 
 
@@ -37,8 +34,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def check_known(kind: str, name: str, known: list[str]) -> None:
-    """Raise :class:`UnknownEnvironmentError` with the nearest names unless ``name`` is known."""
+def check_known(kind: str, name: str, known: list[str], otherwise: str = "") -> None:
+    """Raise :class:`UnknownEnvironmentError` with the nearest names, or ``otherwise``, unless ``name`` is known."""
     if name not in known:
-        near = nearest(name, known, known[:5], prefix=f"{kind}:", cutoff=0.4)
+        near = nearest(name, known, otherwise or known[:5], prefix=f"{kind}:", cutoff=0.4)
         raise UnknownEnvironmentError(f"unknown environment '{kind}:{name}'; {near}")

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
-from trpo.envs.device.extras import require
+from trpo.envs.device.extras import check_known, require
 from trpo.envs.device.protocol import Step
 from trpo.envs.host.gymnasium import bound_of
 from trpo.envs.protocol import UnknownEnvironmentError
-from trpo.spelling import nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,9 +78,7 @@ def _space(seen: Tree) -> Space:
 def make_gymnax(name: str) -> GymnaxEnv:
     """Make a gymnax environment by its id, such as ``CartPole-v1`` or ``Breakout-MinAtar``."""
     gymnax = require("gymnax", f"gymnax:{name}", "gymnax")
-    if name not in gymnax.registered_envs:
-        near = nearest(name, gymnax.registered_envs, "see gymnax.registered_envs", prefix="gymnax:", cutoff=0.4)
-        raise UnknownEnvironmentError(f"unknown environment 'gymnax:{name}'; {near}")
+    check_known("gymnax", name, gymnax.registered_envs, "see gymnax.registered_envs")
     try:
         env, params = gymnax.make(name)
     except OSError as error:

@@ -13,10 +13,7 @@ from trpo.envs.device import batch
 from trpo.envs.device.extras import quiet
 from trpo.envs.device.protocol import Flattened, JaxEnv
 
-
-@partial(jax.jit, static_argnums=0)
-def _start(env: JaxEnv, keys: Any) -> batch.BatchState:
-    return batch.start_each(env, keys)
+_start = jax.jit(batch.start_each, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

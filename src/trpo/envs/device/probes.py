@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device.protocol import Step
-from trpo.envs.host.probes import TIME_LIMIT, Probe
+from trpo.envs.host.probes import SEEING, Probe, outcome
 from trpo.envs.protocol import UnknownEnvironmentError
 
 
@@ -30,29 +30,14 @@ class JaxProbe:
     cheap_reset: bool = True
 
     def reset(self, key: Any) -> tuple[_State, Array]:
-        seeing = self.name in ("observation", "both", "continuous")
-        value = jax.random.rademacher(key, (), float) if seeing else jnp.zeros(())
+        value = jax.random.rademacher(key, (), float) if self.name in SEEING else jnp.zeros(())
         return _State(value, jnp.zeros((), jnp.int32)), value[None]
 
     def step(self, state: _State, action: Any, key: Any) -> tuple[_State, Step]:
-        value, time = state.value, state.time + 1
-        yes, no = jnp.asarray(True), jnp.asarray(False)
-        reward, terminated, truncated = jnp.ones(()), yes, no
-        match self.name:
-            case "observation":
-                reward = value
-            case "delayed":
-                terminated = time == 2
-                reward, value = jnp.where(terminated, 1.0, 0.0), jnp.ones(())
-            case "action":
-                reward = jnp.where(action == 1, 1.0, -1.0)
-            case "both":
-                reward = jnp.where((action == 1) == (value > 0), 1.0, -1.0)
-            case "endless":
-                terminated, truncated = no, time == TIME_LIMIT
-            case "continuous":
-                reward = -((action[0] - value / 2) ** 2)
-        return _State(value, time), Step(value[None], reward, terminated, truncated)
+        time = state.time + 1
+        value, reward, *ends = outcome(jnp, self.name, state.value, time, action)
+        value, reward = jnp.asarray(value, float), jnp.asarray(reward, float)
+        return _State(value, time), Step(value[None], reward, *map(jnp.asarray, ends))
 
 
 @functools.cache

@@ -35,7 +35,6 @@ class JaxEnv(Protocol):
     @property
     def spec(self) -> EnvSpec:
         """Its spaces, as plain data."""
-        ...
 
     @property
     def cheap_reset(self) -> bool:
@@ -44,15 +43,12 @@ class JaxEnv(Protocol):
         Then one is drawn at every step, in case it is needed. Else one is drawn for every environment and fragment, and
         an environment that ends several episodes within a fragment starts each of them from the same state.
         """
-        ...
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Tree]:
         """Return the state (any pytree of arrays) and a new episode's first observation, of the spec's form."""
-        ...
 
     def step(self, state: Any, action: Tree, key: PRNGKeyArray) -> tuple[Any, Step]:
         """Take an action of the environment's own kind (already rescaled, clipped and of its type)."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

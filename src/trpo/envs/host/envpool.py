@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,6 @@ from trpo.envs.spec import EnvSpec, Tree, flat
 from trpo.spelling import nearest
 
 
-def _import_envpool() -> Any:
-    try:
-        import envpool
-    except ImportError as error:
-        raise MissingExtraError(
-            "environments named envpool:… need EnvPool, which is not installed: pip install 'trpo[envpool]'"
-        ) from error
-    return envpool
-
-
 class EnvPoolEnvs:
     """N EnvPool environments.
 
@@ -31,11 +22,15 @@ class EnvPoolEnvs:
     """
 
     def __init__(self, env_id: str, count: int, rescale_actions: bool = True, flatten: bool = False):
-        self._envpool = _import_envpool()
-        self._id = env_id
-        self.count = count
-        self._flatten = flatten
-        known = self._envpool.list_all_envs()
+        try:
+            import envpool
+        except ImportError as error:
+            raise MissingExtraError(
+                "environments named envpool:… need EnvPool, which is not installed: pip install 'trpo[envpool]'"
+            ) from error
+        self.count, self._flatten = count, flatten
+        self._make_pool = partial(envpool.make, env_id, env_type="gymnasium", num_envs=count)
+        known = envpool.list_all_envs()
         if env_id not in known:
             near = nearest(env_id, known, "nearest: none: see envpool.list_all_envs()", cutoff=0.5)
             raise UnknownEnvironmentError(f"unknown EnvPool environment {env_id!r}; {near}")
@@ -47,7 +42,7 @@ class EnvPoolEnvs:
         self._ended = np.zeros(count, bool)
 
     def _make(self, seed: int) -> Any:
-        envs = self._envpool.make(self._id, env_type="gymnasium", num_envs=self.count, seed=seed)
+        envs = self._make_pool(seed=seed)
         with warnings.catch_warnings():
             # Made now, and kept by EnvPool. It has classic control's bounds in double precision: no news for a user.
             warnings.filterwarnings("ignore", message=".*precision lowered by casting")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -136,14 +136,15 @@ class GymnasiumEnvs:
     """
 
     def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
-        self.count = count
-        self._envs: list[gym.Env] = []
+        self.count, self._valid = count, np.ones(count, bool)
+        self._envs: list[Any] = []
         try:
             self._envs.extend(make_one(make) for _ in range(count))
             first = self._envs[0]
             self._space = space_of(first.observation_space)
             self._write, self._flatten = _writer(self._space), flatten
-            self._shape = self._space.shape if isinstance(self._space, Box) else False
+            shape = self._space.shape if isinstance(self._space, Box) else ()
+            self._length = shape[0] if len(shape) == 1 else -1
             spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
             self.time_limit = None if first.spec is None else first.spec.max_episode_steps
@@ -157,64 +158,59 @@ class GymnasiumEnvs:
     def _seen(self, columns: Tree) -> Tree:
         return flat(self._space, columns) if self._flatten else columns
 
-    def _begin(self, which: Sequence[int], keywords: Sequence[dict[str, Any]]) -> Tree:
-        columns = self._space.zeros(len(which))
+    def _begin(self, keywords: dict[int, dict[str, Any]]) -> Tree:
+        columns = self._space.zeros(len(keywords))
         try:
-            for row, (i, keyword) in enumerate(zip(which, keywords, strict=True)):
+            for row, (i, keyword) in enumerate(keywords.items()):
                 self._write(columns, row, self._envs[i].reset(**keyword)[0])
         except Exception as error:
             raise self._failure(error) from error
         return self._seen(columns)
 
     def reset(self, seeds: list[int]) -> Tree:
-        return self._begin(range(self.count), [{"seed": seed} for seed in seeds])
+        return self._begin({i: {"seed": seed} for i, seed in enumerate(seeds)})
 
     def restart(self, which: np.ndarray) -> Tree:
-        return self._begin(which.tolist(), [{}] * len(which))
+        return self._begin({i: {} for i in which.tolist()})
 
     def step(self, action: Tree) -> Transition:
-        write, shape, converted = self._write, self._shape, self.spec.action.to_env(action)
-        # Lists, turned into arrays at once: writing single numbers into arrays costs more than a cheap simulator.
-        reward: list[Any] = []
-        terminated: list[bool] = []
-        truncated: list[bool] = []
+        write, length, converted = self._write, self._length, self.spec.action.to_env(action)
+        terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
+        reward: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
         try:
             for i, env in enumerate(self._envs):
                 after, gained, ended, cut, _ = env.step(converted[i])
-                if getattr(after, "shape", None) == shape:  # the usual case, without a call
+                reward.append(gained)
+                try:  # the usual case, one vector, without a call
+                    if len(after) != length:
+                        raise ValueError
                     final[i] = after
-                else:
+                except (TypeError, ValueError):
                     write(final, i, after)
                 if ended or cut:
+                    terminated[i], truncated[i] = ended, cut
                     first = self._space.zeros(self.count) if first is None else first
                     write(first, i, env.reset()[0])
-                reward.append(gained)
-                terminated.append(ended)
-                truncated.append(cut)
             final = self._seen(final)
         except Exception as error:
             raise self._failure(error) from error
-        ends = np.array(terminated, bool), np.array(truncated, bool)
         observation = final
         if first is not None:
-            done = ends[0] | ends[1]
+            done = terminated | truncated
             observation = self.spec.observation.map(
                 lambda leaf, new, old: np.where(done.reshape(-1, *(1,) * len(leaf.shape)), new, old),
                 self._seen(first),
                 final,
             )
-        return Transition(observation, np.array(reward, np.float32), *ends, final, np.ones(self.count, bool))
+        return Transition(observation, np.array(reward, np.float32), terminated, truncated, final, self._valid.copy())
 
     def snapshot(self) -> Any | None:
-        envs: list[Any] = self._envs
-        if not all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in envs):
-            return None
-        return [env.snapshot() for env in envs]
+        able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)
+        return [env.snapshot() for env in self._envs] if able else None
 
     def restore(self, snapshot: Any) -> None:
-        envs: list[Any] = self._envs
-        for env, state in zip(envs, snapshot, strict=True):
+        for env, state in zip(self._envs, snapshot, strict=True):
             env.restore(state)
 
     def close(self) -> None:

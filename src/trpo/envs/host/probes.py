@@ -26,6 +26,28 @@ from trpo.spelling import nearest
 
 TIME_LIMIT = 10
 NAMES = ("constant", "observation", "delayed", "action", "both", "endless", "continuous")
+SEEING = ("observation", "both", "continuous")
+"""Those whose observation is −1 or 1 by chance."""
+
+
+def outcome(xp: Any, name: str, value: Any, time: Any, action: Any) -> tuple[Any, Any, Any, Any]:
+    """Return what follows step ``time``: value to observe, reward, terminated, truncated; ``xp`` is NumPy or JAX's."""
+    reward, terminated, truncated = 1.0, True, False
+    match name:
+        case "observation":
+            reward = value
+        case "delayed":
+            terminated = time == 2
+            reward, value = xp.where(terminated, 1.0, 0.0), 1.0
+        case "action":
+            reward = xp.where(action == 1, 1.0, -1.0)
+        case "both":
+            reward = xp.where((action == 1) == (value > 0), 1.0, -1.0)
+        case "endless":
+            terminated, truncated = False, time == TIME_LIMIT
+        case "continuous":
+            reward = -((action[0] - value / 2) ** 2)
+    return value, reward, terminated, truncated
 
 
 class Probe(gym.Env):
@@ -47,37 +69,18 @@ class Probe(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        seeing = self.name in ("observation", "both", "continuous")
-        self._state = float(self.np_random.choice([-1.0, 1.0])) if seeing else 0.0
+        self._state = float(self.np_random.choice([-1.0, 1.0])) if self.name in SEEING else 0.0
         self._time = 0
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._time += 1
-        state = self._state
-        match self.name:
-            case "constant":
-                reward, terminated, truncated = 1.0, True, False
-            case "observation":
-                reward, terminated, truncated = state, True, False
-            case "delayed":
-                reward, terminated, truncated = float(self._time == 2), self._time == 2, False
-                self._state = 1.0
-            case "action":
-                reward, terminated, truncated = 2.0 * int(action) - 1.0, True, False
-            case "both":
-                reward, terminated, truncated = (1.0 if (int(action) == 1) == (state > 0) else -1.0), True, False
-            case "endless":
-                reward, terminated, truncated = 1.0, False, self._time == TIME_LIMIT
-            case _:
-                reward, terminated, truncated = -float((action[0] - state / 2) ** 2), True, False
-        return self._observation(), reward, terminated, truncated, {}
+        self._state, reward, *ends = outcome(np, self.name, self._state, self._time, action)
+        return self._observation(), float(reward), *ends, {}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return state, clock and random generator as JSON-able data."""
         return {"state": self._state, "time": self._time, "random": self.np_random.bit_generator.state}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Put a snapshot back."""
         self._state, self._time = float(snapshot["state"]), int(snapshot["time"])
         self.np_random.bit_generator.state = snapshot["random"]

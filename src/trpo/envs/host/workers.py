@@ -75,11 +75,9 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
         pipe.send(("ok", (envs.spec, envs.time_limit)))
         while True:
             stepping = signals is not None and signals.wait(pipe)
-            command: str = "step"
-            argument: Any = None
-            answer: Any = None
-            if not stepping:
-                command, argument = pipe.recv()
+            message: tuple[str, Any] = ("step", None) if stepping else pipe.recv()
+            command, argument = message
+            answer = None
             if command == "attach":
                 memory_name, *of_step = argument
                 memory = SharedMemory(memory_name)
