@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import trpo
+from trpo.envs import Box
+from trpo.policies.protocol import PolicyFunction
 
 LAYERS = 3
 MAX_KL, DAMPING, CG_ITERATIONS = 0.01, 0.1, 10
@@ -108,10 +110,14 @@ class Ours:
         policy, self.params = ours(arrays)
         rule = trpo.TRPO(max_kl=MAX_KL, damping=DAMPING, cg_iterations=CG_ITERATIONS)
         n = len(arrays["advantage"])
-        fields = (arrays["observation"], arrays["action"], arrays["advantage"], np.full(n, 1 / n, np.float32))
-        self.batch = trpo.Batch(*fields)
+        self.batch = trpo.Batch(
+            observation=arrays["observation"],
+            action=arrays["action"],
+            advantage=arrays["advantage"],
+            weight=np.full(n, 1 / n, np.float32),
+        )
 
-        def update(params: trpo.GaussianPolicy, batch: trpo.Batch) -> tuple[trpo.GaussianPolicy, trpo.UpdateInfo]:
+        def update(params: trpo.Policy, batch: trpo.Batch) -> tuple[trpo.Policy, trpo.UpdateInfo]:
             new, _, info = rule.update(trpo.sampled_problem(policy, params, batch), params, rule.init(params))
             return new, info
 
@@ -123,19 +129,20 @@ class Ours:
 
     def arrays(self) -> Arrays:
         """Return the new parameters in the common layout."""
-        network = self.result.network
-        named = {"log_std": np.asarray(self.result.log_std)}
+        network = self.result.trunk
+        named = {"log_std": np.asarray(self.result.head.log_std)}
         for i, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
             named |= {f"W{i}": np.asarray(weight).T, f"b{i}": np.asarray(bias)}
         return named
 
 
-def ours(arrays: Arrays) -> tuple[trpo.policies.function.ModuleFunction, trpo.GaussianPolicy]:
+def ours(arrays: Arrays) -> tuple[PolicyFunction, trpo.Policy]:
     """Return our policy with a case's parameters, as ``(function, params)``."""
     weights = tuple(jnp.asarray(arrays[f"W{i}"].T) for i in range(LAYERS))
     biases = tuple(jnp.asarray(arrays[f"b{i}"]) for i in range(LAYERS))
-    network = trpo.MLP(weights, biases, "tanh")
-    return trpo.as_function(trpo.GaussianPolicy(network, jnp.asarray(arrays["log_std"])))
+    encoder = trpo.make_encoder(Box((weights[0].shape[0],)))
+    head = trpo.GaussianHead(jnp.asarray(arrays["log_std"]))
+    return trpo.as_policy(trpo.Policy(encoder, trpo.MLP(weights, biases, "tanh"), head))
 
 
 def store(arrays: Arrays, directory: Path) -> Path:

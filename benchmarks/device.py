@@ -50,18 +50,25 @@ def settings(env: str, changes: dict[str, Any] | None = None, **more: Any) -> An
     return dataclasses.replace(merge(config, changes or {}), **more)
 
 
+def source_of(env: str, config: Any) -> Any:
+    """Return an environment in JAX as training sees it."""
+    from trpo.envs.names import resolve
+    from trpo.training.loop import device_source
+
+    source = device_source(resolve(env, config.env))
+    assert source is not None
+    return source
+
+
 class Training:
     """One run, or several at once, that is advanced by some iterations at a time."""
 
     def __init__(self, env: str, configs: Sequence[Any]) -> None:
         import trpo
-        from trpo.envs.names import as_jax_env
         from trpo.training.device import DeviceLoop
 
         agents = [trpo.make_agent(env, config) for config in configs]
-        known = as_jax_env(env)
-        assert known is not None
-        self.loop = DeviceLoop(known, agents, configs, [trpo.TrainingState(a.learner) for a in agents])
+        self.loop = DeviceLoop(source_of(env, configs[0]), agents, [trpo.TrainingState(a.learner) for a in agents])
         self.batch = configs[0].batch * len(configs)
         self.advance(1)
 
@@ -115,26 +122,20 @@ def acting(env: str, config: Any, fragments: int) -> Callable[[], float]:
     import jax
 
     import trpo
-    from trpo import device_training as d
-    from trpo.envs.names import as_jax_env
-    from trpo.rollout import device as rollouts
-    from trpo.training.layout import Layout
+    from trpo.training import device as d
     from trpo.training.learner import prepare
 
     agent = trpo.make_agent(env, config)
-    setup = d.Setup.of(as_jax_env(env), agent, config, False, Layout())
+    setup = d.check(source_of(env, config), agent)
     key = jax.random.key(0)
-    shape = (config.fragment, config.env.count, agent.spec.observation_size)
     member = jax.jit(functools.partial(d.begin, setup))(agent.learner, key)
 
     @jax.jit
     def run(member: Any) -> Any:
         def one(rollout: Any, i: Any) -> tuple[Any, Any]:
             learner = member.learner
-            actor, noise, _ = prepare(
-                learner.policy, learner.observations, key, i, policy=setup.policy, clip=setup.clip, shape=shape
-            )
-            rollout, trajectory, _ = rollouts.collect(setup.env, setup.policy, actor, rollout, noise, setup.rescale)
+            actor, noise, _ = prepare(setup.program, learner.policy, learner.observations, key, i)
+            rollout, trajectory, _ = setup.source.collect(agent.policy, actor, rollout, noise)
             return rollout, trajectory.reward.sum()
 
         return jax.lax.scan(one, member.rollout, jax.numpy.arange(fragments))

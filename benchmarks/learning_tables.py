@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks import peer_tables
 from benchmarks.learning import CLASSIC, SUITES
 from trpo.runs.aggregate import interval
+from trpo.runs.first_format import settings_today
 from trpo.settings.config import Config
 from trpo.settings.presets import describe
 
@@ -221,7 +222,7 @@ def published_again() -> list[str]:
 
 def _changes(record: dict[str, Any]) -> str:
     """Write the settings of a run that are not the defaults."""
-    settings = _differing(record["config"], Config().to_json())
+    settings = _differing(settings_today(record["config"]), Config().to_json())
     for name in ("steps", "seed"):
         settings.pop(name, None)
     settings.get("env", {}).pop("id", None)

@@ -81,19 +81,18 @@ def value_fit(env: str, library: str) -> Callable[[], float]:
     import numpy as np
 
     import trpo
-    from trpo.training.host import compile_iteration
-    from trpo.training.learner import Hyper
+    from trpo.training.learner import Hyper, refit
     from trpo.value_fits.fit import ValueBatch
 
     config = our_config(env, library)
     agent = trpo.make_agent(env, config)
     rng, n = np.random.default_rng(0), config.batch
-    seen = rng.standard_normal((n, agent.spec.observation_size)).astype(np.float32)
+    seen = rng.standard_normal((n, agent.spec.observation.size)).astype(np.float32)
     batch = ValueBatch(seen, np.tanh(seen.sum(1)) * 10, np.full(n, 1 / n, np.float32))
-    refit, hyper = compile_iteration(agent, config).refit, Hyper.of(config)
+    fit = partial(jax.jit(refit, static_argnums=0), agent.program(), Hyper.of(config))
 
     def once() -> None:
-        jax.block_until_ready(refit(hyper, agent.learner.value, batch, jax.random.key(0)))
+        jax.block_until_ready(fit(agent.learner.value, batch, jax.random.key(0)))
 
     once()
     return lambda: speed.turn(repeat(once, 4))

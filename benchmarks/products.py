@@ -41,7 +41,7 @@ def chain(policy: Callable[..., Any], observation: jax.Array) -> Callable[..., A
 
     def run(params: Any, observation: jax.Array, count: jax.Array) -> Any:
         weight = jnp.full(observation.shape[0], 1 / observation.shape[0])
-        linear = linearise(lambda theta: policy(theta, observation), params)
+        linear = linearise(lambda theta: policy(theta, (), (observation, None))[0], params)
 
         def step(_: int, vector: Any) -> Any:
             return jax.tree.map(lambda v, fv: 0.5 * v + 0.1 * fv, vector, linear.fisher_vp(vector, weight))
@@ -101,11 +101,11 @@ def against_vmap(case: cases.Case, rounds: int, background: Background) -> dict[
         for i, layer in enumerate(network.layers)
     )
     network = eqx.tree_at(lambda m: m.layers, network, layers)
-    per_example, per_example_params = trpo.as_function(PerExample(network, params.log_std))
+    per_example, per_example_params = trpo.as_policy(PerExample(network, params.head.log_std))
     pairs = {"ours": (policy, params), "vmap": (per_example, per_example_params)}
     forward, product = {}, {}
     for name, (function, theta) in pairs.items():
-        compiled = jax.jit(function)
+        compiled = jax.jit(lambda theta, seen, f=function: f(theta, (), (seen, None))[0])
         jax.block_until_ready(compiled(theta, observation))
         forward[name] = lambda f=compiled, p=theta: turn(repeat(lambda: jax.block_until_ready(f(p, observation)), 6))
         chained = chain(function, observation)

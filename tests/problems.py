@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import trpo
+from trpo.envs.spec import Box
 
 LEADING = (3, 4)  # [time, env]
 
@@ -29,24 +30,30 @@ def _features(key: jax.Array, size: int = 3) -> jax.Array:
     return jax.random.normal(key, (*LEADING, size), jnp.float32)
 
 
-def _module(make: Callable[[jax.Array], Any]) -> Setting:
+def plain(module: Any) -> tuple[Callable[[Any, Any], Any], Any]:
+    """Split a policy or value function without memory into ``f(params, observation)`` and parameters."""
+    function, params = trpo.as_policy(module)
+    return lambda params, observation: function(params, (), (observation, None))[0], params
+
+
+def _module(head: Any, sizes: tuple[int, ...], activation: Any) -> Setting:
     keys = jax.random.split(jax.random.key(0), 2)
-    policy, params = trpo.as_function(make(keys[0]))
+    encoder = trpo.make_encoder(Box((sizes[0],)))
+    policy, params = plain(trpo.Policy(encoder, trpo.mlp(keys[0], sizes, activation), head))
     params = jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     return Setting(policy, params, _features(keys[1]))
 
 
 def _gaussian() -> Setting:
-    return _module(lambda key: trpo.GaussianPolicy(trpo.mlp(key, (3, 4, 2)), jnp.array([-0.5, 0.1], jnp.float32)))
+    return _module(trpo.GaussianHead(jnp.array([-0.5, 0.1], jnp.float32)), (3, 4, 2), "tanh")
 
 
 def _state_dependent() -> Setting:
-    log_std = jnp.array([-0.5, 0.1], jnp.float32)
-    return _module(lambda key: trpo.StateDependentGaussianPolicy(trpo.mlp(key, (3, 5, 4), "relu"), log_std))
+    return _module(trpo.StateDependentGaussianHead(jnp.array([-0.5, 0.1], jnp.float32)), (3, 5, 4), "relu")
 
 
 def _multi() -> Setting:
-    return _module(lambda key: trpo.MultiCategoricalPolicy(trpo.mlp(key, (3, 4, 5), "relu"), (2, 3)))
+    return _module(trpo.MultiCategoricalHead((2, 3)), (3, 4, 5), "relu")
 
 
 def _masked() -> Setting:

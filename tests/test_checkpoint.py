@@ -8,13 +8,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import same_bits
+import safetensors.numpy
+from helpers import same_bits, untimed
 
 import trpo
+from trpo.envs import Box, Choice, Dict, EnvSpec
+from trpo.envs.device import Step
 from trpo.runs import checkpoint
 from trpo.runs.checkpoint import CheckpointError
+from trpo.runs.sinks import read_metrics
+from trpo.trees import namespace
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +41,9 @@ def test_round_trip_is_bit_exact(trained, tmp_path):
     read = checkpoint.read_checkpoint(path, agent.learner)
     assert same_bits(read.learner, state.learner)
     assert (read.iteration, read.steps) == (state.iteration, state.steps)
-    assert read.environments == state.environments
-    assert np.array_equal(read.observation, state.observation)
     assert read.episodes == state.episodes
+    assert read.source.environments == state.source.environments
+    assert same_bits(checkpoint.named_arrays(state.source.seat), read.source.seat)
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -52,7 +61,7 @@ def test_statistics_are_inside(trained, tmp_path):  # PITFALLS row 23
     agent, state = trained
     path = checkpoint.write_checkpoint(tmp_path, state)
     names = set(checkpoint.named_arrays(checkpoint.read_checkpoint(path, agent.learner).learner))
-    assert {"observations.mean", "observations.count", "value.returns.mean", "policy.network.weights[0]"} <= names
+    assert {"observations.mean", "observations.count", "value.returns.mean", "policy.trunk.weights[0]"} <= names
     assert any("value.optimiser" in name for name in names)
 
 
@@ -170,3 +179,95 @@ def test_a_crash_at_any_write_leaves_the_previous_checkpoint(trained, tmp_path, 
         read, problems = checkpoint.newest_checkpoint(tmp_path, agent.learner)
         assert read.iteration == 1
         assert problems == []
+
+
+# ---------------------------------------------------------------- going on exactly
+
+
+class Leaky(eqx.Module):
+    """A trunk with memory, h ← tanh(x W + 0.9 h) V, which is cleared where an episode begins."""
+
+    inside: jax.Array
+    outside: jax.Array
+
+    def start(self, count: int) -> np.ndarray:
+        return np.zeros((count, self.inside.shape[1] if self.inside is not None else 3), np.float32)
+
+    def __call__(self, carry, x, reset):
+        xp = namespace(x)
+        carry = xp.tanh(x @ self.inside + 0.9 * xp.where(reset[..., None], 0.0, carry))
+        return carry @ self.outside, carry
+
+
+class Turning:
+    """A JaxEnv that shows a dict; the reward says whether the action is the goal. Episodes of up to seven steps."""
+
+    cheap_reset = True
+    spec = EnvSpec("turning", Dict((("goal", Choice(3)), ("at", Box((2,))))), Choice(3))
+
+    def show(self, goal, x):
+        return {"goal": goal, "at": jnp.stack([x, -x])}
+
+    def reset(self, key):
+        goal, x = jax.random.randint(key, (), 0, 3), jax.random.normal(key)
+        return (goal, jnp.zeros((), jnp.int32)), self.show(goal, x)
+
+    def step(self, state, action, key):
+        goal, time = (state[0] + action) % 3, state[1] + 1
+        seen = self.show(goal, jax.random.normal(key))
+        return (goal, time), Step(seen, jnp.where(action == state[0], 1.0, 0.0), seen["at"][0] > 1.5, time == 7)
+
+
+TURNING = Turning()
+
+
+def matching():
+    """One that steps on the host, shows a dict, and offers snapshots."""
+    return gym.make("tests.golden.environments:Mixed-v0").unwrapped  # a wrapper would hide them
+
+
+@pytest.mark.parametrize("remembers", [False, True], ids=["memoryless", "memory"])
+@pytest.mark.parametrize("env", [matching, TURNING], ids=["host", "device"])
+def test_a_run_that_is_resumed_at_half_is_the_run_without_a_break(env, remembers, tmp_path):
+    """Dict observations, simulators with snapshots or in JAX; episodes and a policy's memory go on where they were."""
+    small = {"policy": trpo.PolicyConfig(hidden=(4,)), "value": trpo.ValueConfig(hidden=(4,), minibatch=8, epochs=1)}
+    config = trpo.Config(steps=6 * 40, fragment=10, env=trpo.EnvConfig(count=4), checkpoint_every=100, **small)
+    policy = None
+    if remembers:
+        encoder, random = trpo.make_encoder(trpo.make_agent(env, config).spec.observation), np.random.default_rng(0)
+        inside, outside = (random.normal(size=n).astype(np.float32) for n in ((encoder.size, 3), (3, 3)))
+        trunk = Leaky(jnp.asarray(inside), jnp.asarray(outside))
+        policy = trpo.Policy(encoder, trunk, trpo.CategoricalHead(3))
+    places = tmp_path / "whole", tmp_path / "half"
+    trpo.train(env, config=config, policy=policy, out=places[0], quiet=True)
+    trpo.train(env, config=dataclasses.replace(config, steps=120), policy=policy, out=places[1], quiet=True)
+    trpo.resume(places[1], steps=config.steps, policy=policy, env=env, quiet=True)
+    names = [checkpoint.checkpoints(place / "checkpoints")[0] for place in places]
+    assert [name.name for name in names] == ["00000006"] * 2
+    a, b = ((name / checkpoint.TENSORS).read_bytes() for name in names)
+    assert a == b
+    a, b = (json.loads((name / checkpoint.DATA).read_text()) | {"seconds": None} for name in names)
+    assert a == b
+    whole, half = ([untimed(row) for row in read_metrics(place)] for place in places)
+    for rows in (whole, half):
+        rows[3].pop("value_loss")  # of the fit before, which a resumed run did not do
+    assert whole == half
+    arrays = safetensors.numpy.load_file(places[1] / "checkpoints" / "00000003" / checkpoint.TENSORS)
+    memory, begins = ([x for name, x in arrays.items() if name.endswith(part)] for part in (".carry", ".reset"))
+    assert [x.shape for x in memory] == ([(4, 3)] if remembers else [])
+    assert [x.all() for x in begins] == [False]  # episodes were under way
+
+
+@pytest.mark.parametrize("memory", ["carry", "reset"])
+def test_memory_and_where_episodes_begin_are_what_is_gone_on_with(memory, tmp_path):
+    """Another carry, or another flag, in the state gives another batch."""
+    config = trpo.Config(steps=80, fragment=10, env=trpo.EnvConfig(count=4), value=trpo.ValueConfig(hidden=(4,)))
+    encoder = trpo.make_encoder(TURNING.spec.observation)
+    trunk = Leaky(jnp.ones((encoder.size, 3)), jnp.eye(3))
+    agent = trpo.make_agent(TURNING, config, policy=trpo.Policy(encoder, trunk, trpo.CategoricalHead(3)))
+    (first, _), (_, expected) = list(trpo.iterations(TURNING, agent))
+    kept = getattr(first.source, memory)
+    other = dataclasses.replace(first.source, **{memory: ~kept if memory == "reset" else kept + 5})
+    for source, same in ((first.source, True), (other, False)):
+        ((_, found),) = list(trpo.iterations(TURNING, agent, state=dataclasses.replace(first, source=source)))
+        assert (found["entropy"] == expected["entropy"]) is same

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -89,9 +91,37 @@ def test_explicit_flags_override_the_preset(tmp_path, here):
     assert config["env"]["count"] == 4
 
 
+def test_parts_of_an_observation_are_chosen_by_name(tmp_path, here):
+    """The policy sees one element of a leaf and a choice, the value function all; flattened, elements are counted."""
+    env = "tests.golden.environments:Mixed-v0"  # goal, one of three; near, two bits; x, four numbers
+    arguments = ["train", env, "--steps", 32, *SMALL, "--quiet", "--out"]
+    assert here(*arguments, tmp_path / "r", "--policy.sees", "x[1:2] goal").returncode == 0
+    agent = trpo.load(tmp_path / "r")
+    assert set(agent.learner.observations) == {"goal", "near", "x"}
+    assert agent.config.policy.sees == "x[1:2] goal"
+    sizes = [part.trunk.weights[0].shape[0] for part in (agent.learner.policy, agent.learner.value.params)]
+    assert sizes == [3 + 1, 3 + 2 + 4]
+    seen = {"goal": np.eye(3)[2], "near": np.ones(2)}
+    module, outside = agent.module, np.array([9.0, 0, 9, 9])  # of the element that is seen
+    one, same, other = (
+        module((), (jax.tree.map(jnp.asarray, seen | {"x": x}), None))[0].logits
+        for x in (np.zeros(4), outside, np.ones(4))
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert here(*arguments, tmp_path / "f", "--env.flatten", "--policy.sees", ":4").returncode == 0
+    agent = trpo.load(tmp_path / "f")
+    assert agent.spec.observation.shape == (9,)
+    sizes = [part.trunk.weights[0].shape[0] for part in (agent.learner.policy, agent.learner.value.params)]
+    assert sizes == [4, 9]
+    assert len(agent.evaluate(episodes=2).returns) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["train", "probe:both", "--policy.sees", "jonts"], ["sees='jonts'", "no part", ":27"]),
+        (["train", "Pendulum-v1", "--value.sees", ":4"], ["':4'", "3 elements"]),
         (["train", "Hoper-v5"], ["Hoper-v5", "nearest", "Hopper-v5"]),
         (["train", "probe:acton"], ["probe:action"]),
         (["train"], ["ENV"]),

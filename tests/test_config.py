@@ -34,7 +34,6 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: trpo.Config(fisher_subsample=0), ["fisher_subsample=0", "≥ 1", "10"]),
     (lambda: trpo.Config(observation_clip=0.0), ["observation_clip=0.0", "> 0", "10 is usual"]),
     (lambda: trpo.Config(observation_clip=NAN), ["observation_clip=nan"]),
-    (lambda: trpo.Config(observed_elements=-1), ["observed_elements=-1", "0 is all"]),
     (lambda: trpo.Config(checkpoint_every=0), ["checkpoint_every=0", "50 is usual"]),
     (lambda: trpo.Config(keep_checkpoints=0), ["keep_checkpoints=0", "3 is usual"]),
     (lambda: trpo.PolicyConfig(hidden=(64, 0)), ["policy.hidden=(64, 0)", "64 64"]),

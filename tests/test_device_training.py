@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import bits, untimed
-from scipy import stats
 
 import trpo
-from trpo.envs import EnvSpec
+from trpo.envs import Box, EnvSpec
 from trpo.envs.device import Step, batch
 from trpo.envs.device.hosted import HostedJaxEnvs
-from trpo.envs.names import as_jax_env
-from trpo.envs.spec import ActionSpec
-from trpo.rollout import HostPolicy, HostRollout, noise_of
-from trpo.rollout import device as rollouts
+from trpo.envs.names import resolve
+from trpo.rollout import HostPolicy, HostSource, noise_of
+from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.running_statistics import RunningStatistics
 from trpo.runs import checkpoint
 from trpo.runs.sinks import read_metrics
 from trpo.training import device as device_training
 from trpo.training import layout as parallel
-from trpo.training.device import Setup, begin, iterate
+from trpo.training.device import DeviceLoop, begin, check, iterate
 from trpo.training.host import _improve, _prepare, _refit
-from trpo.training.layout import Layout
 from trpo.training.learner import Hyper
-from trpo.training.loop import advance
+from trpo.training.loop import advance, device_source
 from trpo.training.state import NonFiniteBatchError, TrainingState
 
 LIMIT = 6
@@ -43,8 +41,8 @@ class Walk:
     """x ← 0.9 x + 0.5 a + noise, reward −x²; absorbing beyond 1.2, cut after six steps. Counts its own tracing."""
 
     def __init__(self, cheap_reset: bool = True):
-        action = ActionSpec("box", (1,), "float32", low=(-1.0,), high=(1.0,))
-        self.spec, self.cheap_reset, self.traced = EnvSpec("walk", 2, action, (2,)), cheap_reset, 0
+        self.spec = EnvSpec("walk", Box((2,)), Box((1,), low=-1.0, high=1.0))
+        self.cheap_reset, self.traced = cheap_reset, 0
 
     def look(self, x: Any, time: Any) -> Any:
         return jnp.stack([x, 0.1 * time])
@@ -61,6 +59,12 @@ class Walk:
 
 
 WALK, DEAR = Walk(), Walk(cheap_reset=False)
+
+
+def source_of(env: Any) -> DeviceSource:
+    source = device_source(resolve(env, trpo.EnvConfig()))
+    assert source is not None
+    return source
 
 
 def configure(iterations: int = 4, **changes: Any) -> trpo.Config:
@@ -102,7 +106,7 @@ def trained_actor(agent: trpo.Agent) -> tuple[Any, Any]:
         lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), agent.learner.policy
     )
     learner = dataclasses.replace(agent.learner, observations=seen, policy=policy)
-    return learner, learner.actor(agent.config)
+    return learner, agent.program().freeze(policy, seen)
 
 
 # ---------------------------------------------------------------- the rollout
@@ -116,8 +120,9 @@ def test_rollout_equals_a_loop_over_environments(env: Walk) -> None:
     _, actor = trained_actor(agent)
     count, length, key = 3, 8, jax.random.key(5)
     noise = np.random.default_rng(0).normal(size=(2, length, count, 1)).astype(np.float32)
-    collect = jax.jit(lambda rollout, noise: rollouts.collect(env, agent.policy, actor, rollout, noise, True))
-    rollout = rollouts.begin(env, key, count)
+    source = source_of(env)
+    collect = jax.jit(lambda rollout, noise: source.collect(agent.policy, actor, rollout, noise))
+    rollout = source.begin(key, count, ())
     found = []
     for part in noise:
         rollout, *rest = collect(rollout, part)
@@ -125,7 +130,6 @@ def test_rollout_equals_a_loop_over_environments(env: Walk) -> None:
 
     step, reset, fold = jax.jit(env.step), jax.jit(env.reset), jax.random.fold_in
     mean, deviation = np.array([0.3, 0.25]), np.sqrt(np.array([12.0, 3.0]) / 40)
-    module = agent.policy.bind(actor.params)
     ended = [0, 0]
     returns: list[list[float]] = [[], []]
     lengths: list[list[int]] = [[], []]
@@ -141,15 +145,13 @@ def test_rollout_equals_a_loop_over_environments(env: Walk) -> None:
             trajectory, _ = found[k]
             for t in range(length):
                 normal = np.clip((np.asarray(seen) - mean) / deviation, -10, 10)
-                policy = module(jnp.asarray(normal, jnp.float32))
-                center, sigma = np.asarray(policy.mean), np.exp(np.asarray(policy.log_std))
-                action = center + sigma * noise[k, t, i]
-                log_prob = stats.norm.logpdf(action, center, sigma).sum()
+                observed = jnp.asarray(normal, jnp.float32), jnp.asarray(t == 0)
+                policy, _ = agent.policy(actor.params, (), observed)
+                action = np.asarray(policy.mean) + np.exp(np.asarray(policy.log_std)) * noise[k, t, i]
                 state, told = step(state, jnp.asarray(np.clip(action, -1, 1), jnp.float32), fold(own, 2 * clock))
                 expected = {
                     "observation": seen,
                     "action": action,
-                    "log_prob": log_prob,
                     "reward": told.reward,
                     "terminated": told.terminated,
                     "truncated": told.truncated & ~told.terminated,
@@ -182,29 +184,31 @@ def test_rollout_equals_a_loop_over_environments(env: Walk) -> None:
 
 @pytest.mark.parametrize("name", ["walk", "jax-probe:both"])
 def test_rollout_equals_the_host_s_over_the_same_environments(name: str) -> None:
-    """:class:`HostRollout` and NumPy's policy step the same environments from the same keys with the same noise."""
-    env = WALK if name == "walk" else as_jax_env(name)
-    assert env is not None
+    """:class:`HostSource` and NumPy's policy step the same environments from the same keys with the same noise."""
+    source = source_of(WALK if name == "walk" else name)
+    env = source.env
     agent = trpo.make_agent(env, configure())
     actor = (trained_actor(agent)[1]) if env is WALK else agent.actor()
-    seeds, size = [3, 1, 4, 1_000_000_007], env.spec.observation_size
-    noise = [noise_of(agent.policy, actor, len(seeds), size, 7, jax.random.key(k)) for k in range(2)]
-    hosted = HostRollout(HostedJaxEnvs(env, len(seeds)), seeds)
-    policy = HostPolicy(agent.policy, actor, size)
+    seeds = [3, 1, 4, 1_000_000_007]
+    noise = [noise_of(agent.policy, actor, len(seeds), (7,), jax.random.key(k)) for k in range(2)]
+    hosted = HostSource(HostedJaxEnvs(env, len(seeds)))
+    hosted.restart(seeds)
+    policy = HostPolicy(agent.policy, actor)
     assert policy.in_numpy
-    started = batch.start_each(env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
-    rollout = rollouts.DeviceRollout(started, jnp.zeros(len(seeds)), jnp.zeros(len(seeds), jnp.int32))
-    collect = jax.jit(lambda rollout, noise: rollouts.collect(env, agent.policy, actor, rollout, noise, True))
+    count, started = len(seeds), batch.start_each(env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
+    rollout = DeviceRollout(started, jnp.zeros(count), jnp.zeros(count, jnp.int32), (), jnp.ones(count, bool))
+    collect = jax.jit(lambda rollout, noise: source.collect(agent.policy, actor, rollout, noise))
     ended = 0
     for part in noise:
         theirs = hosted.collect(policy, np.asarray(part))
         rollout, ours, totals = collect(rollout, part)
         for field in dataclasses.fields(ours):
             np.testing.assert_allclose(getattr(ours, field.name), getattr(theirs, field.name), rtol=2e-5, atol=2e-5)
+        np.testing.assert_array_equal(rollout.reset, hosted.seat.reset)
         ended += int(totals.ended)
-    assert ended == hosted.statistics.episodes > 4
-    np.testing.assert_allclose(rollout.running_return, hosted.statistics.running_return, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(rollout.running_length, hosted.statistics.running_length)
+    assert ended == hosted.episodes.recent.episodes > 4
+    np.testing.assert_allclose(rollout.running_return, hosted.episodes.running_return, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(rollout.running_length, hosted.episodes.running_length)
 
 
 class Brief(Walk):
@@ -219,8 +223,9 @@ def test_an_episode_without_a_return_hides_no_other() -> None:
     env, count = Brief(), 4
     agent = trpo.make_agent(env, configure())
     noise = jnp.zeros((7, count, 1))
-    collect = jax.jit(lambda rollout: rollouts.collect(env, agent.policy, agent.actor(), rollout, noise, True))
-    _, trajectory, totals = collect(rollouts.begin(env, jax.random.key(0), count))
+    source = source_of(env)
+    collect = jax.jit(lambda rollout: source.collect(agent.policy, agent.actor(), rollout, noise))
+    _, trajectory, totals = collect(source.begin(jax.random.key(0), count, ()))
     good = int((trajectory.observation[..., 0] <= 0).sum())
     assert 5 < good < 23
     assert (int(totals.ended), int(totals.counted), int(totals.length_sum)) == (28, good, good)
@@ -232,10 +237,12 @@ def test_new_episodes_everywhere_are_new() -> None:
     env, count = Brief(), 4
     agent = trpo.make_agent(env, configure())
     noise = jnp.zeros((3, count, 1))
-    collect = jax.jit(lambda rollout: rollouts.collect(env, agent.policy, agent.actor(), rollout, noise, True))
-    rollout, before, _ = collect(rollouts.begin(env, jax.random.key(0), count))
+    source = source_of(env)
+    collect = jax.jit(lambda rollout: source.collect(agent.policy, agent.actor(), rollout, noise))
+    rollout, before, _ = collect(source.begin(jax.random.key(0), count, ()))
     rollout = dataclasses.replace(rollout, running_return=jnp.full(count, 5.0), running_length=jnp.full(count, 5))
-    again = rollouts.restart(env, rollout)
+    again = source.restart(rollout)
+    assert again.reset.all()
     assert not again.running_return.any()
     assert not again.running_length.any()
     _, after, _ = collect(again)
@@ -250,38 +257,28 @@ class Pieces:
     """The host's compiled pieces, and a rollout compiled by itself."""
 
     def __init__(self, env: Any, config: trpo.Config):
-        self.env, self.config, self.agent = env, config, trpo.make_agent(env, config)
-        self.setup = Setup.of(env, self.agent, config, stacked=False, layout=Layout())
+        self.agent = trpo.make_agent(env, config)
+        self.setup = check(source_of(env), self.agent)
         self.key, self.hyper = jax.random.key(config.seed), Hyper.of(config, self.agent.rule)
-        policy = self.agent.policy
-        self._collect = jax.jit(
-            lambda actor, rollout, noise: rollouts.collect(env, policy, actor, rollout, noise, True)
-        )
+        self._collect = jax.jit(partial(self.setup.source.collect, self.agent.policy))
 
     def begin(self) -> Any:
         return jax.jit(lambda learner: begin(self.setup, learner, self.key).rollout)(self.agent.learner)
 
     def collect(self, learner: Any, rollout: Any, iteration: int) -> tuple[Any, Any, Any]:
         """The rollout after the fragment, its trajectory, and the key of the fit that follows."""
-        actor, noise, fit_key = _prepare(
-            learner.policy,
-            learner.observations,
-            self.key,
-            iteration,
-            policy=self.agent.policy,
-            clip=self.setup.clip,
-            shape=(self.config.fragment, self.config.env.count, self.env.spec.observation_size),
-        )
+        program = self.setup.program
+        actor, noise, fit_key = _prepare(program, learner.policy, learner.observations, self.key, iteration)
         rollout, trajectory, _ = self._collect(actor, rollout, noise)
         # Through the host's memory, as the host's own trajectories come.
         return rollout, jax.device_get(trajectory), fit_key
 
     def learn(self, learner: Any, trajectory: Any, fit_key: Any, iteration: int) -> Any:
         """The learner after the update of the policy and the fit of the value function."""
-        value = self.agent.value
-        learner, data, info = _improve(self.agent.policy, value, self.hyper, learner, trajectory, iteration)
+        pieces = self.setup.program, self.hyper
+        learner, data, info = _improve(*pieces, learner, trajectory, iteration)
         assert info.finite
-        return dataclasses.replace(learner, value=_refit(value, self.hyper, learner.value, data, fit_key)[0])
+        return dataclasses.replace(learner, value=_refit(*pieces, learner.value, data, fit_key)[0])
 
 
 @functools.cache
@@ -304,7 +301,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float |
     config = configure(final_discount=final_discount, discount_steps=60)
     rolled, learners = walked(final_discount)
     agent = trpo.make_agent(WALK, config)
-    setup = Setup.of(WALK, agent, config, stacked=False, layout=Layout())
+    setup = check(source_of(WALK), agent)
     key, hyper = jax.random.key(config.seed), Hyper.of(config, agent.rule)
     member = jax.jit(begin, static_argnums=0)(setup, agent.learner, key)
     whole = jax.jit(iterate, static_argnums=0)
@@ -324,7 +321,7 @@ def test_chunks_are_that_iteration_too() -> None:
     rolled, learners = walked()
     for k, state in enumerate(states):
         assert (state.iteration, state.steps) == (k + 1, 20 * (k + 1))
-        ours = [*jax.tree.leaves(state.learner), state.rollout.envs.observation, state.rollout.running_return]
+        ours = [*jax.tree.leaves(state.learner), state.source.envs.observation, state.source.running_return]
         theirs = [*jax.tree.leaves(learners[k]), rolled[k].envs.observation, rolled[k].running_return]
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -364,7 +361,7 @@ def test_resuming_is_exact_whatever_the_chunks(tmp_path: Path) -> None:
     """Through files, environments included, with one, three or all iterations a chunk before and after."""
     whole, rows = in_chunks(configure(iterations=11), 1)
     assert [row["iteration"] for row in rows] == list(range(1, 12))
-    assert int(whole.rollout.running_length.max()) > 0
+    assert int(whole.source.running_length.max()) > 0
     for longest in (1, 3, 256):
         half, early = in_chunks(configure(iterations=4), longest)
         assert half.iteration == 4
@@ -374,7 +371,7 @@ def test_resuming_is_exact_whatever_the_chunks(tmp_path: Path) -> None:
             end, late = in_chunks(configure(iterations=11), after, loaded)
             assert (end.iteration, end.steps, end.episodes) == (whole.iteration, whole.steps, whole.episodes)
             assert bits(end.learner) == bits(whole.learner)
-            assert bits(end.rollout) == bits(whole.rollout)
+            assert bits(end.source) == bits(whole.source)
             expected = [untimed(row) for row in rows]
             found = [untimed(row) for row in early + late]
             for both in (expected, found):
@@ -398,10 +395,10 @@ def test_runs_are_resumed_from_their_directories(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_environments_begins_new_episodes() -> None:
     _, states, _ = run(configure(iterations=2))
-    bare = dataclasses.replace(states[-1], rollout=None)
+    bare = dataclasses.replace(states[-1], source=None)
     _, resumed, rows = run(configure(iterations=3), state=bare)
     assert [state.iteration for state in resumed] == [3]
-    assert bits(resumed[-1].rollout.envs.key) == bits(states[-1].rollout.envs.key)
+    assert bits(resumed[-1].source.envs.key) == bits(states[-1].source.envs.key)
     assert rows[0]["result"] == "accepted"
 
 
@@ -528,11 +525,11 @@ def test_a_nan_stops_the_run_with_the_parameters_before_it(monkeypatch: pytest.M
     assert bits(state.learner) == bits(states[-1].learner)
     assert [untimed(row) for row in rows] == [untimed(row) for row in good]
     # Going on from there works: new episodes, with other beginnings.
-    assert int(state.rollout.running_length.max()) == 0
-    np.testing.assert_array_equal(state.rollout.envs.env[1], 0)
+    assert int(state.source.running_length.max()) == 0
+    np.testing.assert_array_equal(state.source.envs.env[1], 0)
     _, after, more = run(dataclasses.replace(config, steps=7 * config.batch), NAN, state)
     assert [row["result"] for row in more] == ["accepted"] * 2
-    assert len({float(x) for x in state.rollout.envs.observation[:, 0]}) == 4
+    assert len({float(x) for x in state.source.envs.observation[:, 0]}) == 4
     assert bits(after[-1].learner) != bits(state.learner)
 
 
@@ -557,9 +554,9 @@ def test_what_is_beyond_all_measure_is_skipped_if_so_configured() -> None:
     assert bits(states[2].learner) == bits(states[1].learner)  # statistics and value function, too
     assert bits(states[3].learner.policy) != bits(states[2].learner.policy)
     assert bits(states[3].learner.value) != bits(states[2].learner.value)
-    ages = [np.asarray(state.rollout.envs.env[1]) for state in states]
+    ages = [np.asarray(state.source.envs.env[1]) for state in states]
     np.testing.assert_array_equal(ages, np.repeat([[5], [10], [0], [5], [10]], 4, axis=1))
-    starts = [np.asarray(state.rollout.envs.observation[:, 0]) for state in states]
+    starts = [np.asarray(state.source.envs.observation[:, 0]) for state in states]
     assert not np.isin(starts[2], starts[1]).any()
     assert rows[3]["value_loss"] is None  # there was nothing to fit
     for row in rows:
@@ -599,9 +596,9 @@ def test_bad_settings_are_refused_in_one_line(
 
 
 def test_a_batch_beyond_memory_is_refused_by_its_true_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two observations of two floats, an action, three more floats and three flags are 31 bytes, for each step."""
+    """Two observations of two floats, an action, a reward and three flags are 27 bytes, for each step."""
     config = configure(env=trpo.EnvConfig(count=1000), fragment=100)
-    least = 31 * 100 * 1000
+    least = 27 * 100 * 1000
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: least)
     with pytest.raises(ValueError, match=r"takes \d\.\d MiB of memory") as caught:
@@ -614,16 +611,16 @@ def test_what_the_program_needs_is_refused_too_and_said_otherwise(monkeypatch: p
     config = configure()
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: 2**40)
-    loop = device_training.DeviceLoop(WALK, [agent], [config], [TrainingState(agent.learner)])
+    loop = DeviceLoop(source_of(WALK), [agent], [TrainingState(agent.learner)])
     learned = sum(leaf.nbytes for leaf in jax.tree.leaves(agent.learner))
     assert learned < loop.memory < 2**26
     assert loop.describe().startswith("on cpu: batch of 4 environments × 5 steps; memory ")
     assert loop.describe().endswith("of 1024.00 GiB")
-    batch_alone = 31 * 4 * 5 * 2
+    batch_alone = 27 * 4 * 5 * 2
     monkeypatch.setattr(device_training, "capacity", lambda: batch_alone)
     monkeypatch.setattr(device_training, "_programs", {})
     with pytest.raises(ValueError, match=r"the batch needs \d+\.\d MiB of memory"):
-        device_training.DeviceLoop(WALK, [agent], [config], [TrainingState(agent.learner)])
+        DeviceLoop(source_of(WALK), [agent], [TrainingState(agent.learner)])
     assert device_training._programs == {}
 
 
@@ -668,7 +665,7 @@ def test_returns_are_those_of_the_latest_episodes() -> None:
     config = configure(iterations=60)
     agent, states, rows = run(config)
     pieces = Pieces(WALK, config)
-    before = [(agent.learner, pieces.begin())] + [(state.learner, state.rollout) for state in states[:-1]]
+    before = [(agent.learner, pieces.begin())] + [(state.learner, state.source) for state in states[:-1]]
     trajectories = [pieces.collect(*pair, k)[1] for k, pair in enumerate(before)]
     total, age = np.zeros(4), np.zeros(4, int)
     ended: list[list[tuple[float, int]]] = []

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import batch_of, setting
+from problems import batch_of, plain, setting
 
 import trpo
+from trpo.envs.spec import Box
 from trpo.value_fits.fit import ValueBatch, ValueState, fit_value, predict
 
 
@@ -38,7 +39,8 @@ def test_updates(rule: Any, dtype: Any) -> None:
 )
 def test_value_fits(method: Any, dtype: Any) -> None:
     with jax.enable_x64(dtype is np.float64):
-        apply, params = trpo.as_function(trpo.ValueFunction(trpo.mlp(jax.random.key(0), (3, 4, 1), dtype=dtype)))
+        trunk = trpo.mlp(jax.random.key(0), (3, 4, 1), dtype=dtype)
+        apply, params = plain(trpo.ValueFunction(trpo.make_encoder(Box((3,))), trunk))
         state = ValueState(params, method.init(params), trpo.RunningStatistics.zeros((), dtype))
         batch = ValueBatch(jnp.ones((6, 3), dtype), jnp.arange(6, dtype=dtype), jnp.full(6, 1 / 6, dtype))
 

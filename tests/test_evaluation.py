@@ -14,8 +14,7 @@ import pytest
 from gymnasium import spaces
 
 import trpo
-from trpo.envs import EnvSpec
-from trpo.envs.spec import action_spec
+from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
 from trpo.training.agent import Agent
 
 SMALL: dict[str, Any] = {
@@ -128,20 +127,23 @@ def test_invalid_steps_do_not_count() -> None:
 def push(agent: Agent) -> Agent:
     """Make the agent choose action 1 whatever it sees."""
     zero = jax.tree.map(jnp.zeros_like, agent.learner.policy)
-    policy = eqx.tree_at(lambda p: p.network.biases[-1], zero, jnp.array([0.0, 50.0]))
+    policy = eqx.tree_at(lambda p: p.trunk.biases[-1], zero, jnp.array([0.0, 50.0]))
     return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, policy=policy, average=None))
 
 
 # ---------------------------------------------------------------- acting
 
-ACTIONS: dict[str, gym.Space] = {
-    "discrete": spaces.Discrete(3, start=5),
-    "box": spaces.Box(-1.0, 1.0, (2,)),
-    "box-0d": spaces.Box(-1.0, 1.0, ()),
-    "box-2d": spaces.Box(0.0, 1.0, (2, 3), np.float64),
-    "integers": spaces.Box(0, 9, (2,), np.int32),
-    "multi-discrete": spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
-    "multi-binary": spaces.MultiBinary(3),
+ACTIONS: dict[str, tuple[Space, gym.Space]] = {
+    "discrete": (Choice(3, 5, "int64"), spaces.Discrete(3, start=5)),
+    "box": (Box((2,), low=-1.0, high=1.0, rescale=True), spaces.Box(-1.0, 1.0, (2,))),
+    "box-0d": (Box((), low=-1.0, high=1.0, rescale=True), spaces.Box(-1.0, 1.0, ())),
+    "box-2d": (Box((2, 3), "float64", low=0.0, high=1.0), spaces.Box(0.0, 1.0, (2, 3), np.float64)),
+    "integers": (Box((2,), "int32", low=0.0, high=9.0, rescale=True), spaces.Box(0, 9, (2,), np.int32)),
+    "multi-discrete": (
+        Choices((2, 3, 4, 5), (0, 0, 0, 0), (2, 2), "int64"),
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
+    ),
+    "multi-binary": (Bits((3,)), spaces.MultiBinary(3)),
 }
 OBSERVATIONS: dict[str, tuple[int, ...]] = {
     "vector": (4,),
@@ -150,23 +152,28 @@ OBSERVATIONS: dict[str, tuple[int, ...]] = {
     "row": (1, 4),
     "image": (2, 3, 1),
 }
+TWO = Box((2,), low=-1.0, high=1.0, rescale=True)
+FORMS: dict[str, Space] = {
+    "choice": Choice(5, 2),
+    "bits": Bits((3,)),
+    "dict": Dict((("joints", Box((2,))), ("hand", Tuple((Choice(3), Box((2, 2), "uint8")))))),
+}
 
 
-def agent_for(observation: tuple[int, ...], action: gym.Space) -> Agent:
-    spec = EnvSpec("some", int(np.prod(observation)), action_spec(action), observation)
-    return Agent.create(spec, trpo.Config(**SMALL))
+def agent_for(observation: Space, action: Space) -> Agent:
+    return Agent.create(EnvSpec("some", observation, action), trpo.Config(**SMALL))
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_an_action_is_ready_for_the_environment(action: str, deterministic: bool) -> None:
-    space = ACTIONS[action]
-    agent = agent_for((4,), space)
+    ours, space = ACTIONS[action]
+    agent = agent_for(Box((4,)), ours)
     random = np.random.default_rng(0)
-    single = agent.act(random.normal(size=4), deterministic)
+    single = agent.act(random.normal(size=4), deterministic=deterministic)
     assert single.shape == space.shape
     assert space.contains(single if single.shape else single[()])
-    batch = agent.act(random.normal(size=(5, 4)), deterministic)
+    batch = agent.act(random.normal(size=(5, 4)), deterministic=deterministic)
     assert batch.shape == (5, *space.shape)
     assert batch.dtype == space.dtype
     for each in batch:
@@ -176,7 +183,7 @@ def test_an_action_is_ready_for_the_environment(action: str, deterministic: bool
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 def test_one_observation_or_a_batch(observation: str) -> None:
     shape = OBSERVATIONS[observation]
-    agent = agent_for(shape, spaces.Box(-1.0, 1.0, (2,)))
+    agent = agent_for(Box(shape), TWO)
     batch = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     together = agent.act(batch)
     assert together.shape == (3, 2)
@@ -186,28 +193,59 @@ def test_one_observation_or_a_batch(observation: str) -> None:
         np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
     assert agent.act(batch[:1]).shape == (1, 2)
     assert agent.act(batch[0].tolist()).shape == (2,)
-    flat = batch.reshape(3, -1)  # as a flattened Dict or image comes
+    flat = batch.reshape(3, -1)  # as a flattened image comes
     if observation not in ("0d", "row"):
         np.testing.assert_allclose(agent.act(flat), together, rtol=1e-5, atol=1e-6)
 
 
-def test_observations_of_the_wrong_size() -> None:
-    agent = agent_for((4,), spaces.Discrete(2))
-    with pytest.raises(ValueError, match=r"shape \(3,\): must have 4 numbers"):
-        agent.act(np.zeros(3))
+@pytest.mark.parametrize("form", FORMS)
+def test_observations_of_every_form_alone_or_in_a_batch(form: str) -> None:
+    space, random = FORMS[form], np.random.default_rng(0)
+    agent = agent_for(space, TWO)
+
+    def draw(leaf: Any) -> Any:
+        low, high = (leaf.start, leaf.start + leaf.n) if isinstance(leaf, Choice) else (0, 2)
+        return random.integers(low, high, (6, *leaf.shape)).astype(leaf.dtype)
+
+    batch = space.map(draw)
+    together = agent.act(batch)
+    assert together.shape == (6, 2)
+    assert len(np.unique(together.round(4), axis=0)) > 1
+    for i, expected in enumerate(together):
+        alone = agent.act(space.map(lambda leaf, x, i=i: x[i].tolist(), batch))
+        assert alone.shape == (2,)
+        np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "message"),
+    [
+        (Box((4,)), np.zeros(3), r"shape \(3,\): must have 4 numbers"),
+        (Box((4,)), np.zeros((2, 3)), r"shape \(2, 3\): must have 4 numbers"),
+        (Bits((3,)), np.zeros(4), r"\(4,\): must be one of Bits\(shape=\(3,\)"),
+        (FORMS["dict"], {"joints": np.zeros(3), "hand": (1, np.zeros((2, 2)))}, r"must be one of Dict"),
+        (FORMS["dict"], {"joints": np.zeros((5, 2)), "hand": (1, np.zeros((2, 2)))}, r"must be one of Dict"),
+        (FORMS["dict"], {"joints": np.zeros(2)}, r"must be one of Dict"),
+        (FORMS["dict"], np.zeros(2), r"must be one of Dict"),
+        (Box((4,)), {"joints": np.zeros(4)}, r"must"),
+    ],
+)
+def test_observations_that_are_not_of_the_space(space: Space, observation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent_for(space, TWO).act(observation)
 
 
 def test_box_actions_are_rescaled_as_in_training() -> None:
     space = spaces.Box(np.array([0.0, -2.0], np.float32), np.array([10.0, 2.0], np.float32))
-    agent = agent_for((4,), space)
+    agent = agent_for(Box((4,)), Box((2,), low=(0.0, -2.0), high=(10.0, 2.0), rescale=True))
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    raw = np.asarray(agent.module.network(jnp.clip(jnp.asarray(x), -10, 10)))
+    raw = np.asarray(agent.module.trunk(jnp.clip(jnp.asarray(x), -10, 10)))
     expected = np.clip([5, 0] + raw * [5, 2], space.low, space.high)
     np.testing.assert_allclose(agent.act(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_seed_fixes_the_sample_and_nothing_is_carried_over() -> None:
-    agent = agent_for((4,), spaces.Box(-1.0, 1.0, (2,)))
+    agent = agent_for(Box((4,)), TWO)
     x = np.ones(4)
     first = agent.act(x, deterministic=False, seed=3)
     agent.act(10 * x, deterministic=False)
@@ -228,7 +266,8 @@ def test_trained_parameters_are_those_that_act() -> None:
     trained = agent.at(state)
     assert trained.act([1.0]) != before
     assert agent.act([1.0]) == before
-    mean = trained.module(trained.actor().normaliser(jnp.ones((1, 1)))).mode()
+    distribution, _ = trained.module((), (trained.actor().see(jnp.ones((1, 1))), None))
+    mean = distribution.mode()
     np.testing.assert_allclose(trained.act([1.0]), mean[0], rtol=1e-5)
 
 

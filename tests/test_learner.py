@@ -16,17 +16,18 @@ import scipy.stats
 from helpers import assert_same_bits
 
 import trpo
-import trpo.training.learner
 from trpo.envs.names import make_envs
-from trpo.rollout import HostPolicy, HostRollout, Trajectory
+from trpo.rollout import HostPolicy, HostSource, Trajectory
+from trpo.rules import Repeated
 from trpo.rules.protocol import Result
+from trpo.training import learner as stages
 from trpo.training.agent import Agent
-from trpo.training.host import Compiled, compile_iteration
-from trpo.training.learner import Hyper, Learner
+from trpo.training.learner import Hyper, Learner, Program
 from trpo.types import Params
 from trpo.value_fits.fit import predict
 
 COUNT, FRAGMENT = 4, 32
+prepare, improve, refit = (jax.jit(f, static_argnums=0) for f in (stages.prepare, stages.improve, stages.refit))
 
 
 def configure(env: str, **changes: Any) -> trpo.Config:
@@ -45,51 +46,51 @@ class Case:
 
     config: trpo.Config
     agent: Agent
+    program: Program
     hyper: Hyper
-    compiled: Compiled
     learner: Learner
     trajectory: Trajectory
 
     def improve(self, learner: Learner | None = None, trajectory: Trajectory | None = None, **changes: Any) -> Any:
         hyper = dataclasses.replace(self.hyper, **changes)
         given = self.learner if learner is None else learner
-        return self.compiled.improve(hyper, given, self.trajectory if trajectory is None else trajectory)
+        return improve(self.program, hyper, given, self.trajectory if trajectory is None else trajectory)
 
     def refit(self, batch: Any, learner: Learner | None = None) -> Any:
         state = (self.learner if learner is None else learner).value
-        return self.compiled.refit(self.hyper, state, batch, jax.random.key(5))
+        return refit(self.program, self.hyper, state, batch, jax.random.key(5))
 
 
-def prepare(config: trpo.Config, iterations: int = 2, seed: int = 0) -> Case:
+def middle(config: trpo.Config, iterations: int = 2, seed: int = 0) -> Case:
     """Train for some iterations, so that statistics and parameters are not those of the start."""
     agent = trpo.make_agent(config.env.id, config)
-    compiled, hyper = compile_iteration(agent, config), Hyper.of(config)
-    envs = make_envs(config.env.id, config.env.count)
-    rollout = HostRollout(envs, [seed * 100 + i for i in range(config.env.count)])
-    policy = HostPolicy(agent.policy, agent.actor(), agent.spec.observation_size)
+    program, hyper = agent.program(), Hyper.of(config)
+    source = HostSource(make_envs(config.env.id, config.env.count))
+    source.restart([seed * 100 + i for i in range(config.env.count)])
+    policy = HostPolicy(agent.policy, agent.actor())
     learner, trajectory = agent.learner, None
     for k in range(iterations + 1):
-        policy.load(learner.actor(config))
-        _, noise, _ = compiled.prepare(learner.policy, learner.observations, jax.random.key(seed), k)
-        trajectory = rollout.collect(policy, np.asarray(noise))
+        actor, noise, _ = prepare(program, learner.policy, learner.observations, jax.random.key(seed), k)
+        policy.load(actor)
+        trajectory = source.collect(policy, np.asarray(noise))
         if k < iterations:
-            learner, batch, info = compiled.improve(hyper, learner, trajectory)
+            learner, batch, info = improve(program, hyper, learner, trajectory)
             assert int(info.update.result) == Result.ACCEPTED
-            value, _ = compiled.refit(hyper, learner.value, batch, jax.random.key(k))
+            value, _ = refit(program, hyper, learner.value, batch, jax.random.key(k))
             learner = dataclasses.replace(learner, value=value)
-    envs.close()
+    source.close()
     assert trajectory is not None
-    return Case(config, agent, hyper, compiled, learner, trajectory)
+    return Case(config, agent, program, hyper, learner, trajectory)
 
 
 @pytest.fixture(scope="module")
 def pendulum() -> Case:
-    return prepare(configure("Pendulum-v1"))
+    return middle(configure("Pendulum-v1"))
 
 
 @pytest.fixture(scope="module")
 def cartpole() -> Case:
-    return prepare(configure("CartPole-v1"))
+    return middle(configure("CartPole-v1"))
 
 
 def differs(a: Any, b: Any) -> bool:
@@ -126,7 +127,7 @@ class Account:
         state = self.case.learner.value
         scale = np.sqrt(float(state.returns.deviations) / float(state.returns.count))
         module = self.case.agent.value.bind(state.params)
-        return scale * network(module.network, self.seen(raw))[..., 0]
+        return scale * network(module.trunk, self.seen(raw))[..., 0]
 
     def advantages(self, gamma: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return Â, targets and V, by the double loop."""
@@ -145,10 +146,10 @@ class Account:
 
     def distribution(self, params: Params) -> dict[str, np.ndarray]:
         module = self.case.agent.policy.bind(params)
-        outputs = network(module.network, self.seen(self.case.trajectory.observation))
-        if hasattr(module, "log_std"):
-            log_std = np.broadcast_to(np.asarray(module.log_std, np.float64), outputs.shape)
-            return {"mean": outputs, "std": module.min_std + np.exp(log_std)}
+        outputs = network(module.trunk, self.seen(self.case.trajectory.observation))
+        if isinstance(module.head, trpo.GaussianHead):
+            log_std = np.broadcast_to(np.asarray(module.head.log_std, np.float64), outputs.shape)
+            return {"mean": outputs, "std": module.head.min_std + np.exp(log_std)}
         return {"log_p": scipy.special.log_softmax(outputs, axis=-1)}
 
     def log_prob(self, params: Params) -> np.ndarray:
@@ -181,7 +182,7 @@ every_env = pytest.mark.parametrize("name", ["pendulum", "cartpole"])
 def test_reported_numbers_equal_an_independent_account(name: str, updates: int, request: pytest.FixtureRequest) -> None:
     case = request.getfixturevalue(name)
     account = Account(case)
-    new, _, info = case.improve(updates_per_batch=updates)
+    new, _, info = case.improve(rule=Repeated(case.hyper.rule.rule, updates))
     assert int(info.update.result) == Result.ACCEPTED
     old = case.learner.policy
     kl = account.kl(old, new.policy)
@@ -223,7 +224,7 @@ def test_value_targets_are_lambda_returns_of_the_batch(name: str, request: pytes
 def test_the_horizon_grows_geometrically_to_the_final_discount(pendulum: Case, iteration: int, gamma: float) -> None:
     """Halfway from γ = 0.5 to 0.98 the horizon is 10, the geometric mean of 2 and 50."""
     hyper = dataclasses.replace(pendulum.hyper, discount=0.5, final_discount=0.98, discount_iterations=10.0)
-    _, batch, _ = pendulum.compiled.improve(hyper, pendulum.learner, pendulum.trajectory, iteration)
+    _, batch, _ = improve(pendulum.program, hyper, pendulum.learner, pendulum.trajectory, iteration)
     _, target, _ = Account(pendulum).advantages(gamma)
     np.testing.assert_allclose(batch.target, target.ravel(), rtol=2e-3, atol=2e-3 * np.abs(target).max())
     other = Account(pendulum).advantages(1 - (1 - gamma) * 1.1)[1]  # the horizon a tenth shorter
@@ -233,56 +234,51 @@ def test_the_horizon_grows_geometrically_to_the_final_discount(pendulum: Case, i
 # ---------------------------------------------------------------- rows 2 and 16: nothing has moved before the step
 
 
-@every_env
-def test_ratio_is_one_and_kl_zero_before_the_step(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The update's π_old must be the π that acted: the NumPy pass stored its log-probabilities."""
-    case = request.getfixturevalue(name)
-    problems = []
+@jax.jit
+def batch_statistics(learner: Learner, trajectory: Trajectory) -> Any:
+    return learner.observations.merge(trajectory.observation, jnp.ones(trajectory.reward.shape))
 
-    def recording(*arguments: Any) -> Any:
-        problems.append(trpo.sampled_problem(*arguments))
-        return problems[-1]
+
+@every_env
+def test_ratio_is_one_and_kl_zero_before_the_step(name: str, request: pytest.FixtureRequest) -> None:
+    """The update's π_old is the π that acted, by the independent account of it."""
+    case = request.getfixturevalue(name)
 
     @jax.jit
     def before_the_step(learner: Learner, trajectory: Trajectory) -> Any:
-        trpo.training.learner.improve(case.agent.policy, case.agent.value, case.hyper, learner, trajectory)
-        return problems[-1].old.log_prob(trajectory.action), problems[-1].evaluate(learner.policy)
+        estimates = stages.estimate(case.program, case.hyper, learner, trajectory, 0)
+        problem = stages.local_problem(case.program, learner, estimates)
+        return problem.old.log_prob(trajectory.action), problem.evaluate(learner.policy)
 
-    monkeypatch.setattr(trpo.training.learner, "sampled_problem", recording)
     log_prob, start = before_the_step(case.learner, case.trajectory)
-    ratio = np.exp(np.asarray(log_prob, np.float64) - case.trajectory.log_prob)
-    np.testing.assert_allclose(ratio, 1, atol=2e-4)
+    sampled = Account(case).log_prob(case.learner.policy)
+    np.testing.assert_allclose(np.exp(np.asarray(log_prob, np.float64) - sampled), 1, atol=2e-4)
     assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
     assert float(start.surrogate) == pytest.approx(0, abs=1e-6)
     # The test can tell: with this batch in the statistics, ratios would be off by far more.
-    trajectory = case.trajectory
-    merged = case.learner.observations.merge(jnp.asarray(trajectory.observation), jnp.ones(trajectory.reward.shape))
-    late = case.agent.policy(case.learner.policy, merged.freeze(10.0)(jnp.asarray(trajectory.observation)))
-    late = late.log_prob(jnp.asarray(trajectory.action))
-    assert np.abs(np.exp(np.asarray(late, np.float64) - case.trajectory.log_prob) - 1).max() > 0.02
+    late = dataclasses.replace(case.learner, observations=batch_statistics(case.learner, case.trajectory))
+    log_prob, _ = before_the_step(late, case.trajectory)
+    assert np.abs(np.exp(np.asarray(log_prob, np.float64) - sampled) - 1).max() > 0.02
 
 
 def test_observation_statistics_are_those_of_all_raw_observations_so_far() -> None:
     config = configure("Pendulum-v1")
     seen = []
     agent = trpo.make_agent("Pendulum-v1", config)
-    compiled, hyper = compile_iteration(agent, config), Hyper.of(config)
-    envs = make_envs("Pendulum-v1", COUNT)
-    rollout = HostRollout(envs, list(range(COUNT)))
+    program, hyper = agent.program(), Hyper.of(config)
+    source = HostSource(make_envs("Pendulum-v1", COUNT))
+    source.restart(list(range(COUNT)))
     learner = agent.learner
     for k in range(3):
-        policy = HostPolicy(agent.policy, learner.actor(config), 3)
-        _, noise, _ = compiled.prepare(learner.policy, learner.observations, jax.random.key(0), k)
-        trajectory = rollout.collect(policy, np.asarray(noise))
-        learner, _, _ = compiled.improve(hyper, learner, trajectory)
+        actor, noise, _ = prepare(program, learner.policy, learner.observations, jax.random.key(0), k)
+        trajectory = source.collect(HostPolicy(agent.policy, actor), np.asarray(noise))
+        learner, _, _ = improve(program, hyper, learner, trajectory)
         seen.append(trajectory.observation.reshape(-1, 3).astype(np.float64))
     everything = np.concatenate(seen)
     assert float(learner.observations.count) == len(everything)
     np.testing.assert_allclose(learner.observations.mean, everything.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(learner.observations.variance, everything.var(0), rtol=1e-4)
-    envs.close()
+    source.close()
 
 
 # ---------------------------------------------------------------- row 8: one budget for all updates of a batch
@@ -308,7 +304,7 @@ class Recording(eqx.Module):
 def test_cumulative_kl_is_within_the_bound_at_every_update(pendulum: Case, updates: int) -> None:
     told: list[tuple[float, ...]] = []
     rule = Recording(0.02, lambda *numbers: told.append(tuple(float(x) for x in numbers)))
-    new, _, info = pendulum.improve(rule=rule, updates_per_batch=updates)
+    new, _, info = pendulum.improve(rule=Repeated(rule, updates))
     jax.block_until_ready(new)
     jax.effects_barrier()
     assert len(told) == updates
@@ -320,7 +316,7 @@ def test_cumulative_kl_is_within_the_bound_at_every_update(pendulum: Case, updat
     final = Account(pendulum).kl(pendulum.learner.policy, new.policy).mean()
     assert final == pytest.approx(told[-1][1], rel=2e-3)
     assert final > 0.01
-    assert int(info.accepted_updates) == updates
+    assert int(info.update.accepted_updates) == updates
     assert float(info.update.mean_kl) == pytest.approx(final, rel=2e-3)
 
 
@@ -328,11 +324,11 @@ def test_cumulative_kl_is_within_the_bound_at_every_update(pendulum: Case, updat
 
 
 def test_constant_reward_gives_no_step() -> None:
-    case = prepare(probing("probe:constant", "adam"), iterations=0)
+    case = middle(probing("probe:constant", "adam"), iterations=0)
     new, batch, info = case.improve()
     assert int(info.update.result) == Result.NO_SIGNAL
     assert_same_bits(new.policy, case.learner.policy)
-    assert int(info.accepted_updates) == 0
+    assert int(info.update.accepted_updates) == 0
     assert float(info.update.step_norm) == float(info.update.step_fraction) == float(info.update.mean_kl) == 0.0
     assert bool(info.finite)
     value, _ = case.refit(batch)
@@ -385,7 +381,7 @@ def assert_refused(case: Case, learner: Learner, trajectory: Trajectory) -> None
     new, batch, info = case.improve(learner, trajectory)
     assert int(info.update.result) == Result.NONFINITE_BATCH
     assert not bool(info.finite)
-    assert int(info.accepted_updates) == 0
+    assert int(info.update.accepted_updates) == 0
     assert_same_bits(new, learner)
     assert float(info.update.mean_kl) == float(info.update.step_norm) == 0.0
     if not np.isfinite(batch.target).all():  # an infinite observation is only clipped, and V there may be finite
@@ -421,9 +417,7 @@ def test_content_of_invalid_steps_does_not_matter(name: str, request: pytest.Fix
     first = case.improve(trajectory=shown)
     assert int(first[2].update.result) == Result.ACCEPTED
     for content in (noise, nothing):
-        fields = {
-            f.name: spoil(getattr(shown, f.name), content) for f in dataclasses.fields(shown) if f.name != "valid"
-        }
+        fields = {name: spoil(x, content) for name, x in shown.steps().items() if name != "valid"}
         second = case.improve(trajectory=dataclasses.replace(shown, **fields))
         assert_same_bits(second[0], first[0])
         assert_same_bits(second[2], first[2])
@@ -441,7 +435,7 @@ def last_layer_zero(learner: Learner) -> Learner:
     """V = 0 whatever the hidden layers are."""
 
     def last(one: Learner) -> Any:
-        network = one.value.params.network
+        network = one.value.params.trunk
         return network.weights[-1], network.biases[-1]
 
     return eqx.tree_at(last, learner, jax.tree.map(jnp.zeros_like, last(learner)))
@@ -449,7 +443,7 @@ def last_layer_zero(learner: Learner) -> Learner:
 
 def test_the_policy_sees_the_value_function_only_through_advantages(pendulum: Case) -> None:
     flat = last_layer_zero(pendulum.learner)
-    other = eqx.tree_at(lambda one: one.value.params.network.weights[0], flat, replace_fn=lambda x: 5 * x + 1)
+    other = eqx.tree_at(lambda one: one.value.params.trunk.weights[0], flat, replace_fn=lambda x: 5 * x + 1)
     assert differs(flat.value.params, other.value.params)
     (a, _, one), (b, _, two) = pendulum.improve(flat), pendulum.improve(other)
     assert_same_bits(a.policy, b.policy)
@@ -475,7 +469,8 @@ def test_the_value_fit_does_not_know_the_policy(pendulum: Case) -> None:
 
 def test_a_subsample_of_states_for_fisher_products_keeps_the_bound(pendulum: Case) -> None:
     whole, _, _ = pendulum.improve()
-    part, _, info = pendulum.improve(fisher_subsample=4)
+    program = dataclasses.replace(pendulum.program, fisher_subsample=4)
+    part, _, info = dataclasses.replace(pendulum, program=program).improve()
     assert differs(whole.policy, part.policy)
     assert int(info.update.result) == Result.ACCEPTED
     kl = Account(pendulum).kl(pendulum.learner.policy, part.policy).mean()
@@ -509,7 +504,9 @@ def test_values_of_the_probes(env: str, fit: str) -> None:
     config = probing(env, fit)
     agent = trpo.make_agent(env, config)
     learner = [state for state, _ in trpo.iterations(env, agent, config)][-1].learner
+    program = agent.program()
+    actor = program.freeze(learner.policy, learner.observations)
     for observation, answer in ANSWERS[env].items():
-        seen = learner.actor(config).normaliser(jnp.full((1, 1), observation, jnp.float32))
-        value = predict(agent.value, learner.value, seen, config.value.normalise_returns)
+        seen = actor.see(jnp.full((1, 1), observation, jnp.float32))
+        value = predict(program.value_of, learner.value, seen, config.value.normalise_returns)
         assert float(value[0]) == pytest.approx(answer, abs=0.03 * max(1.0, answer))

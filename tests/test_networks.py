@@ -13,21 +13,29 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.envs.spec import ActionSpec, EnvSpec
+from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Leaf, Space, Tuple, UnsupportedSpaceError
+from trpo.policies.encoders import ENCODERS, Encoder
 from trpo.policies.function import to_numpy
-from trpo.training.agent import make_policy
+from trpo.policies.heads import HEADS, Head, make_head
+from trpo.policies.make import make_policy
 
 KEY = jax.random.key(7)
+NUMBERS = trpo.make_encoder(Box((4,)))
 MODULES = {
-    "gaussian": lambda: trpo.GaussianPolicy(trpo.mlp(KEY, (4, 8, 6, 2)), jnp.array([-0.5, 0.3])),
-    "state-dependent": lambda: trpo.StateDependentGaussianPolicy(
-        trpo.mlp(KEY, (4, 8, 4), "relu"), jnp.array([0.1, 0.2])
+    "gaussian": lambda: trpo.Policy(NUMBERS, trpo.mlp(KEY, (4, 8, 6, 2)), trpo.GaussianHead(jnp.array([-0.5, 0.3]))),
+    "state-dependent": lambda: trpo.Policy(
+        NUMBERS, trpo.mlp(KEY, (4, 8, 4), "relu"), trpo.StateDependentGaussianHead(jnp.array([0.1, 0.2]))
     ),
-    "categorical": lambda: trpo.CategoricalPolicy(trpo.mlp(KEY, (4, 8, 3))),
-    "multi": lambda: trpo.MultiCategoricalPolicy(trpo.mlp(KEY, (4, 8, 5), "relu"), (2, 3)),
-    "bernoulli": lambda: trpo.BernoulliPolicy(trpo.mlp(KEY, (4, 8, 3))),
-    "value": lambda: trpo.ValueFunction(trpo.mlp(KEY, (4, 8, 1))),
+    "categorical": lambda: trpo.Policy(NUMBERS, trpo.mlp(KEY, (4, 8, 3)), trpo.CategoricalHead(3)),
+    "multi": lambda: trpo.Policy(NUMBERS, trpo.mlp(KEY, (4, 8, 5), "relu"), trpo.MultiCategoricalHead((2, 3))),
+    "bernoulli": lambda: trpo.Policy(NUMBERS, trpo.mlp(KEY, (4, 8, 3)), trpo.BernoulliHead(3)),
+    "value": lambda: trpo.ValueFunction(NUMBERS, trpo.mlp(KEY, (4, 8, 1))),
 }
+
+
+def of(module: Any, x: Any) -> Any:
+    """What a module without memory makes of observations."""
+    return module((), (x, None))[0]
 
 
 @pytest.mark.parametrize("hidden_scale", [math.sqrt(2), 0.5])
@@ -62,17 +70,16 @@ def test_auto_gain_is_small_with_more_inputs_than_units(inputs: int, gain: float
         np.testing.assert_allclose(np.linalg.svd(weight, compute_uv=False), gain, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("seen", "gain"), [(0, 0.2), (2, math.sqrt(2))])
-def test_auto_gain_counts_the_elements_that_are_seen(seen: int, gain: float) -> None:
+@pytest.mark.parametrize(("sees", "seen", "gain"), [("", 4, 0.2), (":2", 2, math.sqrt(2))])
+def test_auto_gain_counts_the_elements_that_are_seen(sees: str, seen: int, gain: float) -> None:
     config = trpo.Config(
-        observed_elements=seen,
-        policy=trpo.PolicyConfig(hidden=(3, 3), hidden_layer_scale="auto"),
-        value=trpo.ValueConfig(hidden=(3, 3), hidden_layer_scale="auto"),
+        policy=trpo.PolicyConfig(hidden=(3, 3), hidden_layer_scale="auto", sees=sees),
+        value=trpo.ValueConfig(hidden=(3, 3), hidden_layer_scale="auto", sees=sees),
     )
     agent = trpo.make_agent("CartPole-v1", config)
     for params in (agent.learner.policy, agent.learner.value.params):
         first = next(leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
-        assert first.shape == (seen or 4, 3)
+        assert first.shape == (seen, 3)
         np.testing.assert_allclose(np.linalg.svd(first, compute_uv=False), gain, rtol=1e-5)
 
 
@@ -83,11 +90,11 @@ def test_auto_bound_on_sigma_gives_noise_the_same_least_length_in_every_dimensio
 ) -> None:
     """√(Σ σᵢ²) = 0.25 where σ is as small as it can be, σᵢ ≥ 0.1, and at the start σ is what is configured."""
     config = trpo.PolicyConfig(initial_std=0.4, min_std="auto", state_dependent_std=state_dependent)
-    action = ActionSpec("box", (dimensions,), "float32", low=(-1.0,) * dimensions, high=(1.0,) * dimensions)
-    policy = make_policy(EnvSpec("test", 3, action), config, KEY)
-    np.testing.assert_allclose(np.exp(policy(jnp.zeros(3)).log_std), 0.4, rtol=1e-5)
-    least = dataclasses.replace(policy, log_std=jnp.full(dimensions, -30.0))
-    np.testing.assert_allclose(np.linalg.norm(np.exp(least(jnp.zeros(3)).log_std)), length, rtol=1e-5)
+    policy = make_policy(EnvSpec("test", Box((3,)), Box((dimensions,), low=-1.0, high=1.0)), config, KEY)
+    np.testing.assert_allclose(np.exp(of(policy, jnp.zeros(3)).log_std), 0.4, rtol=1e-5)
+    head = dataclasses.replace(policy.head, log_std=jnp.full(dimensions, -30.0))
+    least = of(dataclasses.replace(policy, head=head), jnp.zeros(3))
+    np.testing.assert_allclose(np.linalg.norm(np.exp(least.log_std)), length, rtol=1e-5)
 
 
 def test_auto_bound_on_sigma_above_its_start_is_refused() -> None:
@@ -128,52 +135,174 @@ def test_forward_pass_by_hand(activation: str, x64: None) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_numpy_pass_is_the_jax_pass_for_any_leading_axes(name: str) -> None:
     module = jax.tree.map(lambda leaf: leaf + 0.05, MODULES[name]())
-    function, params = trpo.as_function(module)
-    host = to_numpy(params)
+    host = to_numpy(module)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(host))
     x = np.random.default_rng(1).normal(size=(2, 5, 4)).astype(np.float32)
-    whole = function(params, jnp.asarray(x))
-    ours = function(host, x)
+    whole = of(module, jnp.asarray(x))
+    ours = of(host, x)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
         assert type(a) is np.ndarray
         assert a.dtype == np.float32
         assert a.shape[:2] == (2, 5)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    one = function(host, x[1, 3])
+    one = of(host, x[1, 3])
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(ours), strict=True):
         np.testing.assert_allclose(a, b[1, 3], rtol=1e-5, atol=1e-6)
 
 
 def test_heads() -> None:
-    x = jnp.ones((3, 4))
-    gaussian = MODULES["gaussian"]()(x)
-    np.testing.assert_allclose(gaussian.log_std, np.tile([-0.5, 0.3], (3, 1)), rtol=1e-6)
-    dependent = MODULES["state-dependent"]()
-    outputs = np.asarray(dependent.network(x))
-    np.testing.assert_allclose(dependent(x).mean, outputs[:, :2], rtol=1e-6)
-    np.testing.assert_allclose(dependent(x).log_std, outputs[:, 2:] + np.array([[0.1, 0.2]]), rtol=1e-6)
-    floored = dataclasses.replace(MODULES["gaussian"](), min_std=0.2)
-    expected = 0.2 + np.exp([-0.5, 0.3])
-    np.testing.assert_allclose(np.exp(floored(x).log_std), np.tile(expected, (3, 1)), rtol=1e-6)
-    low = dataclasses.replace(floored, log_std=jnp.full(2, -50.0))
-    np.testing.assert_allclose(np.exp(low(x).log_std), 0.2, rtol=1e-6)
-    floored = dataclasses.replace(dependent, min_std=0.3)
-    np.testing.assert_allclose(
-        np.exp(floored(x).log_std), 0.3 + np.exp(outputs[:, 2:] + np.array([[0.1, 0.2]])), rtol=1e-6
-    )
-    assert MODULES["multi"]()(x).sizes == (2, 3)
-    assert MODULES["value"]()(x).shape == (3,)
+    x, log_std = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), jnp.array([-0.5, 0.3])
+    tiny = jnp.full(2, -50.0)
+
+    def std(head: Any) -> np.ndarray:
+        return np.exp(head(jnp.asarray(x[:, : head.size])).log_std)
+
+    np.testing.assert_allclose(std(trpo.GaussianHead(log_std)), np.tile(np.exp([-0.5, 0.3]), (3, 1)), rtol=1e-6)
+    expected = np.tile(0.2 + np.exp([-0.5, 0.3]), (3, 1))
+    np.testing.assert_allclose(std(trpo.GaussianHead(log_std, 0.2)), expected, rtol=1e-6)
+    np.testing.assert_allclose(std(trpo.GaussianHead(tiny, 0.2)), 0.2, rtol=1e-6)
+    each = np.exp(x[:, 2:] + np.array([[-0.5, 0.3]]))
+    np.testing.assert_allclose(std(trpo.StateDependentGaussianHead(log_std)), each, rtol=1e-6)
+    np.testing.assert_allclose(std(trpo.StateDependentGaussianHead(log_std, 0.3)), 0.3 + each, rtol=1e-6)
+    for head in (trpo.GaussianHead(log_std), trpo.StateDependentGaussianHead(log_std)):
+        np.testing.assert_array_equal(head(jnp.asarray(x[:, : head.size])).mean, x[:, :2])
+    assert trpo.MultiCategoricalHead((1, 3))(jnp.asarray(x)).sizes == (1, 3)
+    assert of(MODULES["value"](), jnp.asarray(x)).shape == (3,)
+
+
+ACTIONS = {Box: Box((2, 3)), Choice: Choice(3, 1), Choices: Choices((2, 3), (0, 1), (2,)), Bits: Bits((3,))}
+"""A space of every kind."""
+
+
+@pytest.mark.parametrize("kind", ACTIONS, ids=lambda kind: kind.__name__)
+def test_every_kind_of_action_has_a_head_whose_actions_the_environment_takes(kind: type[Leaf]) -> None:
+    assert ACTIONS.keys() == HEADS.keys()
+    space = ACTIONS[kind]
+    head = make_head(space, initial_std=0.5, min_std=0.0, state_dependent_std=False)
+    assert isinstance(head, Head)
+    distribution = head(jnp.zeros((4, head.size)))
+    action = space.to_env(np.asarray(distribution.sample(KEY)))
+    assert action.shape == (4, *space.shape)
+    assert action.dtype == space.dtype
+    assert distribution.entropy().shape == (4,)
+
+
+def test_a_space_without_a_head_is_named() -> None:
+    with pytest.raises(UnsupportedSpaceError, match=r"no head for actions of a Tuple; there are heads for Box, Choice"):
+        make_head(Tuple((Box((1,)),)))
+
+
+# ---------------------------------------------------------------- encoders
+
+
+@pytest.mark.parametrize("kind", ACTIONS, ids=lambda kind: kind.__name__)
+def test_every_kind_of_observation_has_an_encoder(kind: type[Leaf]) -> None:
+    assert ACTIONS.keys() == ENCODERS.keys()
+    space = ACTIONS[kind]
+    encoder = trpo.make_encoder(space)
+    assert isinstance(encoder, Encoder)
+    x = space.numbers(space.zeros(2, 5))
+    assert encoder(x).shape == (2, 5, encoder.size)
+    assert type(encoder(x)) is np.ndarray
+    assert encoder.size == math.prod(space.number_shape)
+
+
+ARM = Dict(
+    (("joints", Box((4,))), ("hand", Dict((("grip", Choice(3)), ("camera", Box((2, 2), "uint8"))))), ("t", Box(())))
+)
+PAIR = Tuple((Box((2,)), Bits((3,))))
+
+
+def named(space: Space) -> tuple[Any, dict[str, np.ndarray]]:
+    """Numbers of an observation, two steps of three environments, and every leaf's in one row by its path."""
+    random = np.random.default_rng(0)
+    x = space.map(lambda leaf: random.normal(size=(2, 3, *leaf.number_shape)))
+    rows = {}
+    for path, _ in space.leaves():
+        part = x
+        for key in path:
+            part = part[key]
+        rows["/".join(map(str, path))] = part.reshape(2, 3, -1)
+    return x, rows
+
+
+@pytest.mark.parametrize(
+    ("space", "sees", "expected"),
+    [
+        (ARM, "", ["joints", "hand/grip", "hand/camera", "t"]),
+        (ARM, "t joints", ["joints", "t"]),  # in the space's order
+        (ARM, "hand", ["hand/grip", "hand/camera"]),
+        (ARM, "hand/camera[1:3] joints[:2]", [("joints", 0, 2), ("hand/camera", 1, 3)]),
+        (ARM, "joints[3:] t", [("joints", 3, 4), "t"]),
+        (PAIR, "1[:1]", [("1", 0, 1)]),
+        (Box((4,)), ":3", [("", 0, 3)]),
+        (Box((2, 3)), "[2:5]", [("", 2, 5)]),
+        (Choice(4), "[1:]", [("", 1, 4)]),
+    ],
+)
+def test_what_is_seen(space: Space, sees: str, expected: list[Any]) -> None:
+    x, rows = named(space)
+    parts = [rows[part] if isinstance(part, str) else rows[part[0]][..., part[1] : part[2]] for part in expected]
+    encoder = trpo.make_encoder(space, sees)
+    np.testing.assert_array_equal(encoder(x), np.concatenate(parts, -1))
+    assert encoder.size == encoder(x).shape[-1]
+    one = space.map(lambda leaf, part: part[1, 2], x)
+    np.testing.assert_array_equal(encoder(one), encoder(x)[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("space", "sees", "message"),
+    [
+        (ARM, "jaw", r"sees='jaw': an observation has no part 'jaw'; it has joints, hand/grip, hand/camera, t"),
+        (ARM, "t join", r"no part 'join'; it has"),
+        (ARM, "grip", r"no part 'grip'; it has"),
+        (ARM, ":3", r"no part ':3'; it has"),
+        (ARM, "joints[2:5]", r"'joints\[2:5\]' is not within the 4 elements of that part"),
+        (ARM, "joints[2:2]", r"is not within the 4 elements"),
+        (ARM, "joints[1]", r"must be NAME, NAME\[BEGIN:END\] or :END, such as joints\[:7\]"),
+        (Box((3,)), ":4", r"':4' is not within the 3 elements"),
+        (Box((3,)), ":-1", r"must be NAME"),
+        (Box((3,)), "x", r"no part 'x'"),
+    ],
+)
+def test_what_cannot_be_seen_is_said(space: Space, sees: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trpo.make_encoder(space, sees)
+
+
+def test_the_value_function_may_see_more_than_the_policy() -> None:
+    config = trpo.Config(policy=trpo.PolicyConfig(hidden=(3,), sees=":2"), value=trpo.ValueConfig(hidden=(3,)))
+    agent = trpo.make_agent("CartPole-v1", config)
+    a, b = np.array([[0.3, -0.4, 0.1, 0.9], [0.3, -0.4, 5.0, -7.0]], np.float32)
+    p, q = (agent.policy(agent.learner.policy, (), (x, None))[0] for x in (a, b))
+    np.testing.assert_array_equal(p.logits, q.logits)
+    v, w = (agent.program().value_of(agent.learner.value.params, x) for x in (a, b))
+    assert abs(float(v - w)) > 1e-3
+
+
+# ---------------------------------------------------------------- modules as functions
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_as_function_round_trip(name: str) -> None:
+def test_as_policy_round_trip(name: str) -> None:
     module = MODULES[name]()
-    function, params = trpo.as_function(module)
+    function, params = trpo.as_policy(module)
+    assert function.start(3) == ()
     x = jnp.ones((3, 4))
-    for a, b in zip(jax.tree.leaves(function(params, x)), jax.tree.leaves(module(x)), strict=True):
+    for a, b in zip(jax.tree.leaves(function(params, (), (x, None))[0]), jax.tree.leaves(of(module, x)), strict=True):
         np.testing.assert_array_equal(a, b)
     # Every floating-point array of the module is a parameter (PITFALLS row 19: log σ among them).
     assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(module))
+
+
+def test_any_callable_is_a_policy_without_memory() -> None:
+    network = trpo.mlp(KEY, (4, 8, 3))
+    function, params = trpo.as_policy(network)
+    x = jnp.ones((3, 4))
+    outputs, carry = function(params, function.start(3), (x, jnp.ones(3, bool)))
+    assert carry == ()
+    np.testing.assert_array_equal(outputs, network(x))
+    assert trpo.memoryless(function) is function
 
 
 def test_equal_structures_share_one_compilation() -> None:
@@ -181,12 +310,13 @@ def test_equal_structures_share_one_compilation() -> None:
 
     def apply(function: Any, params: Any, x: jax.Array) -> Any:
         traces.append(1)
-        return function(params, x)
+        return function(params, (), (x, None))[0]
 
     compiled = jax.jit(apply, static_argnums=0)
     for seed in range(3):
-        policy = trpo.CategoricalPolicy(trpo.mlp(jax.random.key(seed), (4, 8, 3)))
-        compiled(*trpo.as_function(policy), jnp.ones((2, 4)))
+        policy = trpo.Policy(NUMBERS, trpo.mlp(jax.random.key(seed), (4, 8, 3)), trpo.CategoricalHead(3))
+        compiled(*trpo.as_policy(policy), jnp.ones((2, 4)))
     assert len(traces) == 1
-    compiled(*trpo.as_function(trpo.CategoricalPolicy(trpo.mlp(KEY, (4, 8, 3), "relu"))), jnp.ones((2, 4)))
+    other = trpo.Policy(NUMBERS, trpo.mlp(KEY, (4, 8, 3), "relu"), trpo.CategoricalHead(3))
+    compiled(*trpo.as_policy(other), jnp.ones((2, 4)))
     assert len(traces) == 2

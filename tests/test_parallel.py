@@ -21,8 +21,9 @@ import jax, jax.numpy as jnp, numpy as np
 import trpo
 from trpo.training import device as device_training
 from trpo.training.device import DeviceLoop
-from trpo.envs import EnvSpec
-from trpo.envs.spec import ActionSpec
+from trpo.envs import Box, EnvSpec
+from trpo.envs.names import resolve
+from trpo.training.loop import device_source
 from trpo.training.state import TrainingState
 from trpo.envs.device import Step
 from trpo.training.layout import Layout, layout_for
@@ -34,8 +35,7 @@ class Walk:
     "x ← 0.9 x + 0.5 a + noise; episodes of random length; the state keeps a random key."
 
     def __init__(self, cheap_reset):
-        action = ActionSpec("box", (1,), "float32", low=(-1.0,), high=(1.0,))
-        self.spec, self.cheap_reset = EnvSpec("walk", 2, action, (2,)), cheap_reset
+        self.spec, self.cheap_reset = EnvSpec("walk", Box((2,)), Box((1,), low=-1.0, high=1.0)), cheap_reset
 
     def reset(self, key):
         x = jax.random.uniform(key, minval=-1.0, maxval=1.0)
@@ -59,7 +59,8 @@ def finish(loop):
 def start(env, configs, layout=None):
     agents = [trpo.make_agent(env, config) for config in configs]
     device_training.layout_for = layout_for if layout is None else lambda *_: layout
-    return DeviceLoop(env, agents, configs, [TrainingState(agent.learner) for agent in agents])
+    source = device_source(resolve(env, configs[0].env))
+    return DeviceLoop(source, agents, [TrainingState(agent.learner) for agent in agents])
 
 
 def largest_difference(one, other):
@@ -88,13 +89,13 @@ sizes = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
 print(json.dumps({
     "apart": largest_difference(divided.learner.policy, one.learner.policy),
     "value_apart": largest_difference(divided.learner.value.params, one.learner.value.params),
-    "rollout_apart": largest_difference(divided.rollout.envs.observation, one.rollout.envs.observation),
+    "rollout_apart": largest_difference(divided.source.envs.observation, one.source.envs.observation),
     "moved": largest_difference(divided.learner.policy, begun.policy),
     "results": [row["result"] for row in rows],
     "kl": [[row["mean_kl"], row["max_kl"]] for row in rows],
     "metrics": largest_difference([row["episode_return"] for row in rows], [row["episode_return"] for row in same]),
-    "environments": len(divided.rollout.envs.observation.addressable_shards),
-    "environments_shard": list(divided.rollout.envs.observation.addressable_shards[0].data.shape),
+    "environments": len(divided.source.envs.observation.addressable_shards),
+    "environments_shard": list(divided.source.envs.observation.addressable_shards[0].data.shape),
     "learner_replicated": all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(divided.learner)),
     "policy": sizes(begun.policy), "value": sizes(begun.value.params),
     "says": loop.describe(),

@@ -32,11 +32,12 @@ def test_the_simulator_s_name_does_not_matter() -> None:
 def test_what_the_ant_s_preset_leaves_is_positions_and_velocities(env_id: str) -> None:
     with quiet_mujoco():
         env = gym.make(env_id)
-    count = apply_preset(trpo.Config(env=trpo.EnvConfig(env_id)))[0].observed_elements
+    config, *_ = apply_preset(trpo.Config(env=trpo.EnvConfig(env_id)))
+    assert config.policy.sees == config.value.sees == ":27"
     observation, _ = env.reset(seed=0)
     for _ in range(20):
         observation = env.step(env.action_space.sample())[0]
     data = env.unwrapped.data  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(observation[:count], np.concatenate([data.qpos[2:], data.qvel]))
+    np.testing.assert_array_equal(observation[:27], np.concatenate([data.qpos[2:], data.qvel]))
     assert len(observation) == {"Ant-v4": 27, "Ant-v5": 105}[env_id]
     env.close()

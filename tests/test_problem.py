@@ -127,8 +127,9 @@ def test_the_gradient_of_another_policys_batch_is_unbiased(x64: None) -> None:
         return trpo.Categorical(jnp.broadcast_to(theta, (*observation.shape[:-1], 3)))
 
     def gradient(action: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        content = (np.zeros((len(action), 1)), action, advantage[action], weight, np.log(b)[action])
-        problem = trpo.sampled_problem(policy, theta, trpo.Batch(*map(jnp.asarray, content)))
+        content = map(jnp.asarray, (np.zeros((len(action), 1)), action, advantage[action], weight))
+        batch = trpo.Batch(*content, log_prob=jnp.asarray(np.log(b)[action]))
+        problem = trpo.sampled_problem(policy, theta, batch)
         return np.asarray(problem.linearise(theta).gradient)
 
     np.testing.assert_allclose(gradient(np.arange(3), b), exact, rtol=1e-12)

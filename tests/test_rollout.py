@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,12 +15,16 @@ import pytest
 import scipy.special
 import scipy.stats
 from gymnasium import spaces
+from helpers import assert_same_bits
 
 import trpo
 from trpo.envs import EnvironmentFailure, Transition
 from trpo.envs.names import make_envs
-from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostRollout, Trajectory, noise_of
-from trpo.rollout.acting import AnyPolicy, GaussianMLP, act, fragment_policy
+from trpo.envs.spec import Bits, Box, Choice, Dict, Space
+from trpo.policies.function import to_numpy
+from trpo.policies.networks import host_pass
+from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostSource, Trajectory, noise_of
+from trpo.rollout.acting import act, bound, numpy_act
 from trpo.rollout.episodes import RECENT
 from trpo.running_statistics import RunningStatistics
 from trpo.training.agent import Agent
@@ -94,13 +97,26 @@ def statistics() -> RunningStatistics:
     return RunningStatistics.zeros((FEATURES,)).merge(jnp.asarray(seen), jnp.ones(200))
 
 
+def started(envs: Any, stagger: bool = False) -> HostSource:
+    source = HostSource(envs, stagger=stagger)
+    source.restart(list(range(envs.count)))
+    return source
+
+
+def drawn(agent: Agent, count: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.asarray(noise_of(agent.policy, agent.actor(), count, (length,), jax.random.key(seed)))
+
+
+def latest(statistics: EpisodeStatistics) -> list[tuple[float, int]]:
+    """Return and length of the latest episodes."""
+    return [(total, length) for _, total, length in statistics.to_json()["recent"]]
+
+
 def collected(kind: str, count: int = 3, length: int = 40) -> tuple[Agent, Actor, Trajectory, list]:
     envs, logs = recorders(SPACES[kind], count)
     agent = agent_for(kind, envs.spec)
-    actor = Actor(agent.learner.policy, statistics().freeze(2.0))
-    noise = noise_of(agent.policy, actor, count, FEATURES, length, jax.random.key(0))
-    rollout = HostRollout(envs, list(range(count)))
-    trajectory = rollout.collect(HostPolicy(agent.policy, actor, FEATURES), np.asarray(noise))
+    actor = Actor(agent.learner.policy, statistics().freeze(2.0), envs.spec.observation)
+    trajectory = started(envs).collect(HostPolicy(agent.policy, actor), drawn(agent, count, length))
     envs.close()
     return agent, actor, trajectory, logs
 
@@ -109,7 +125,7 @@ def forward(agent: Agent, observation: np.ndarray) -> np.ndarray:
     """Normalise and run the network in double precision, from nothing but its arrays."""
     seen = np.random.default_rng(1).normal([3.0, -2.0, 0.5], [5.0, 0.1, 2.0], (200, FEATURES)).astype(np.float32)
     x = np.clip((observation.astype(np.float64) - seen.mean(0, np.float64)) / seen.std(0, dtype=np.float64), -2, 2)
-    network = agent.module.network
+    network = agent.module.trunk
     (w1, w2), (b1, b2) = ([np.asarray(a, np.float64) for a in arrays] for arrays in (network.weights, network.biases))
     return np.tanh(x @ w1 + b1) @ w2 + b2
 
@@ -117,10 +133,12 @@ def forward(agent: Agent, observation: np.ndarray) -> np.ndarray:
 def scipy_log_prob(kind: str, agent: Agent, outputs: np.ndarray, action: np.ndarray) -> np.ndarray:
     match kind:
         case "box":
-            std = agent.module.min_std + np.exp(np.asarray(agent.module.log_std, np.float64))
+            std = agent.module.head.min_std + np.exp(np.asarray(agent.module.head.log_std, np.float64))
             return scipy.stats.norm.logpdf(action, outputs, std).sum(-1)
         case "state-dependent":
-            std = agent.module.min_std + np.exp(np.asarray(agent.module.log_std, np.float64) + outputs[..., 2:])
+            std = agent.module.head.min_std + np.exp(
+                np.asarray(agent.module.head.log_std, np.float64) + outputs[..., 2:]
+            )
             return scipy.stats.norm.logpdf(action, outputs[..., :2], std).sum(-1)
         case "discrete":
             return np.take_along_axis(scipy.special.log_softmax(outputs, -1), action[..., None], -1)[..., 0]
@@ -138,12 +156,13 @@ def scipy_log_prob(kind: str, agent: Agent, outputs: np.ndarray, action: np.ndar
 
 
 @every_kind
-def test_stored_log_prob_is_that_of_the_stored_action_under_the_sampling_policy(kind: str) -> None:
+def test_log_prob_of_the_stored_action_is_that_under_the_sampling_policy(kind: str) -> None:
     """Row 16: at every step, the first of the fragment included."""
-    agent, _, trajectory, _ = collected(kind)
+    agent, actor, trajectory, _ = collected(kind)
     expected = scipy_log_prob(kind, agent, forward(agent, trajectory.observation), trajectory.action)
     assert np.std(expected) > 0.05
-    np.testing.assert_allclose(trajectory.log_prob, expected, rtol=2e-4, atol=2e-4)
+    distribution, _ = agent.policy(actor.params, (), (actor.see(jnp.asarray(trajectory.observation)), None))
+    np.testing.assert_allclose(distribution.log_prob(jnp.asarray(trajectory.action)), expected, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -153,8 +172,8 @@ def test_unclipped_actions_are_stored_and_clipped_ones_reach_the_environment(res
     log: list[dict[str, Any]] = []
     envs = make_envs(lambda: Recorder(space, log), 1, rescale_actions=rescale)
     agent = agent_for("box", envs.spec)
-    noise = noise_of(agent.policy, agent.actor(), 1, FEATURES, 60, jax.random.key(0))
-    trajectory = HostRollout(envs, [0]).collect(HostPolicy(agent.policy, agent.actor(), FEATURES), np.asarray(noise))
+    noise = drawn(agent, 1, 60)
+    trajectory = started(envs).collect(HostPolicy(agent.policy, agent.actor()), noise)
     received = np.concatenate([episode["actions"] for episode in log if episode["actions"]])
     stored = trajectory.action[:, 0]
     unit = stored if not rescale else stored * [1, 0.1] + [0, 0.1]
@@ -162,14 +181,14 @@ def test_unclipped_actions_are_stored_and_clipped_ones_reach_the_environment(res
     assert (np.abs(unit - received) > 0.01).any(axis=0).all()  # bounds were exceeded, and stored as sampled
     # As sampled: μ + σ·noise of the very noise that was handed in.
     x = trajectory.observation[:, 0]
-    mean = agent.module.network(jnp.clip(jnp.asarray(x), -10, 10))  # nothing merged yet: clipped, but not normalised
+    mean = agent.module.trunk(jnp.clip(jnp.asarray(x), -10, 10))  # nothing merged yet: clipped, but not normalised
     np.testing.assert_allclose(stored, mean + 0.8 * noise[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_noise_is_standard_and_of_its_own_for_every_step_and_environment() -> None:
     envs, _ = recorders(SPACES["box"], 2)
     agent = agent_for("box", envs.spec)
-    noise = np.asarray(noise_of(agent.policy, agent.actor(), 50, FEATURES, 100, jax.random.key(1)))
+    noise = drawn(agent, 50, 100, seed=1)
     assert noise.shape == (100, 50, 2)
     assert scipy.stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
     assert len(np.unique(noise)) > 0.99 * noise.size
@@ -183,65 +202,106 @@ def test_noise_is_standard_and_of_its_own_for_every_step_and_environment() -> No
 def test_the_numpy_pass_equals_the_compiled_pass(kind: str, normalise: bool) -> None:
     envs, _ = recorders(SPACES[kind], 1)
     agent = agent_for(kind, envs.spec)
-    actor = Actor(agent.learner.policy, statistics().freeze(2.0) if normalise else None)
-    host = HostPolicy(agent.policy, actor, FEATURES)
+    actor = Actor(agent.learner.policy, statistics().freeze(2.0) if normalise else None, envs.spec.observation)
+    host = HostPolicy(agent.policy, actor)
     assert host.in_numpy
-    compiled = HostPolicy(agent.policy, actor, FEATURES)
+    compiled = HostPolicy(agent.policy, actor)
     compiled.in_numpy = False
     compiled.load(actor)
     observation = np.random.default_rng(0).normal(1.0, 4.0, (50, FEATURES)).astype(np.float32)
-    noise = np.asarray(noise_of(agent.policy, actor, 50, FEATURES, 1, jax.random.key(0)))[0]
-    for given in (noise, None):
-        (ours, p), (theirs, q) = host(observation, given), compiled(observation, given)
+    for given in (drawn(agent, 50, 1)[0], None):
+        (ours, _), (theirs, _) = (policy(observation, (), np.ones(50, bool), given) for policy in (host, compiled))
         assert isinstance(ours, np.ndarray)
         assert ours.dtype == theirs.dtype or kind in ("discrete", "multi-discrete")  # int64 on the host
         if kind in ("box", "state-dependent"):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
         else:
             np.testing.assert_array_equal(ours, theirs)
-        for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(q), strict=True):
-            assert isinstance(a, np.ndarray)
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+OBSERVATIONS: dict[str, tuple[Space, str]] = {
+    "vector": (Box((FEATURES,)), ""),
+    "part": (Box((FEATURES,)), "[1:]"),
+    "image": (Box((2, 2), "uint8"), ""),
+    "dict": (Dict((("joints", Box((2,))), ("button", Choice(3)), ("lamps", Bits((2,))))), "button joints[:1] lamps"),
+}
+HEADS: dict[str, Any] = {
+    "gaussian": lambda: trpo.GaussianHead(jnp.array([-0.5, 0.2])),
+    "bounded": lambda: trpo.GaussianHead(jnp.array([-0.5, 0.2]), 0.3),
+    "state-dependent": lambda: trpo.StateDependentGaussianHead(jnp.array([-0.5, 0.2]), 0.1),
+    "categorical": lambda: trpo.CategoricalHead(4),
+    "multi": lambda: trpo.MultiCategoricalHead((2, 3)),
+    "bernoulli": lambda: trpo.BernoulliHead(3),
+}
+
+
+def met(space: Space, count: int, random: np.random.Generator) -> Any:
+    """Draw observations of a space."""
+
+    def draw(leaf: Any) -> np.ndarray:
+        shape = (count, *leaf.shape)
+        if np.issubdtype(leaf.dtype, np.floating):
+            return random.normal(1.0, 4.0, shape).astype(leaf.dtype)
+        return random.integers(0, 3 if leaf.kind == "choice" else 2, shape).astype(leaf.dtype)
+
+    return space.map(draw)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("first", [None, 2])
-@pytest.mark.parametrize("min_std", [0.0, 0.3])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", OBSERVATIONS)
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("count", [1, 8, 13])
-def test_the_usual_policys_own_pass_is_its_definition_bit_for_bit(
-    activation: Any, first: int | None, min_std: float, normalise: bool, count: int
+def test_the_pass_for_mlps_is_the_policys_definition_bit_for_bit(
+    activation: Any, head: str, kind: str, normalise: bool
 ) -> None:
-    network = trpo.mlp(jax.random.key(0), (FEATURES, 16, 8, 2), activation, first=first)
-    network = jax.tree.map(lambda leaf: leaf + 0.1, network)  # biases that matter
-    policy = jax.tree.map(np.asarray, trpo.GaussianPolicy(network, jnp.array([-0.5, 0.2]), min_std))
-    normaliser = jax.tree.map(np.asarray, statistics().freeze(2.0)) if normalise else None
-    ours = fragment_policy(policy, normaliser)
-    assert isinstance(ours, GaussianMLP)
-    random = np.random.default_rng(0)
-    observation = random.normal(1.0, 4.0, (5, count, FEATURES)).astype(np.float32)
-    observation[1, 0, 0] = np.nan
-    noise = random.normal(size=(5, count, 2)).astype(np.float32)
-    before = observation.copy()
-    actions, records = zip(*(ours.act(x, z) for x, z in zip(observation, noise, strict=True)), strict=True)
-    np.testing.assert_array_equal(observation, before)
-    defined = AnyPolicy(lambda x, z: act(policy, normaliser, x, z))
-    expected, kept = zip(*(defined.act(x, z) for x, z in zip(observation, noise, strict=True)), strict=True)
-    np.testing.assert_array_equal(actions, expected)
-    got, whole = ours.distribution(list(records)), defined.distribution(list(kept))
-    np.testing.assert_array_equal(got.mean, whole.mean)
-    np.testing.assert_array_equal(got.log_std, whole.log_std)
+    (space, sees), random, made = OBSERVATIONS[kind], np.random.default_rng(0), HEADS[head]()
+    encoder = trpo.make_encoder(space, sees)
+    trunk = trpo.mlp(jax.random.key(0), (encoder.size, 16, 8, made.size), activation)
+    trunk = jax.tree.map(lambda leaf: leaf + 0.1, trunk)  # biases that matter
+    function, params = trpo.as_policy(trpo.Policy(encoder, trunk, made))
+
+    def frozen(leaf: Any) -> Any:
+        seen = random.normal(0.5, 2.0, (50, *leaf.number_shape)).astype(np.float32)
+        return RunningStatistics.zeros(leaf.number_shape).merge(jnp.asarray(seen), jnp.ones(50)).freeze(2.0)
+
+    jax_actor = Actor(params, space.map(frozen) if normalise else None, space)
+    actor = to_numpy(jax_actor)
+    policy = bound(function, actor.params)
+    assert host_pass(policy, actor.see, None) is not None
+    fast = numpy_act(policy, actor)
+    for count in (1, 8, 13):
+        noise = to_numpy(noise_of(function, jax_actor, count, (2,), jax.random.key(1)))
+        for given in (*noise, None):
+            observation, reset = met(space, count, random), np.zeros(count, bool)
+            if kind == "vector":
+                observation[0, 0] = np.nan
+            before = jax.tree.map(np.copy, observation)
+            action, carry = fast(observation, (), reset, given)
+            expected, _ = act(policy, actor, observation, (), reset, given)
+            assert carry == ()
+            assert action.dtype == expected.dtype
+            np.testing.assert_array_equal(action, expected)
+            jax.tree.map(np.testing.assert_array_equal, observation, before)
 
 
 def test_only_the_usual_policy_has_its_own_pass() -> None:
-    class Mine(trpo.GaussianPolicy):
-        def __call__(self, observation: Any) -> trpo.DiagGaussian:
-            return trpo.DiagGaussian(*(2 * x for x in jax.tree.leaves(super().__call__(observation))))
+    class Mine(trpo.Policy):
+        pass
 
-    network = jax.tree.map(np.asarray, trpo.mlp(jax.random.key(0), (FEATURES, 8, 2)))
-    assert isinstance(fragment_policy(trpo.GaussianPolicy(network, np.zeros(2)), None), GaussianMLP)
-    assert isinstance(fragment_policy(Mine(network, np.zeros(2)), None), AnyPolicy)
-    assert isinstance(fragment_policy(trpo.CategoricalPolicy(network), None), AnyPolicy)
+    class Trunk(trpo.MLP):
+        pass
+
+    encoder, trunk = trpo.make_encoder(Box((FEATURES,))), trpo.mlp(jax.random.key(0), (FEATURES, 8, 2))
+    head = trpo.CategoricalHead(2)
+    usual, mine, other = (
+        to_numpy(policy)
+        for policy in (
+            trpo.Policy(encoder, trunk, head),
+            Mine(encoder, trunk, head),
+            trpo.Policy(encoder, Trunk(trunk.weights, trunk.biases, "tanh"), head),
+        )
+    )
+    assert [host_pass(policy, lambda x: x, None) is None for policy in (usual, mine, other)] == [False, True, True]
 
 
 class JaxOnly(eqx.Module):
@@ -260,18 +320,16 @@ def test_a_policy_that_insists_on_jax_still_works() -> None:
     envs, _ = recorders(SPACES["box"], 2)
     module = JaxOnly(eqx.nn.MLP(FEATURES, 2, 8, 1, key=jax.random.key(0)), jnp.zeros(2))
     agent = Agent.create(envs.spec, trpo.Config(normalise_observations=False), module)
-    policy = HostPolicy(agent.policy, agent.actor(), FEATURES)
+    policy = HostPolicy(agent.policy, agent.actor())
     assert not policy.in_numpy
-    noise = noise_of(agent.policy, agent.actor(), 2, FEATURES, 10, jax.random.key(0))
-    trajectory = HostRollout(envs, [0, 1]).collect(policy, np.asarray(noise))
+    noise = drawn(agent, 2, 10)
+    trajectory = started(envs).collect(policy, noise)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trajectory))
     mean = np.array([[module.net(jnp.asarray(x)) for x in row] for row in trajectory.observation])
-    np.testing.assert_allclose(trajectory.action, mean + np.asarray(noise), rtol=1e-5, atol=1e-5)
-    expected = scipy.stats.norm.logpdf(trajectory.action, mean, 1.0).sum(-1)
-    np.testing.assert_allclose(trajectory.log_prob, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(trajectory.action, mean + noise, rtol=1e-5, atol=1e-5)
     new = jax.tree.map(lambda leaf: leaf + 1, agent.learner.policy)
-    policy.load(Actor(new, None))  # other parameters are taken up
-    action, _ = policy(np.ones((2, FEATURES), np.float32), None)
+    policy.load(Actor(new, None, envs.spec.observation))  # other parameters are taken up
+    action, _ = policy(np.ones((2, FEATURES), np.float32), (), np.ones(2, bool), None)
     net = jax.tree.map(lambda leaf: leaf + 1 if eqx.is_array(leaf) else leaf, module.net)
     np.testing.assert_allclose(action[0], net(jnp.ones(FEATURES)), rtol=1e-5)
     envs.close()
@@ -280,11 +338,12 @@ def test_a_policy_that_insists_on_jax_still_works() -> None:
 def test_loaded_parameters_are_those_that_act() -> None:
     envs, _ = recorders(SPACES["box"], 1)
     agent = agent_for("box", envs.spec)
-    policy = HostPolicy(agent.policy, Actor(agent.learner.policy, None), FEATURES)
-    x = np.ones((1, FEATURES), np.float32)
-    before, _ = policy(x, None)
-    policy.load(Actor(jax.tree.map(lambda leaf: 0 * leaf, agent.learner.policy), None))
-    after, _ = policy(x, None)
+    policy = HostPolicy(agent.policy, Actor(agent.learner.policy, None, envs.spec.observation))
+    step = np.ones((1, FEATURES), np.float32), (), np.ones(1, bool), None
+    before, _ = policy(*step)
+    nothing = jax.tree.map(lambda leaf: 0 * leaf, agent.learner.policy)
+    policy.load(Actor(nothing, None, envs.spec.observation))
+    after, _ = policy(*step)
     assert np.abs(before).max() > 0.01
     np.testing.assert_array_equal(after, 0)
 
@@ -292,17 +351,18 @@ def test_loaded_parameters_are_those_that_act() -> None:
 # ---------------------------------------------------------------- fragments and episodes
 
 
+def joined(parts: list[Trajectory]) -> Trajectory:
+    steps = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.steps() for part in parts))
+    return Trajectory(**steps, carry=parts[0].carry, reset=parts[0].reset)
+
+
 def test_fragments_join_up_and_statistics_equal_those_of_the_environments_own_log() -> None:
     count, length, fragments = 3, 7, 12
     envs, logs = recorders(SPACES["box"], count)
     agent = agent_for("box", envs.spec)
-    policy = HostPolicy(agent.policy, agent.actor(), FEATURES)
-    rollout = HostRollout(envs, list(range(count)))
-    parts = []
-    for k in range(fragments):
-        noise = noise_of(agent.policy, agent.actor(), count, FEATURES, length, jax.random.key(k))
-        parts.append(rollout.collect(policy, np.asarray(noise)))
-    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    policy, source = HostPolicy(agent.policy, agent.actor()), started(envs)
+    parts = [source.collect(policy, drawn(agent, count, length, k)) for k in range(fragments)]
+    whole = joined(parts)
     assert whole.valid.all()
     for i, log in enumerate(logs):
         episodes = log if log[0]["actions"] else log[1:]
@@ -316,13 +376,15 @@ def test_fragments_join_up_and_statistics_equal_those_of_the_environments_own_lo
     lengths = sorted(len(episode["rewards"]) for episode in ended)
     assert len(ended) > 20
     assert max(lengths) > length  # some crossed fragments
-    assert rollout.statistics.episodes == len(ended)
-    assert sorted(rollout.statistics.lengths) == lengths
+    episodes = source.episodes
+    assert episodes.recent.episodes == len(ended)
+    returns, found = zip(*latest(episodes), strict=True)
+    assert sorted(found) == lengths
     expected = sorted(sum(episode["rewards"]) for episode in ended)
-    np.testing.assert_allclose(sorted(rollout.statistics.returns), expected, rtol=1e-6)
+    np.testing.assert_allclose(sorted(returns), expected, rtol=1e-6)
     under_way = [log[-1] for log in logs]
-    np.testing.assert_allclose(rollout.statistics.running_return, [sum(e["rewards"]) for e in under_way], rtol=1e-6)
-    assert rollout.statistics.running_length.tolist() == [len(e["rewards"]) for e in under_way]
+    np.testing.assert_allclose(episodes.running_return, [sum(e["rewards"]) for e in under_way], rtol=1e-6)
+    assert episodes.running_length.tolist() == [len(e["rewards"]) for e in under_way]
     envs.close()
 
 
@@ -339,7 +401,7 @@ def test_ends_are_where_the_environment_said() -> None:
 def test_a_fragment_of_one_step_and_one_environment() -> None:
     _, _, trajectory, logs = collected("box", count=1, length=1)
     assert trajectory.observation.shape == (1, 1, FEATURES)
-    assert trajectory.log_prob.shape == (1, 1)
+    assert trajectory.reset.tolist() == [True]
     np.testing.assert_array_equal(trajectory.observation[0, 0], logs[0][0]["seen"][0])
 
 
@@ -385,30 +447,26 @@ def test_auto_reset_steps_are_stored_invalid_and_count_for_nothing() -> None:
         transition(99, 60, valid=False),
         transition(16, 70),
     ]
-    rollout = HostRollout(Scripted(envs.spec, script), [0])
-    noise = np.asarray(noise_of(agent.policy, agent.actor(), 1, FEATURES, 7, jax.random.key(0)))
-    trajectory = rollout.collect(HostPolicy(agent.policy, agent.actor(), FEATURES), noise)
+    source = started(Scripted(envs.spec, script))
+    trajectory = source.collect(HostPolicy(agent.policy, agent.actor()), drawn(agent, 1, 7))
     assert trajectory.valid[:, 0].tolist() == [True, True, False, True, True, False, True]
     assert trajectory.observation[:, 0, 0].tolist() == [0, 10, 20, 30, 40, 50, 60]
     assert trajectory.next_observation[:, 0, 0].tolist() == [10, 20, 30, 40, 50, 60, 70]
-    assert list(rollout.statistics.returns) == [3.0, 12.0]
-    assert list(rollout.statistics.lengths) == [2, 2]
-    assert rollout.statistics.running_return.tolist() == [16.0]
-    assert rollout.statistics.running_length.tolist() == [1]
+    assert latest(source.episodes) == [(3.0, 2), (12.0, 2)]
+    assert source.episodes.running_return.tolist() == [16.0]
+    assert source.episodes.running_length.tolist() == [1]
 
 
 def test_restart_forgets_episodes_under_way() -> None:
     envs = make_envs("probe:endless", 2)  # ends after 10 steps
     agent = agent_for("discrete", envs.spec)
-    rollout = HostRollout(envs, [0, 1])
-    noise = np.asarray(noise_of(agent.policy, agent.actor(), 2, 1, 7, jax.random.key(0)))
-    policy = HostPolicy(agent.policy, agent.actor(), 1)
-    rollout.collect(policy, noise)
-    rollout.restart([0, 1])
-    assert rollout.statistics.running_length.tolist() == [0, 0]
-    assert not rollout.collect(policy, noise).truncated.any()
-    rollout.collect(policy, noise[:3])
-    assert list(rollout.statistics.returns) == [10.0, 10.0]
+    source, noise, policy = started(envs), drawn(agent, 2, 7), HostPolicy(agent.policy, agent.actor())
+    source.collect(policy, noise)
+    source.restart([0, 1])
+    assert source.episodes.running_length.tolist() == [0, 0]
+    assert not source.collect(policy, noise).truncated.any()
+    source.collect(policy, noise[:3])
+    assert latest(source.episodes) == [(10.0, 10), (10.0, 10)]
     envs.close()
 
 
@@ -434,7 +492,7 @@ def test_episode_statistics_do_not_depend_on_how_many_steps_are_added_at_once(co
     if count == 1:
         finite = [(r, n) for r, n in expected if np.isfinite(r)]
         assert len(finite) == len(expected) - 1
-        assert list(zip(copies[0].returns, copies[0].lengths, strict=True)) == finite[-RECENT:]
+        assert latest(copies[0]) == finite[-RECENT:]
 
 
 def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
@@ -442,46 +500,41 @@ def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
 
     statistics = EpisodeStatistics(2)
     random = np.random.default_rng(0)
-    totals: Callable[[], list[float]] = lambda: list(statistics.returns)  # noqa: E731
     rewards = random.normal(size=(3 * RECENT, 2)).astype(np.float32)
     for reward in rewards:
         statistics.add(reward[None], np.array([[True, False]]), np.ones((1, 2), bool))
-    assert totals() == [float(r) for r in rewards[-RECENT:, 0]]
-    assert statistics.episodes == 3 * RECENT
-    copy = EpisodeStatistics.from_json(json.loads(json.dumps(statistics.to_json(), allow_nan=False)))
+    assert latest(statistics) == [(float(r), 1) for r in rewards[-RECENT:, 0]]
+    mean = float(np.mean(rewards[-RECENT:, 0], dtype=np.float64))
+    assert statistics.recent.means() == (pytest.approx(mean), 1.0)
+    assert statistics.recent.episodes == 3 * RECENT
+    copy = EpisodeStatistics(2, json.loads(json.dumps(statistics.to_json(), allow_nan=False)))
     for one in (statistics, copy):
         one.add(np.ones((1, 2), np.float32), np.ones((1, 2), bool), np.ones((1, 2), bool))
     assert copy.to_json() == statistics.to_json()
-    assert copy.lengths[-1] == 3 * RECENT + 1
-    assert copy.returns[-1] == pytest.approx(rewards[:, 1].sum(dtype=np.float64) + 1)
+    assert latest(copy)[-1] == (pytest.approx(rewards[:, 1].sum(dtype=np.float64) + 1), 3 * RECENT + 1)
 
 
 # ---------------------------------------------------------------- staggered first episodes
 
 
-def pendulums(env: str, workers: int, stagger: bool, length: int, fragment: int) -> tuple[HostRollout, Trajectory]:
+def pendulums(env: str, workers: int, stagger: bool, length: int, fragment: int) -> tuple[HostSource, Trajectory]:
     """Five pendulums, whose episodes always last 200 steps, for ``length`` steps in fragments."""
     from trpo import make_agent
     from trpo.envs.names import make_envs
 
     agent = make_agent("Pendulum-v1")
     envs = make_envs(env, 5, workers)
-    rollout = HostRollout(envs, list(range(5)), stagger)
-    size = agent.spec.observation_size
-    policy = HostPolicy(agent.policy, agent.actor(), size)
-    parts = []
-    for k in range(length // fragment):
-        noise = noise_of(agent.policy, agent.actor(), 5, size, fragment, jax.random.key(k))
-        parts.append(rollout.collect(policy, np.asarray(noise)))
+    source, policy = started(envs, stagger), HostPolicy(agent.policy, agent.actor())
+    parts = [source.collect(policy, drawn(agent, 5, fragment, k)) for k in range(length // fragment)]
     envs.close()
-    return rollout, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return source, joined(parts)
 
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", "envpool:Pendulum-v1"])
 def test_first_episodes_are_cut_at_times_spread_over_the_time_limit(env: str) -> None:
     if env.startswith("envpool:"):
         pytest.importorskip("envpool")
-    rollout, whole = pendulums(env, 0, True, 480, 32)
+    source, whole = pendulums(env, 0, True, 480, 32)
     assert not whole.terminated.any()
     for i in range(5):
         first = 40 * (i + 1)
@@ -496,8 +549,8 @@ def test_first_episodes_are_cut_at_times_spread_over_the_time_limit(env: str) ->
         assert not np.array_equal(after, whole.observation[first, i])
         assert abs(whole.observation[first, i, 2]) <= 1  # an episode's first speed
     # Only whole episodes count: not the four that were cut.
-    assert set(rollout.statistics.lengths) == {200}
-    assert rollout.statistics.episodes == whole.truncated.sum() - 4
+    assert {length for _, length in latest(source.episodes)} == {200}
+    assert source.episodes.recent.episodes == whole.truncated.sum() - 4
 
 
 def test_without_staggering_they_end_together() -> None:
@@ -517,8 +570,8 @@ def test_staggering_over_processes_is_the_same() -> None:
 
 def fragments(
     env: Any, count: int, workers: int, module: Any = None, stagger: bool = False
-) -> tuple[HostRollout, list[Trajectory], int]:
-    """Collect three fragments of 70 steps; return the rollout, they, and how often all environments were stepped."""
+) -> tuple[HostSource, list[Trajectory], int]:
+    """Collect three fragments of 70 steps; return the source, they, and how often all environments were stepped."""
     agent = trpo.make_agent(env, policy=module)
     envs = make_envs(env, count, workers)
     steps = 0
@@ -531,11 +584,8 @@ def fragments(
 
     envs.step = counted  # type: ignore[method-assign]
     try:
-        rollout = HostRollout(envs, list(range(count)), stagger)
-        size = agent.spec.observation_size
-        policy = HostPolicy(agent.policy, agent.actor(), size)
-        noise = [noise_of(agent.policy, agent.actor(), count, size, 70, jax.random.key(k)) for k in range(3)]
-        return rollout, [rollout.collect(policy, np.asarray(x)) for x in noise], steps
+        source, policy = started(envs, stagger), HostPolicy(agent.policy, agent.actor())
+        return source, [source.collect(policy, drawn(agent, count, 70, k)) for k in range(3)], steps
     finally:
         envs.close()
 
@@ -547,38 +597,42 @@ def test_every_process_acts_for_its_own_environments_with_the_same_bits(env: str
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(one.observation, other.observation)
-    assert one.statistics.to_json() == other.statistics.to_json()
-    assert other.statistics.running_length.any()
-    # Shares of two or three are not acted for apart: a matrix product may round rows of other sizes otherwise.
-    assert steps == (0 if count in (8, 12) else 3 * 70)
+    assert_same_bits(one.seat, other.seat)
+    assert one.episodes.to_json() == other.episodes.to_json()
+    assert other.episodes.running_length.any()
+    assert steps in (0, 3 * 70)  # by how this machine rounds matrix products
 
 
 def test_first_episodes_that_are_to_be_cut_are_stepped_together() -> None:
     (one, alone, _), (other, spread, steps) = (fragments("Pendulum-v1", 8, w, stagger=True) for w in (0, 1))
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert one.statistics.to_json() == other.statistics.to_json()
+    assert one.episodes.to_json() == other.episodes.to_json()
     assert steps == 3 * 70  # the last first episode is cut at 200
     assert sum(int(part.truncated.sum()) for part in alone) >= 8
 
 
 class Local(eqx.Module):
-    """A policy that can be written down, or not."""
+    """A policy that can be written down, or not, whose rows do not depend on each other, or do."""
 
-    network: Any
-    extra: Any = eqx.field(static=True)
+    gain: Any
+    extra: Any = eqx.field(static=True, default=None)
+    crowd: bool = eqx.field(static=True, default=False)
 
     def __call__(self, observation: Any) -> Any:
-        return trpo.Categorical(self.network(observation))
+        logits = self.gain * observation[..., :2]
+        return trpo.Categorical(logits - logits.mean(axis=0, keepdims=True) if self.crowd else logits)
 
 
-@pytest.mark.parametrize(("extra", "steps"), [("text", 0), (threading.Lock(), 3 * 70)], ids=["travels", "does not"])
-def test_a_policy_of_one_s_own_acts_elsewhere_if_it_can_be_sent(extra: Any, steps: int) -> None:
-    module = Local(trpo.mlp(jax.random.key(0), (4, 8, 2)), extra)
-    (_, alone, _), (_, spread, counted) = (fragments("CartPole-v1", 8, w, module) for w in (0, 1))
-    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
-        np.testing.assert_array_equal(a, b)
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, 0), ({"extra": threading.Lock()}, 3 * 70), ({"crowd": True}, 3 * 70)],
+    ids=["travels", "does not", "is another in a smaller batch"],
+)
+def test_a_policy_of_one_s_own_acts_elsewhere_if_it_is_the_same_there(options: dict[str, Any], steps: int) -> None:
+    module = Local(jnp.array(5.0), **options)
+    (_, alone, _), (_, spread, counted) = (fragments("CartPole-v1", 5, w, module) for w in (0, 1))
+    assert_same_bits(alone, spread)
     assert counted == steps
 
 
@@ -612,9 +666,8 @@ def test_an_environment_that_ended_by_itself_is_not_cut() -> None:
 
     agent = make_agent("CartPole-v1")
     envs = make_envs("CartPole-v1", 2)
-    rollout = HostRollout(envs, [0, 1], stagger=True)
-    noise = noise_of(agent.policy, agent.actor(), 2, 4, 600, jax.random.key(0))
-    trajectory = rollout.collect(HostPolicy(agent.policy, agent.actor(), 4), np.asarray(noise))
+    source = started(envs, stagger=True)
+    trajectory = source.collect(HostPolicy(agent.policy, agent.actor()), drawn(agent, 2, 600))
     envs.close()
     assert trajectory.terminated.sum() > 10
     assert not trajectory.truncated.any()
@@ -622,11 +675,10 @@ def test_an_environment_that_ended_by_itself_is_not_cut() -> None:
 
 def test_environments_that_cannot_be_restarted_are_left_alone() -> None:
     envs, logs = recorders(SPACES["box"], 2)
-    rollout = HostRollout(envs, [0, 1], stagger=True)  # no time limit is known
-    assert rollout.statistics.first.all()
+    source = started(envs, stagger=True)  # no time limit is known
+    assert source.episodes.first.all()
     agent = agent_for("box", envs.spec)
-    noise = noise_of(agent.policy, agent.actor(), 2, FEATURES, 30, jax.random.key(0))
-    trajectory = rollout.collect(HostPolicy(agent.policy, agent.actor(), FEATURES), np.asarray(noise))
+    trajectory = source.collect(HostPolicy(agent.policy, agent.actor()), drawn(agent, 2, 30))
     envs.close()
     ends = [sum(episode["done"] for episode in log) for log in logs]
     assert (trajectory.terminated | trajectory.truncated).sum(0).tolist() == ends

@@ -9,14 +9,16 @@ SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import trpo
+from trpo.envs import Box
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
-policy, params = trpo.as_function(trpo.GaussianPolicy(trpo.mlp(jax.random.key(0), (5, 16, 3), last_scale=1.0,
-                                                               dtype=jnp.float64), jnp.zeros(3)))
+network = trpo.mlp(jax.random.key(0), (5, 16, 3), last_scale=1.0, dtype=jnp.float64)
+gaussian = trpo.Policy(trpo.make_encoder(Box((5,))), network, trpo.GaussianHead(jnp.zeros(3)))
+policy, params = trpo.as_policy(gaussian)
 key = jax.random.key(1)
 observation = jax.random.normal(key, (64, 8, 5))
-action = policy(params, observation).sample(key)
+action = policy(params, (), (observation, None))[0].sample(key)
 advantage = jax.random.normal(jax.random.key(2), (64, 8))
 weight = jnp.where(jnp.arange(8) == 3, 0.0, jnp.ones((64, 8)))
 batch = trpo.Batch(observation, action, advantage, weight / weight.sum())

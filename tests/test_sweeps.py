@@ -20,9 +20,8 @@ from helpers import bits, untimed
 from scipy import integrate, stats
 
 import trpo
-from trpo.envs import EnvSpec
+from trpo.envs import Box, EnvSpec
 from trpo.envs.device import Step
-from trpo.envs.spec import ActionSpec
 from trpo.runs import sweep as sweeps
 from trpo.runs.aggregate import curves_on_grid, interquartile_mean, interval
 from trpo.runs.sinks import read_metrics
@@ -41,8 +40,7 @@ class Walk:
     cheap_reset = True
 
     def __init__(self, bound: float = 1.0):
-        action = ActionSpec("box", (1,), "float32", low=(-bound,), high=(bound,))
-        self.spec, self.traced = EnvSpec("walk", 2, action, (2,)), 0
+        self.spec, self.traced = EnvSpec("walk", Box((2,)), Box((1,), low=-bound, high=bound)), 0
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         x = jax.random.uniform(key, minval=-1.0, maxval=1.0)

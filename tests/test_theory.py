@@ -14,8 +14,8 @@ from trpo.cli.main import main
 from trpo.theory import records
 from trpo.theory.claims import CLAIMS, claim, text
 from trpo.theory.pages.markdown import claims_page, equations_page
-from trpo.theory.pages.rows import number
-from trpo.theory.pages.text import EQUATIONS, paragraphs, source
+from trpo.theory.pages.rows import shown
+from trpo.theory.pages.text import EQUATIONS, excerpt, paragraphs
 from trpo.theory.shared import arrays, laws
 from trpo.theory.shared.ensemble import SHAPES, ensemble
 
@@ -42,7 +42,7 @@ def test_a_claim_explains_itself_and_names_code_and_tests_that_exist(name: str) 
     assert kinds.count(False) >= 2
     assert True in kinds, "no formula"
     assert said.code
-    assert all(source(reference).text for reference in said.code)
+    assert all(excerpt(reference).text for reference in said.code)
     assert said.tests
     assert not [test for test in said.tests if not exists(test)]
 
@@ -57,7 +57,7 @@ def test_every_folder_is_a_claim_with_its_rooms() -> None:
 
 @pytest.mark.parametrize("equation", EQUATIONS, ids=lambda equation: equation.number)
 def test_an_equation_names_code_and_tests_that_exist(equation: Any) -> None:
-    assert all(source(reference).text for reference in equation.code)
+    assert all(excerpt(reference).text for reference in equation.code)
     assert not [test for test in equation.tests if not exists(test)]
     assert equation.claim in CLAIMS
 
@@ -143,9 +143,9 @@ def test_prose() -> None:
         (True, "a = b\nc"),
         (False, "Three."),
     ]
-    assert number(1.23456e-13) == "1.235e-13"
-    assert number(0.0) == "0"
-    assert number("inf") == "inf"
+    assert shown(1.23456e-13) == "1.235e-13"
+    assert shown(0.0) == "0"
+    assert shown("inf") == "inf"
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

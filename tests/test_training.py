@@ -24,7 +24,9 @@ from helpers import bits, untimed
 import trpo
 import trpo.envs
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
-from trpo.envs.spec import action_spec
+from trpo.envs.spec import Box, Choice
+from trpo.rollout import Snapshot
+from trpo.training.agent import Agent
 from trpo.training.host import env_seeds
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits.fit import predict
@@ -69,15 +71,17 @@ def solve(env: str) -> tuple[Callable[[float], Any], Callable[[float], float]]:
     agent, states, metrics = run(config)
     assert states[-1].steps == 45 * 128
     assert all(row["result"] in ("accepted", "no_signal", "no_improvement") for row in metrics)
-    learner = states[-1].learner
+    learner, program = states[-1].learner, agent.program()
+    actor = program.freeze(learner.policy, learner.observations)
 
     def seen(s: float) -> Any:
-        return learner.actor(config).normaliser(jnp.full((1, 1), s, jnp.float32))
+        return actor.see(jnp.full((1, 1), s, jnp.float32))
 
-    return (
-        lambda s: jax.tree.map(lambda leaf: np.asarray(leaf[0]), agent.policy(learner.policy, seen(s))),
-        lambda s: float(predict(agent.value, learner.value, seen(s))[0]),
-    )
+    def policy(s: float) -> Any:
+        distribution, _ = agent.policy(learner.policy, (), (seen(s), None))
+        return jax.tree.map(lambda leaf: np.asarray(leaf[0]), distribution)
+
+    return policy, lambda s: float(predict(program.value_of, learner.value, seen(s))[0])
 
 
 def test_probe_action() -> None:
@@ -159,14 +163,14 @@ def test_resuming_equals_not_stopping(env: str, workers: int) -> None:
     _, states, metrics = run(config)
     other = dataclasses.replace(config, env=dataclasses.replace(config.env, workers=workers))
     middle = states[1]
-    saved = json.loads(json.dumps([middle.environments, middle.episodes], allow_nan=False))
-    middle = dataclasses.replace(middle, environments=saved[0], episodes=saved[1])
+    saved = json.loads(json.dumps([middle.source.environments, middle.episodes], allow_nan=False))
+    middle = dataclasses.replace(middle, source=Snapshot(saved[0], middle.source.seat), episodes=saved[1])
     _, resumed, again = run(other, state=middle)
     assert [state.iteration for state in resumed] == [3, 4, 5]
     for a, b in zip(states[2:], resumed, strict=True):
         assert bits(a.learner) == bits(b.learner)
-        assert (a.steps, a.episodes, a.environments) == (b.steps, b.episodes, b.environments)
-        np.testing.assert_array_equal(a.observation, b.observation)
+        assert (a.steps, a.episodes, a.source.environments) == (b.steps, b.episodes, b.source.environments)
+        assert bits(a.source.seat) == bits(b.source.seat)
     for row in (metrics[2], again[0]):
         del row["value_loss"]  # of the fit before, which a resumed run did not do
     assert [untimed(row) for row in metrics[2:]] == [untimed(row) for row in again]
@@ -177,17 +181,16 @@ def test_a_state_is_not_changed_by_later_iterations() -> None:
     kept = []
     agent = trpo.make_agent("probe:endless", config)
     for state, _ in trpo.iterations("probe:endless", agent, config):
-        kept.append((state, json.dumps([state.environments, state.episodes]), state.observation.copy()))
-    for state, text, observation in kept:
-        assert json.dumps([state.environments, state.episodes]) == text
-        np.testing.assert_array_equal(state.observation, observation)
+        kept.append((state, json.dumps([state.source.environments, state.episodes]), bits(state.source.seat)))
+    for state, text, seat in kept:
+        assert json.dumps([state.source.environments, state.episodes]) == text
+        assert bits(state.source.seat) == seat
 
 
 def test_resuming_without_snapshots_begins_new_episodes() -> None:
     config = configure("CartPole-v1", iterations=3)
     _, states, _ = run(config)
-    assert states[0].environments is None
-    assert states[0].observation is None
+    assert states[0].source is None
     _, resumed, metrics = run(config, state=states[0])
     assert [state.iteration for state in resumed] == [2, 3]
     assert metrics[-1]["steps"] == config.steps
@@ -259,6 +262,7 @@ ALTERNATIVES: dict[str, Any] = {
     "env.count": 5,
     "env.workers": ELSEWHERE,  # changes no bit, by design: test_resuming_equals_not_stopping; below: that it is used
     "env.rescale_actions": False,
+    "env.flatten": ELSEWHERE,  # changes nothing where observations are vectors: test_spaces
     "env.stagger": (
         True,
         {"fragment": 100},
@@ -274,6 +278,7 @@ ALTERNATIVES: dict[str, Any] = {
     "rule.use_measured_kl": (True, {"seed": 1}),  # a seed whose first full step is beyond δ
     "rule.initial_coefficient": (1.0, PENALTY),
     "rule.inner_steps": (1, PENALTY),
+    "policy.sees": ":2",
     "policy.hidden": (4,),
     "policy.activation": ("relu", DEEP_POLICY),
     "policy.initial_std": 0.3,
@@ -282,6 +287,7 @@ ALTERNATIVES: dict[str, Any] = {
     "policy.hidden_layer_scale": (0.5, DEEP_POLICY),
     "policy.last_layer_scale": 1.0,
     "policy.averaging": 0.5,
+    "value.sees": ":2",
     "value.hidden": (4,),
     "value.activation": ("relu", DEEP_VALUE),
     "value.hidden_layer_scale": (0.5, DEEP_VALUE),
@@ -304,7 +310,6 @@ ALTERNATIVES: dict[str, Any] = {
     "standardise_advantages": False,
     "normalise_observations": False,
     "observation_clip": 0.5,
-    "observed_elements": 2,
     "on_nonfinite": ELSEWHERE,  # test_a_nonfinite_batch_*
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
@@ -365,10 +370,16 @@ class FirstTwo(gym.ObservationWrapper):
         return observation[:2]
 
 
-def test_elements_not_observed_are_as_good_as_not_there() -> None:
-    config = configure("Pendulum-v1", 3, policy=trpo.PolicyConfig(hidden=(4,)), value=trpo.ValueConfig(hidden=(4,)))
-    agent, states, _ = run(dataclasses.replace(config, observed_elements=2))
-    short, expected, _ = run(config, env=FirstTwo)
+def test_elements_not_seen_are_as_good_as_not_there() -> None:
+    config = configure(
+        "Pendulum-v1",
+        3,
+        policy=trpo.PolicyConfig(hidden=(4,), sees=":2"),
+        value=trpo.ValueConfig(hidden=(4,), sees=":2"),
+    )
+    agent, states, _ = run(config)
+    seeing_all = {name: dataclasses.replace(getattr(config, name), sees="") for name in ("policy", "value")}
+    short, expected, _ = run(dataclasses.replace(config, **seeing_all), env=FirstTwo)
     one, other = states[-1].learner, expected[-1].learner
     assert bits((one.policy, one.value, one.average)) == bits((other.policy, other.value, other.average))
     np.testing.assert_array_equal(one.observations.mean[:2], other.observations.mean)
@@ -377,9 +388,35 @@ def test_elements_not_observed_are_as_good_as_not_there() -> None:
 
 
 def test_more_elements_than_there_are() -> None:
-    config = configure("Pendulum-v1", observed_elements=4)
-    with pytest.raises(ValueError, match=r"observed_elements=4: must be ≤ 3.* of Pendulum-v1"):
+    config = configure("Pendulum-v1", policy=trpo.PolicyConfig(sees=":4"))
+    with pytest.raises(ValueError, match=r"sees=':4': .* the 3 elements"):
         trpo.make_agent("Pendulum-v1", config)
+
+
+class InParts(gym.ObservationWrapper):
+    """Pendulum with its observation as a dict."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        one, two = (spaces.Box(-10, 10, (n,), np.float32) for n in (1, 2))
+        self.observation_space = spaces.Dict({"angle": two, "speed": one})
+
+    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        return {"angle": observation[:2], "speed": observation[2:]}
+
+
+def test_observations_in_parts_are_as_good_as_flat_ones() -> None:
+    """Bit for bit, statistics included."""
+    config = configure("Pendulum-v1", 3, policy=trpo.PolicyConfig(hidden=(4,)))
+    _, parts, _ = run(config, env=InParts)
+    for env in (config.env, dataclasses.replace(config.env, flatten=True)):
+        _, flat, _ = run(dataclasses.replace(config, env=env), env=InParts if env.flatten else None)
+        one, other = parts[-1].learner, flat[-1].learner
+        assert bits((one.policy, one.value)) == bits((other.policy, other.value))
+        for field in ("mean", "deviations"):
+            joined = np.concatenate([getattr(one.observations[name], field) for name in ("angle", "speed")])
+            np.testing.assert_array_equal(joined, getattr(other.observations, field))
+        assert one.observations["angle"].count == one.observations["speed"].count == other.observations.count == 96
 
 
 def test_workers_are_processes() -> None:
@@ -428,14 +465,7 @@ class Faulty(gym.Env):
         self.log.append("closed")
 
 
-@dataclasses.dataclass
-class Described:
-    """All that ``make_agent`` needs of environments that are handed in."""
-
-    spec: EnvSpec
-
-
-NO_ENVS = Described(EnvSpec("faulty", 2, action_spec(Faulty.action_space), (2,)))
+FAULTY = EnvSpec("faulty", Box((2,)), Choice(2))
 
 
 def faulty(what: str, when: int) -> tuple[Callable[[], gym.Env], list[str]]:
@@ -447,7 +477,7 @@ def faulty(what: str, when: int) -> tuple[Callable[[], gym.Env], list[str]]:
 def test_a_nonfinite_batch_stops_the_run_with_the_parameters_before_it(what: str) -> None:
     config = configure("faulty", iterations=6)
     make, log = faulty(what, 8 * 2 + 3)  # in the third iteration
-    agent = trpo.make_agent(NO_ENVS, config)
+    agent = Agent.create(FAULTY, config)
     states = []
 
     def go() -> None:
@@ -470,7 +500,7 @@ def test_a_nonfinite_batch_stops_the_run_with_the_parameters_before_it(what: str
 def test_a_nonfinite_batch_is_skipped_if_so_configured(what: str) -> None:
     config = configure("faulty", iterations=6, on_nonfinite="continue")
     make, log = faulty(what, 8 * 2 + 3)
-    agent = trpo.make_agent(NO_ENVS, config)
+    agent = Agent.create(FAULTY, config)
     states, metrics, resets = [], [], []
     for state, row in trpo.iterations(make, agent, config):
         states.append(state)
@@ -506,7 +536,7 @@ def test_a_refused_value_fit_stops_or_is_skipped() -> None:
 def test_an_environment_that_raises_in_the_middle() -> None:
     config = configure("faulty", iterations=6)
     make, log = faulty("raise", 8 * 2 + 3)
-    agent = trpo.make_agent(NO_ENVS, config)
+    agent = Agent.create(FAULTY, config)
     states = []
 
     def go() -> None:
@@ -520,7 +550,7 @@ def test_an_environment_that_raises_in_the_middle() -> None:
 def test_leaving_the_loop_closes_the_environments() -> None:
     make, log = faulty("nothing", 0)
     config = configure("faulty", iterations=6)
-    loop = trpo.iterations(make, trpo.make_agent(NO_ENVS, config), config)
+    loop = trpo.iterations(make, Agent.create(FAULTY, config), config)
     next(loop)
     loop.close()
     assert log.count("closed") == 4
@@ -568,7 +598,7 @@ class EverySecondStepResets:
 
     def __init__(self, count: int):
         self.count = count
-        self.spec = EnvSpec("resetting", 1, action_spec(spaces.Discrete(2)), (1,))
+        self.spec = EnvSpec("resetting", Box((1,)), Choice(2))
         self.resetting = False
 
     def reset(self, seeds: list[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from trpo.trees import tree_where
 from trpo.types import Params, Product, Scalar
 
 
@@ -36,10 +37,7 @@ class _State(NamedTuple):
 
 
 def conjugate_gradient(
-    product: Product,
-    b: Params,
-    iterations: int = 10,
-    tolerance: float | Scalar = 1e-10,
+    product: Product, b: Params, iterations: int = 10, tolerance: float | Scalar = 1e-10
 ) -> tuple[Params, CGInfo]:
     """Solve A x ≈ b by at most ``iterations`` steps of conjugate gradient, from x₀ = 0.
 
@@ -78,24 +76,20 @@ def conjugate_gradient(
     def step(state: _State) -> _State:
         product_p, _ = ravel_pytree(product(unravel(state.direction)))
         curvature = _dot(state.direction, product_p)
-        sound = (curvature > 0) & jnp.isfinite(curvature)
-        alpha = jnp.where(sound, state.residual_dot / jnp.where(sound, curvature, 1.0), 0.0)
-        x = state.x + alpha * state.direction
+        alpha = state.residual_dot / curvature
         residual = state.residual - alpha * product_p
         residual_dot = _dot(residual, residual)
-        sound &= jnp.isfinite(residual_dot)
-        x = jnp.where(sound, x, state.x)
-        residual = jnp.where(sound, residual, state.residual)
-        residual_dot = jnp.where(sound, residual_dot, state.residual_dot)
         beta = residual_dot / state.residual_dot
-        return _State(
-            x=x,
+        spent = state._replace(iterations=state.iterations + 1, running=jnp.asarray(False))
+        further = spent._replace(
+            x=state.x + alpha * state.direction,
             residual=residual,
             direction=residual + beta * state.direction,
             residual_dot=residual_dot,
-            iterations=state.iterations + 1,
-            running=sound & (residual_dot > tolerance * norm_squared),
+            running=residual_dot > tolerance * norm_squared,
         )
+        sound = (curvature > 0) & jnp.isfinite(curvature) & jnp.isfinite(residual_dot)
+        return tree_where(sound, further, spent)
 
     final = jax.lax.while_loop(
         lambda state: state.running & (state.iterations < iterations),

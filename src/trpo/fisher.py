@@ -38,10 +38,9 @@ class Linearisation(eqx.Module):
         tangent = self.jvp(vector)
         return _inner(tangent, _weighted(self.distribution.fisher_product(tangent), weight))
 
-    def pull_back(self, function: Callable[[Any], Scalar]) -> tuple[Scalar, Params]:
-        """Return value and gradient in θ of ``function(distribution)``, reusing the primal pass."""
-        value, cotangent = jax.value_and_grad(function)(self.distribution)
-        return value, self.transpose(cotangent)
+    def pull_back(self, function: Callable[[Any], Scalar]) -> Params:
+        """Return the gradient in θ of ``function(distribution)``, reusing the primal pass."""
+        return self.transpose(jax.grad(function)(self.distribution))
 
     def slope(self, function: Callable[[Any], Scalar], vector: Params) -> Scalar:
         """Return the derivative of ``function(distribution)`` along ``vector``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,30 +28,19 @@ class Evaluation(eqx.Module):
 
 
 class SearchInfo(eqx.Module):
-    """What a line search found."""
+    """What a line search found (or, while it goes on, where it stands)."""
 
     accepted: Bool[Array, ""]
     backtracks: Int[Array, ""]
     """Trials that were rejected."""
     fraction: Float[Array, ""]
-    """Accepted multiple of the full step; 0 where none was."""
+    """Accepted multiple of the full step; 0 where none was (of the next trial, while it goes on)."""
     evaluation: Evaluation
     """At the parameters that are returned."""
     first_mean_kl: Float[Array, ""]
     """D̄ at the full step: how good the quadratic model was."""
     finite: Bool[Array, ""]
     """Whether the last trial's surrogate, KL and parameters were finite."""
-
-
-class _State(NamedTuple):
-    trial: Params
-    evaluation: Evaluation
-    fraction: Scalar
-    """Of the next trial, or of the accepted one."""
-    rejected: Array
-    accepted: Array
-    finite: Array
-    first_mean_kl: Scalar
 
 
 def line_search(
@@ -92,36 +81,30 @@ def line_search(
         to_boundary = 0.98 * jnp.sqrt(max_kl / mean_kl)
         return jnp.where(mean_kl > max_kl, jnp.maximum(to_boundary, 0.1), backtrack_ratio)
 
-    def attempt(state: _State) -> _State:
-        trial = optax.tree.add_scale(params, state.fraction, step)
+    def attempt(state: tuple[Params, SearchInfo]) -> tuple[Params, SearchInfo]:
+        _, last = state
+        trial = optax.tree.add_scale(params, last.fraction, step)
         evaluation = evaluate(trial)
         finite = jnp.isfinite(evaluation.surrogate) & jnp.isfinite(evaluation.mean_kl)
         finite &= jnp.isfinite(optax.tree.norm(trial))
         improved = evaluation.surrogate > start.surrogate
         accepted = finite & improved & (evaluation.mean_kl <= max_kl)
-        return _State(
-            trial=trial,
-            evaluation=evaluation,
-            fraction=jnp.where(accepted, state.fraction, state.fraction * shrink(evaluation.mean_kl)),
-            rejected=state.rejected + ~accepted,
+        return trial, SearchInfo(
             accepted=accepted,
+            backtracks=last.backtracks + ~accepted,
+            fraction=jnp.where(accepted, last.fraction, last.fraction * shrink(evaluation.mean_kl)),
+            evaluation=evaluation,
+            first_mean_kl=jnp.where(last.backtracks == 0, evaluation.mean_kl, last.first_mean_kl),
             finite=finite,
-            first_mean_kl=jnp.where(state.rejected == 0, evaluation.mean_kl, state.first_mean_kl),
         )
 
     one = jnp.ones_like(start.surrogate)
     no = jnp.asarray(False)
-    final = jax.lax.while_loop(
-        lambda state: ~state.accepted & (state.rejected <= max_backtracks),
+    trial, last = jax.lax.while_loop(
+        lambda state: ~state[1].accepted & (state[1].backtracks <= max_backtracks),
         attempt,
-        _State(params, start, one, jnp.asarray(0), no, no, one),
+        (params, SearchInfo(no, jnp.asarray(0), one, start, one, no)),
     )
-    info = SearchInfo(
-        accepted=final.accepted,
-        backtracks=final.rejected,
-        fraction=jnp.where(final.accepted, final.fraction, 0.0),
-        evaluation=optax.tree.where(final.accepted, final.evaluation, start),
-        first_mean_kl=final.first_mean_kl,
-        finite=final.finite,
-    )
-    return optax.tree.where(final.accepted, final.trial, params), info
+    new, evaluation = optax.tree.where(last.accepted, (trial, last.evaluation), (params, start))
+    fraction = jnp.where(last.accepted, last.fraction, 0.0)
+    return new, dataclasses.replace(last, evaluation=evaluation, fraction=fraction)

@@ -63,7 +63,7 @@ class LocalModel(eqx.Module):
 
     def kl_gradient(self) -> Params:
         """Return ∇D̄(θ): zero at the sampling policy, not at the second update of a batch."""
-        return self.policy.pull_back(self.kl)[1]
+        return self.policy.pull_back(self.kl)
 
     def kl_along(self, vector: Params) -> tuple[Scalar, Scalar]:
         """Return slope and curvature of D̄ along ``vector``: ∇D̄(θ)ᵀv and vᵀF v, over all states."""
@@ -112,18 +112,14 @@ class LocalProblem(eqx.Module):
     def linearise(self, params: Params) -> LocalModel:
         """Return value, gradient and Fisher products at ``params`` from a single primal pass."""
         policy = linearise(self.distributions, params)
-        _, gradient = policy.pull_back(self.objective)
-        products, product_weight = policy, self.weight
-        if self.product_distributions is not None and self.product_weight is not None:
-            products, product_weight = linearise(self.product_distributions, params), self.product_weight
         return LocalModel(
             evaluation=self._evaluation(policy.distribution),
-            gradient=gradient,
+            gradient=policy.pull_back(self.objective),
             policy=policy,
             kl=lambda distribution: mean_kl(self.old, distribution, self.weight),
             weight=self.weight,
-            products=products,
-            product_weight=product_weight,
+            products=policy if self.product_distributions is None else linearise(self.product_distributions, params),
+            product_weight=self.weight if self.product_weight is None else self.product_weight,
         )
 
 

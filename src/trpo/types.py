@@ -1,4 +1,4 @@
-"""Types and small pytree helpers shared by every layer."""
+"""Types shared by every layer."""
 
 from __future__ import annotations
 

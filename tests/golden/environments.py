@@ -1,4 +1,7 @@
-"""Small environments with the kinds of spaces that the golden runs need; all of them offer snapshots."""
+"""Small environments with the kinds of spaces that the golden runs need.
+
+All of them offer snapshots, which the wrapper that Gymnasium puts around a registered one hides.
+"""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ class DiagGaussian(eqx.Module):
         return jax.random.normal(key, leading + self.mean.shape, self.mean.dtype)
 
     def transform(self, noise: Float[AnyArray, "*batch d"]) -> Float[AnyArray, "*batch d"]:
-        mean = self.mean
-        return mean + namespace(mean).exp(self.log_std) * noise
+        return self.mean + namespace(self.mean).exp(self.log_std) * noise
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch d"]:
         return self.transform(self.noise(key))

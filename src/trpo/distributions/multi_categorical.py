@@ -29,14 +29,11 @@ class MultiCategorical(eqx.Module):
         ends = list(itertools.accumulate(self.sizes))
         return [Categorical(self.logits[..., end - size : end]) for size, end in zip(self.sizes, ends, strict=True)]
 
-    def _like(self, values: Float[AnyArray, "..."]) -> MultiCategorical:
-        return MultiCategorical(values, self.sizes)
-
     def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "..."]:
         return jax.random.gumbel(key, leading + self.logits.shape, self.logits.dtype)
 
     def transform(self, noise: Float[AnyArray, "*batch total"]) -> Int[AnyArray, "*batch d"]:
-        return self._like(self.logits + noise).mode()
+        return MultiCategorical(self.logits + noise, self.sizes).mode()
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch d"]:
         return self.transform(self.noise(key))
@@ -57,4 +54,4 @@ class MultiCategorical(eqx.Module):
 
     def fisher_product(self, tangent: MultiCategorical) -> MultiCategorical:
         pairs = zip(self.components(), tangent.components(), strict=True)
-        return self._like(jnp.concatenate([p.fisher_product(u).logits for p, u in pairs], axis=-1))
+        return MultiCategorical(jnp.concatenate([p.fisher_product(u).logits for p, u in pairs], axis=-1), self.sizes)

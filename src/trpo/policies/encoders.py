@@ -18,9 +18,12 @@ Path = tuple[str | int, ...]
 class Encoder(Protocol):
     """A callable pytree from the numbers of one leaf ``[..., *number_shape]`` to features ``[..., size]``."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Features."""
+        ...
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, /) -> Any:
         """Return the features."""
         ...
 
@@ -77,7 +80,7 @@ def _at(tree: Any, path: Path) -> Any:
     return tree
 
 
-def make_encoder(space: Space, sees: str = "") -> Join:
+def make_encoder(space: Space, sees: str = "") -> Encoder:
     """Make the encoder of a space, in the order of its leaves.
 
     ``sees`` names the parts that are seen, separated by spaces: a leaf by its path (``camera``, ``arm/joints``), with a
@@ -92,7 +95,8 @@ def make_encoder(space: Space, sees: str = "") -> Join:
         name, begin, end = _parsed(word, sees)
         found = [at for key, at in leaves.items() if name in ("", key) or key.startswith(f"{name}/")]
         if not found or (word and not name and len(leaves) > 1):
-            raise ValueError(f"sees={sees!r}: an observation has no part {word!r}; it has {', '.join(leaves)}")
+            has = ", ".join(filter(None, leaves)) or "only elements, such as :27"
+            raise ValueError(f"sees={sees!r}: an observation has no part {word!r}; it has {has}")
         for path, leaf in found:
             size = math.prod(leaf.number_shape)
             first, last = begin or 0, size if end is None else end
@@ -100,7 +104,7 @@ def make_encoder(space: Space, sees: str = "") -> Join:
                 raise ValueError(f"sees={sees!r}: {word!r} is not within the {size} elements of that part")
             chosen[path] = ENCODERS[type(leaf)](leaf, first, last)
     paths = tuple(path for path, _ in space.leaves() if path in chosen)
-    return Join(paths, tuple(chosen[path] for path in paths))
+    return chosen[()] if paths == ((),) else Join(paths, tuple(chosen[path] for path in paths))
 
 
 def _parsed(word: str, sees: str) -> tuple[str, int | None, int | None]:

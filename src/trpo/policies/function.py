@@ -71,6 +71,6 @@ def as_policy(module: Any) -> tuple[PolicyFunction, Params]:
     return memoryless(function), params
 
 
-def to_numpy(params: Params) -> Params:
-    """Return the parameters as NumPy arrays, for the host's forward pass."""
-    return jax.tree.map(np.asarray, params)
+def to_numpy(tree: Any) -> Any:
+    """Return the same tree of NumPy arrays, as the host's forward pass takes parameters."""
+    return jax.tree.map(np.asarray, tree)

@@ -25,7 +25,7 @@ class Head(Protocol):
         """Outputs that it takes."""
         ...
 
-    def __call__(self, outputs: Any) -> Distribution:
+    def __call__(self, outputs: Any, /) -> Distribution:
         """Return the distribution for each row of outputs."""
         ...
 

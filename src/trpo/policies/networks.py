@@ -9,7 +9,7 @@ import equinox as eqx
 import numpy as np
 
 from trpo.distributions import Distribution
-from trpo.policies.encoders import Encoder
+from trpo.policies.encoders import Encoder, Flatten
 from trpo.policies.heads import GaussianHead, Head
 from trpo.policies.protocol import Observed
 from trpo.policies.trunks import MLP, Recurrent
@@ -71,6 +71,9 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
     if type(policy) is not Policy or type(policy.trunk) is not MLP:
         return None
     encoder, head, tanh = policy.encoder, policy.head, policy.trunk.activation == "tanh"
+    # Through the classes: binding a method of an Equinox module costs more than the arithmetic of a small batch.
+    encode, distribution_of = type(encoder).__call__, type(head).__call__
+    plain = type(encoder) is Flatten and encoder.ndim == 1 and encoder.whole
     layers = [(w, b[None]) for w, b in zip(policy.trunk.weights, policy.trunk.biases, strict=True)]
     hidden, (last_weight, last_bias) = layers[:-1], layers[-1]
     std = np.exp(head(last_bias).log_std) if type(head) is GaussianHead else None
@@ -86,7 +89,7 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
             x = (observation - mean) * scale
             np.maximum(x, low, out=x)
             np.minimum(x, high, out=x)
-        x = encoder(x)
+        x = x if plain else encode(encoder, x)
         for weight, bias in hidden:
             x = x @ weight
             x += bias
@@ -98,7 +101,8 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
         x += last_bias
         if std is not None:
             return x if noise is None else x + std * noise
-        distribution = head(x)
-        return distribution.mode() if noise is None else distribution.transform(noise)
+        distribution = distribution_of(head, x)
+        kind = type(distribution)
+        return kind.mode(distribution) if noise is None else kind.transform(distribution, noise)
 
     return act

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +15,9 @@ from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
 from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
 from trpo.trees import from_named_arrays
+
+TRIALS = 8
+"""Random batches on which it is tried whether a policy may act for parts of one."""
 
 
 def _steps(noise: Any) -> Iterator[Any]:
@@ -92,7 +94,8 @@ class HostSource:
         self._apart: bool | None = None
 
     def restart(self, seeds: list[int]) -> None:
-        self.seat = Seat(self.envs.reset(seeds), self._start(self.count), np.ones(self.count, bool))
+        memory = to_numpy(self._start(self.count))
+        self.seat = Seat(self.envs.reset(seeds), memory, np.ones(self.count, bool))
         self.episodes.restart()
 
     def collect(self, policy: HostPolicy, noise: Any) -> Trajectory:
@@ -101,7 +104,7 @@ class HostSource:
             cut = partial(self._cut_first_episodes, self._cuts)
             trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, cut)
             return trajectory
-        shares = self._shares(policy, noise)
+        shares = self._shares(policy)
         if shares is None:
             trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise)
         else:
@@ -130,11 +133,10 @@ class HostSource:
         ]
         trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
         before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
-        columns = [dataclasses.replace(t, carry=(), reset=np.zeros((0, 0), bool)) for t in trajectories]
-        together = jax.tree.map(lambda *x: np.concatenate(x, 1), *columns)
-        return dataclasses.replace(together, carry=before.carry, reset=before.reset)
+        together = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.steps() for t in trajectories))
+        return Trajectory(**together, carry=before.carry, reset=before.reset)
 
-    def _shares(self, policy: HostPolicy, noise: Any) -> list[slice] | None:
+    def _shares(self, policy: HostPolicy) -> list[slice] | None:
         """Return which environments each process can act for by itself with no bit changed; None: none can.
 
         A matrix product may treat a row differently in a larger or smaller batch, which depends on the machine: so it
@@ -144,7 +146,7 @@ class HostSource:
             return None
         shares = self.envs.shares
         if self._apart is None:
-            self._apart = _same_apart(policy, self.seat, next(_steps(noise)), [s for s in shares if s.stop > s.start])
+            self._apart = _same_apart(policy, self.seat, [s for s in shares if s.stop > s.start])
         return shares if self._apart else None
 
     def _cut_first_episodes(self, cuts: np.ndarray, following: Transition) -> Transition:
@@ -166,15 +168,22 @@ class HostSource:
         return following._replace(observation=observation, truncated=following.truncated | due)
 
 
-def _same_apart(policy: HostPolicy, seat: Seat, noise: Any, shares: list[slice]) -> bool:
-    """Return whether ``policy`` acts in shares as it does for all, bit for bit, on random observations."""
+def _same_apart(policy: HostPolicy, seat: Seat, shares: list[slice]) -> bool:
+    """Return whether ``policy`` is in shares what it is for all, bit for bit, on random observations.
+
+    Its distributions are compared: in most actions a difference in the last bit would be lost.
+    """
+    distribution, actor = policy.parts
     random = np.random.default_rng(0)
-    observation = jax.tree.map(
-        lambda x: random.normal(size=x.shape).astype(x.dtype) if np.issubdtype(x.dtype, np.floating) else x,
-        seat.observation,
-    )
-    inputs = observation, seat.carry, seat.reset, noise
-    whole = policy(*inputs)
-    parts = [policy(*jax.tree.map(lambda x: x[rows], inputs)) for rows in shares]  # noqa: B023
-    together = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(together)))
+
+    def drawn(x: np.ndarray) -> np.ndarray:
+        return random.normal(size=x.shape).astype(x.dtype) if np.issubdtype(x.dtype, np.floating) else x
+
+    for _ in range(TRIALS):
+        inputs = jax.tree.map(drawn, seat.carry), (jax.tree.map(drawn, actor.see(seat.observation)), seat.reset)
+        whole = distribution(*inputs)
+        parts = [distribution(*jax.tree.map(lambda x: x[rows], inputs)) for rows in shares]  # noqa: B023
+        together = jax.tree.map(lambda *x: np.concatenate([np.atleast_1d(part) for part in x]), *parts)
+        if not all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(together))):
+            return False
+    return True

@@ -55,6 +55,10 @@ class Trajectory(eqx.Module):
     reset: Bool[ArrayLike, "env"]
     """Whether an episode begins with the first step."""
 
+    def steps(self) -> dict[str, Any]:
+        """Return what has an axis of time, by field."""
+        return {name: x for name, x in vars(self).items() if name not in ("carry", "reset")}
+
 
 class Actor(eqx.Module):
     """Everything that acting needs, frozen for one iteration."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from trpo.problem import LocalProblem
 from trpo.rules.protocol import Result, UpdateInfo
 from trpo.rules.step import check
-from trpo.trees import all_finite
+from trpo.trees import all_finite, tree_where
 from trpo.types import Scalar
 
 _ITERATIONS = 100
@@ -78,11 +78,10 @@ class MM(eqx.Module):
         result = jnp.where(jnp.any(model.gradient != 0), result, Result.NO_SIGNAL)
         result = jnp.where(all_finite(model.gradient), result, Result.NONFINITE_GRADIENT)
         taken = result == Result.ACCEPTED
-        end = jax.tree.map(lambda there, here: jnp.where(taken, there, here), end, model.evaluation)
-        step = jnp.where(taken, step, 0.0)
+        new, step, end = tree_where(taken, (new, step, end), (params, jnp.zeros_like(step), model.evaluation))
         predicted = jnp.sum(model.gradient * step)
         info = UpdateInfo.of(result, model.gradient, step, model.evaluation, end, predicted_gain=predicted)
-        return jnp.where(taken, new, params), state, info
+        return new, state, info
 
     def _log_ratio(self, probability: Float[Array, "s a"], b: Float[Array, "s a"]) -> Float[Array, "s a"]:
         """Return log(π̃/π) of the maximiser.
@@ -111,13 +110,11 @@ class MM(eqx.Module):
             dear = jnp.log(total) - log_price
             change = (dear + jnp.sum(fall * miss)) / jnp.maximum(jnp.sum(fall * damped), 1e-8)
             # To exceed D costs C a nat, but to fall short costs only what that state would have gained.
-            error = jnp.where(search.y < _LARGEST_Y, jnp.maximum(excess, -excess * price / total), excess)
-            error = jnp.max(error)
+            error = jnp.max(jnp.where(search.y < _LARGEST_Y, jnp.maximum(excess, -excess * price / total), excess))
             # Far from D the slopes say little about the price: let the states come closer before D is changed.
             near = error < jnp.where(search.newton_steps < 10, 0.5, 0.02)
             least, most = search.range_of_q(dear, error)
-            log_q = _between(search.log_q + jnp.clip(change, -2.0, 2.0), least, most)
-            log_q = jnp.where(near, log_q, search.log_q)
+            log_q = jnp.where(near, _between(search.log_q + jnp.clip(change, -2.0, 2.0), least, most), search.log_q)
             change = log_q - search.log_q
             low, high = search.bracket(log_kl, log_q)
             y = search.y + jnp.clip((damped * change - miss) / tilt.kl_slope, -20.0, 20.0)
@@ -128,10 +125,8 @@ class MM(eqx.Module):
             y = jnp.where(moves, y, search.y)
             return _Search(y, log_q, low, high, least, most, unsettled, search.newton_steps + 1)
 
-        def goes_on(search: _Search) -> Array:
-            return search.unsettled & (search.newton_steps < _ITERATIONS)
-
-        search = jax.lax.while_loop(goes_on, newton, states.start(log_price))
+        start = states.start(log_price)
+        search = jax.lax.while_loop(lambda s: s.unsettled & (s.newton_steps < _ITERATIONS), newton, start)
         moved = states.moves[:, None] & (probability > 0)
         return jnp.where(moved, states.tilt(search.y).log_ratio, 0.0)
 

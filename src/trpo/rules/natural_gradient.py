@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -40,7 +39,6 @@ class NaturalGradient(eqx.Module):
         return ()
 
     def update(self, problem: LocalProblem, params: Params, state: tuple[()]) -> tuple[Params, tuple[()], UpdateInfo]:
-        """Take one natural-gradient step on ``problem`` from ``params``."""
         model = problem.linearise(params)
         g, start = model.gradient, model.evaluation
         s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)
@@ -52,6 +50,5 @@ class NaturalGradient(eqx.Module):
         result = jnp.where(finite, Result.ACCEPTED, Result.NONFINITE_TRIAL)
         result = jnp.where(s.usable, result, s.result)
         taken = result == Result.ACCEPTED
-        new, end = tree_where(taken, (new, end), (params, start))
-        step = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0.0), step)
+        new, end, step = tree_where(taken, (new, end, step), (params, start, optax.tree.zeros_like(step)))
         return new, state, UpdateInfo.of(result, g, step, start, end, **account(s))

@@ -65,7 +65,6 @@ class Penalty(eqx.Module):
     def update(
         self, problem: LocalProblem, params: Params, state: PenaltyState
     ) -> tuple[Params, PenaltyState, UpdateInfo]:
-        """Approximately maximise the penalised objective from ``params``, then adapt β."""
         beta = state.coefficient
 
         def penalised(theta: Params) -> Evaluation:
@@ -90,14 +89,9 @@ class Penalty(eqx.Module):
         # One update, from end to end: accepted if any step was, else for the first one's reason.
         result = jnp.where(jnp.any(results == Result.ACCEPTED), Result.ACCEPTED, results[0])
         gradient, first = jax.tree.map(lambda leaf: leaf[0], (gradients, accounts))
-        info = UpdateInfo.of(
-            result, gradient, step, start, end,
-            gradient_norm=first["gradient_norm"],
-            cg_iterations=jnp.sum(accounts["cg_iterations"]),
-            cg_residual=first["cg_residual"],
-            backtracks=jnp.sum(accounts["backtracks"]),
-            step_fraction=jnp.mean(accounts["step_fraction"]),
-        )  # fmt: skip
+        work = {name: jnp.sum(accounts[name]) for name in ("cg_iterations", "backtracks")}
+        own = first | work | {"step_fraction": jnp.mean(accounts["step_fraction"])}
+        info = UpdateInfo.of(result, gradient, step, start, end, **own)
         moved = result == Result.ACCEPTED
         # A search that found nothing had steps too long by far: β was too small, and would stay so for ever.
         failed = (result == Result.NO_IMPROVEMENT) | (result == Result.NONFINITE_TRIAL)

@@ -158,17 +158,13 @@ class Rule(Protocol[State]):
     @property
     def enforces_max_kl(self) -> bool:
         """Whether an accepted update is certain to keep the mean KL at most ``max_kl``."""
-        ...
 
     @property
     def max_kl(self) -> Any:
         """δ, the bound (or the target, for rules that don't enforce one) on the mean KL from the sampling policy."""
-        ...
 
     def init(self, params: Params) -> State:
         """Return the state to start from."""
-        ...
 
     def update(self, problem: LocalProblem, params: Params, state: State) -> tuple[Params, State, UpdateInfo]:
         """Return improved parameters, the next state, and what was done."""
-        ...

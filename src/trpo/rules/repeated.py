@@ -38,7 +38,6 @@ class Repeated(eqx.Module):
 
     @property
     def max_kl(self) -> Any:
-        """δ, for all updates together: the rule's."""
         return self.rule.max_kl
 
     def init(self, params: Params) -> Any:

@@ -124,9 +124,7 @@ def check_fields(rule: Any, **cures: str) -> None:
 
 def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:
     """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
-    if not isinstance(value, numbers.Real):
-        return
-    if not (low < float(value) < high if strict else low <= float(value) <= high):
-        brackets = ("(", ")") if strict else ("[", "]")
+    if isinstance(value, numbers.Real) and not (low < float(value) < high if strict else low <= float(value) <= high):
+        left, right = "()" if strict else "[]"
         upper = "∞" if math.isinf(high) else f"{high:g}"
-        raise ValueError(f"{name}={value}: must be in {brackets[0]}{low:g}, {upper}{brackets[1]}; {cure}")
+        raise ValueError(f"{name}={value}: must be in {left}{low:g}, {upper}{right}; {cure}")

@@ -55,7 +55,6 @@ class TRPO(eqx.Module):
         return ()
 
     def update(self, problem: LocalProblem, params: Params, state: tuple[()]) -> tuple[Params, tuple[()], UpdateInfo]:
-        """Take one trust-region step on ``problem`` from ``params``."""
         model = problem.linearise(params)
         g, start = model.gradient, model.evaluation
         s = natural_direction(model, g, self.damping, self.cg_iterations, self.cg_tolerance)

@@ -112,7 +112,8 @@ def read_checkpoint(path: Path, like: Any) -> TrainingState:
         learner = from_named_arrays(like, _with_average(arrays, like))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({error})") from error
-    source = Snapshot(data["environments"], seat) if seat else device or None
+    on_host = bool(seat) or data["environments"] is not None
+    source = Snapshot(data["environments"], seat) if on_host else device or None
     return TrainingState(learner, source=source, **{name: data[name] for name in _COUNTERS})
 
 

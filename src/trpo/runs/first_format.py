@@ -24,16 +24,20 @@ _KINDS = {"box": "box", "discrete": "choice", "multi_discrete": "choices", "mult
 
 def config_today(data: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a ``config.json`` of the first format in today's form."""
-    spec, config = data["spec"], dict(data["config"])
-    first = config.pop("observed_elements", 0)
-    if first:
-        config |= {group: {**config[group], "sees": f":{first}"} for group in ("policy", "value")}
+    spec, config = data["spec"], settings_today(data["config"])
     config["env"] = {**config["env"], "flatten": True}
     custom = {part: data[f"custom_{part}"] for part in ("policy", "env", "rule")}
     observation = {"kind": "box", "shape": [spec["observation_size"]], "low": None, "high": None}
     action = _action_today(spec["action"], config["env"]["rescale_actions"])
     spec = {"id": spec["id"], "observation": observation, "action": action}
     return {"spec": spec, "config": config, "custom": custom | {"value": False}}
+
+
+def settings_today(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of that time under today's names, but for observations, which were always flattened."""
+    today = dict(settings)
+    first = today.pop("observed_elements", 0)
+    return today | {group: {**today[group], "sees": f":{first}"} for group in ("policy", "value") if first}
 
 
 def _action_today(action: dict[str, Any], rescale: bool) -> dict[str, Any]:

@@ -8,29 +8,22 @@ is its table of probabilities π(a|s), shape ``[*mdps, S, A]``. Equation numbers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from trpo.tabular.mdp import MDP, check_probabilities
-from trpo.trees import namespace
+from trpo.tabular.mdp import MDP, Table, check_probabilities
+from trpo.trees import namespace, per_element
 from trpo.types import AnyArray
 
-if TYPE_CHECKING:
-    # NumPy in, NumPy out; JAX in, JAX out.
-    Policy: TypeAlias = Any
-    States: TypeAlias = Any
-    Pairs: TypeAlias = Any
-    Number: TypeAlias = Any
-else:
-    # Complex numbers pass as well, so that derivatives can be taken by a complex step.
-    Policy = Inexact[AnyArray, "*mdps s a"]
-    States = Inexact[AnyArray, "*mdps s"]
-    Pairs = Inexact[AnyArray, "*mdps s a"]
-    Number = Inexact[AnyArray, "*mdps"]
+# Complex numbers pass as well, so that derivatives can be taken by a complex step.
+Policy: TypeAlias = Inexact[Table, "*mdps s a"]
+States: TypeAlias = Inexact[Table, "*mdps s"]
+Pairs: TypeAlias = Inexact[Table, "*mdps s a"]
+Number: TypeAlias = Inexact[Table, "*mdps"]
 
 
 def check_policy(mdp: MDP, policy: Any) -> None:
@@ -174,10 +167,8 @@ def fisher(weight: States, policy: Policy) -> Any:
     xp = namespace(policy)
     *mdps, states, actions = policy.shape
     blocks = weight[..., None, None] * state_fisher(policy)
-    which = xp.broadcast_to(
-        xp.eye(states, dtype=policy.dtype)[:, None, :, None], (*mdps, states, actions, states, actions)
-    )
-    return xp.reshape(which * blocks[..., :, :, None, :], (*mdps, states * actions, states * actions))
+    same_state = per_element(xp.eye(states, dtype=policy.dtype)[:, None, :, None], blocks.ndim + 1)
+    return xp.reshape(same_state * blocks[..., :, :, None, :], (*mdps, states * actions, states * actions))
 
 
 class Optimum(NamedTuple):
@@ -197,8 +188,7 @@ def policy_iteration(mdp: MDP, policy: Policy | None = None, max_iterations: int
     Raises:
         RuntimeError: no fixed point within ``max_iterations``.
     """
-    uniform = np.full(mdp.reward.shape, 1 / mdp.actions)
-    policy = uniform if policy is None else np.asarray(policy)
+    policy = np.full(mdp.reward.shape, 1 / mdp.actions) if policy is None else np.asarray(policy)
     count = np.zeros(mdp.reward.shape[:-2], int)
     for _ in range(max_iterations):
         q = action_value(mdp, policy)

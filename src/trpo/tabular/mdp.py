@@ -14,11 +14,8 @@ from trpo.types import AnyArray
 if TYPE_CHECKING:
     Table = Any
 else:
-    Table = Float[AnyArray, "..."]
-    """NumPy or JAX, in float64 or float32."""
-
-TOLERANCE = 1e-8
-"""How far probabilities may be from summing to 1 (in float64; 1e-5 in float32)."""
+    Table = AnyArray
+    """NumPy or JAX: what a function returns is what it was given, which type checkers can't follow."""
 
 
 def _as_float(x: Any) -> Any:
@@ -40,13 +37,13 @@ class MDP(eqx.Module):
     2
     """
 
-    transition: Table = eqx.field(converter=_as_float)
+    transition: Float[Table, "..."] = eqx.field(converter=_as_float)
     """P(s'|s, a), shape ``[*mdps, S, A, S]``."""
-    reward: Table = eqx.field(converter=_as_float)
+    reward: Float[Table, "..."] = eqx.field(converter=_as_float)
     """r(s, a), expected over s', shape ``[*mdps, S, A]``."""
-    start: Table = eqx.field(converter=_as_float)
+    start: Float[Table, "..."] = eqx.field(converter=_as_float)
     """μ(s), the paper's ρ₀, shape ``[*mdps, S]``."""
-    discount: Table = eqx.field(converter=_as_float)
+    discount: Float[Table, "..."] = eqx.field(converter=_as_float)
     """γ, shape ``[*mdps]``."""
 
     def __check_init__(self) -> None:
@@ -106,31 +103,19 @@ def check_probabilities(name: str, p: Any, meaning: str) -> None:
         if np.any(bad):
             raise ValueError(f"{name}{_where(bad)}={p[bad].flat[0]:g}: {problem}, and {meaning} must be probabilities")
     total = p.sum(axis=-1)
-    bad = np.abs(total - 1) > (TOLERANCE if p.dtype == np.float64 else 1e-5)
+    bad = np.abs(total - 1) > (1e-8 if p.dtype == np.float64 else 1e-5)
     if np.any(bad):
         raise ValueError(
             f"{name}{_where(bad)} sums to {total[bad].flat[0]:.6g}: {meaning} must sum to 1 over the last axis"
         )
 
 
-def garnet(
-    rng: np.random.Generator,
-    states: int,
-    actions: int,
-    branching: int,
-    discount: float | np.ndarray,
-) -> MDP:
+def garnet(rng: np.random.Generator, states: int, actions: int, branching: int, discount: float | np.ndarray) -> MDP:
     """Draw random MDPs "GARNET(states, actions, branching)" (Archibald et al. 1995; Bhatnagar et al. 2009).
 
-    Each (s, a) leads to ``branching`` distinct random states, with probabilities from the spacings of uniform points;
-    rewards are standard normal; the start distribution is uniform on the simplex.
-
-    Args:
-        rng: source of randomness.
-        states: S ≥ 1.
-        actions: A ≥ 1.
-        branching: successors of each (s, a), in 1..S.
-        discount: γ; an array of shape ``[*mdps]`` draws as many MDPs at once.
+    Each (s, a) leads to ``branching`` (1..S) distinct random states, with probabilities from the spacings of uniform
+    points; rewards are standard normal; the start distribution is uniform on the simplex. An array of discounts, shape
+    ``[*mdps]``, draws as many MDPs at once.
     """
     if states < 1 or actions < 1:
         raise ValueError(f"states={states}, actions={actions}: both must be at least 1")
@@ -166,7 +151,7 @@ def chain(length: int = 5, discount: float = 0.95, slip: float = 0.2) -> MDP:
     return MDP(transition, reward, np.eye(length)[0], discount)
 
 
-_MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+_MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 """Up, right, down, left: the order of Gymnasium's toy-text environments."""
 
 
@@ -179,13 +164,10 @@ def cliff(rows: int = 4, columns: int = 12, discount: float = 0.95) -> MDP:
     _check_named(rows=(rows, 2), columns=(columns, 3))
     states = rows * columns
     begin, goal = (rows - 1) * columns, states - 1
-    transition, reward = np.zeros((states, 4, states)), np.full((states, 4), -1.0)
-    for s in range(states):
-        for a in range(4):
-            landing = _neighbour(s, a, rows, columns)
-            if begin < landing < goal:
-                landing, reward[s, a] = begin, -100.0
-            transition[s, a, landing] = 1.0
+    landing = _neighbours(rows, columns)
+    falls = (begin < landing) & (landing < goal)
+    transition = np.eye(states)[np.where(falls, begin, landing)]
+    reward = np.where(falls, -100.0, -1.0)
     transition[goal], reward[goal] = np.eye(states)[goal], 0.0
     return MDP(transition, reward, np.eye(states)[begin], discount)
 
@@ -197,23 +179,18 @@ def grid(size: int = 5, discount: float = 0.95, slip: float = 0.1) -> MDP:
     """
     _check_named(size=(size, 2), slip=slip)
     states = size * size
-    transition = np.zeros((states, 4, states))
-    for s in range(states):
-        for a in range(4):
-            for direction in range(4):
-                p = (1 - slip) * (direction == a) + slip / 4
-                transition[s, a, _neighbour(s, direction, size, size)] += p
+    moves = (1 - slip) * np.eye(4) + slip / 4
+    transition = moves @ np.eye(states)[_neighbours(size, size)]
     goal = states - 1
     reward = transition[:, :, goal].copy()
     transition[goal], reward[goal] = np.eye(states)[goal], 0.0
     return MDP(transition, reward, np.eye(states)[0], discount)
 
 
-def _neighbour(s: int, move: int, rows: int, columns: int) -> int:
-    row, column = divmod(s, columns)
-    row = min(max(row + _MOVES[move][0], 0), rows - 1)
-    column = min(max(column + _MOVES[move][1], 0), columns - 1)
-    return row * columns + column
+def _neighbours(rows: int, columns: int) -> np.ndarray:
+    """Return where each of the four moves leads from each state, shape ``[S, 4]``; a wall keeps one where one is."""
+    row, column = np.divmod(np.arange(rows * columns)[:, None], columns)
+    return np.clip(row + _MOVES[:, 0], 0, rows - 1) * columns + np.clip(column + _MOVES[:, 1], 0, columns - 1)
 
 
 def _check_named(slip: float = 0.0, **sizes: tuple[int, int]) -> None:

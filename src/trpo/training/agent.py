@@ -130,7 +130,10 @@ class Agent:
     def _batched(self, observation: Any) -> tuple[Any, bool]:
         """Return an observation with a leading axis, and whether it had none."""
         space = self.spec.observation
-        x = space.map(lambda leaf, part: np.asarray(part, leaf.dtype), observation)
+        try:
+            x = space.map(lambda leaf, part: np.asarray(part, leaf.dtype), observation)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"observation {observation!r}: must be one of {space}, or a batch of that") from error
         if isinstance(space, Box):  # numbers in a row are taken too
             size = space.size
             if x.shape != space.shape and x.shape[1:] != space.shape:

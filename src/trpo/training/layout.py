@@ -81,8 +81,7 @@ class Layout:
 
     def constrain_trajectory(self, trajectory: Trajectory) -> Trajectory:
         """Do the same for a trajectory; the memory and flags of its first step have no axis of time, and stay put."""
-        divided = self.constrain_batch(dataclasses.replace(trajectory, carry=(), reset=trajectory.valid))
-        return dataclasses.replace(divided, carry=trajectory.carry, reset=trajectory.reset)
+        return dataclasses.replace(trajectory, **self.constrain_batch(trajectory.steps()))
 
 
 def layout_for(requested: int, count: int, members: int) -> Layout:

@@ -202,15 +202,14 @@ def improve(
 def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
     """Estimate advantages and the value function's targets."""
     weight = trajectory.valid / jnp.maximum(jnp.sum(trajectory.valid), 1).astype(jnp.result_type(float))
-    steps = dataclasses.replace(trajectory, carry=(), reset=trajectory.valid)  # those that have an axis of time
-    clean = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), steps)
+    steps = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory.steps())
+    clean = dataclasses.replace(trajectory, **steps)
     see = program.freeze(learner.policy, learner.observations).see
     seen, following = see(clean.observation), see(clean.next_observation)
     v = predict(program.value_of, learner.value, seen, program.normalise_returns)
     next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
     discount = hyper.discount_at(iteration)
     advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
-    clean = dataclasses.replace(clean, carry=trajectory.carry, reset=trajectory.reset)
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import operator
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +15,9 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from trpo.types import Params, Scalar
 from trpo.value_fits.fit import ValueApply, ValueBatch, squared_loss
+
+# One flat vector for all leaves: Adam's arithmetic is then a few large loops instead of many tiny ones.
+_ADAM = optax.flatten(optax.scale_by_adam())
 
 
 class AdamFit(eqx.Module):
@@ -35,42 +40,34 @@ class AdamFit(eqx.Module):
             raise ValueError(f"value.learning_rate={self.learning_rate}: must be > 0; 1e-3 is usual")
 
     def init(self, params: Params) -> Any:
-        return _adam().init(params)
+        return _ADAM.init(params)
 
     def minimise(
         self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
     ) -> tuple[Params, Any]:
-        """Run the fit on targets in the network's own unit."""
         *strata, n = batch.target.shape
         size = min(max(1, self.minibatch // math.prod(strata)) if self.minibatch else n, n)
         steps = n // size
-        transform = _adam()
-
-        def take(part: ValueBatch, rows: Array) -> ValueBatch:
-            return jax.tree.map(lambda leaf: leaf[rows], part)
-
         # Each stratum's rows come from it alone: strata on other devices stay there.
-        take = jax.vmap(take) if strata else take
+        take = jax.vmap(operator.getitem) if strata else operator.getitem
 
         def step(carry: tuple[Params, Any], rows: Array) -> tuple[tuple[Params, Any], None]:
             params, optimiser = carry
-            part = take(batch, rows) if steps > 1 else batch
+            part = jax.tree.map(lambda leaf: take(leaf, rows), batch) if steps > 1 else batch
             total = jnp.sum(part.weight)
-            weight = part.weight / jnp.where(total > 0, total, 1.0)
-            part = ValueBatch(part.observation, part.target, weight)
+            part = dataclasses.replace(part, weight=part.weight / jnp.where(total > 0, total, 1.0))
             gradient = jax.grad(lambda p: squared_loss(apply, p, part))(params)
-            updates, optimiser = transform.update(gradient, optimiser, params)
+            updates, optimiser = _ADAM.update(gradient, optimiser, params)
             return (optax.tree.add_scale(params, -self.learning_rate, updates), optimiser), None
 
         def rows_of_epoch(key: PRNGKeyArray) -> Array:
-            if not strata:
-                return shuffled(key, n)[: steps * size].reshape(steps, size)
-            keys = jax.random.split(key, strata[0])
-            rows = jax.vmap(lambda k: shuffled(k, n)[: steps * size].reshape(steps, size))(keys)
-            return jnp.moveaxis(rows, 0, 1)
+            return shuffled(key, n)[: steps * size].reshape(steps, size)
+
+        def rows_of_strata(key: PRNGKeyArray) -> Array:
+            return jax.vmap(rows_of_epoch, out_axes=1)(jax.random.split(key, strata[0]))
 
         if steps > 1:
-            rows = jax.vmap(rows_of_epoch)(jax.random.split(key, self.epochs))
+            rows = jax.vmap(rows_of_strata if strata else rows_of_epoch)(jax.random.split(key, self.epochs))
             rows = rows.reshape(-1, *rows.shape[2:])
         else:
             rows = jnp.zeros((self.epochs, 0), jnp.int32)
@@ -91,8 +88,3 @@ def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, "n"]:
     index = jnp.arange(n, dtype=jnp.uint32)
     words = jnp.sort((jax.random.bits(key, (n,), jnp.uint32) << bits) | index)
     return (words & jnp.uint32(2**bits - 1)).astype(jnp.int32)
-
-
-def _adam() -> optax.GradientTransformation:
-    # One flat vector for all leaves: Adam's arithmetic is then a few large loops instead of many tiny ones.
-    return optax.flatten(optax.scale_by_adam())

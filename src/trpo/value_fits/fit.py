@@ -53,13 +53,11 @@ class ValueFit(Protocol):
 
     def init(self, params: Params) -> Any:
         """Return what is carried from one batch to the next."""
-        ...
 
     def minimise(
         self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
     ) -> tuple[Params, Any]:
         """Return fitted parameters, and what the next batch needs; targets are in the network's own unit."""
-        ...
 
 
 class ValueInfo(eqx.Module):
@@ -95,12 +93,7 @@ def squared_loss(apply: ValueApply, params: Params, batch: ValueBatch) -> Scalar
 
 
 def fit_value(
-    method: ValueFit,
-    apply: ValueApply,
-    state: ValueState,
-    batch: ValueBatch,
-    key: PRNGKeyArray,
-    normalise: bool = True,
+    method: ValueFit, apply: ValueApply, state: ValueState, batch: ValueBatch, key: PRNGKeyArray, normalise: bool = True
 ) -> tuple[ValueState, ValueInfo]:
     """Fit V to ``batch`` and return the new state; on non-finite data or result, the old state bit for bit.
 
@@ -120,5 +113,4 @@ def fit_value(
     params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)
     loss = 2 * squared_loss(apply, params, scaled)
     finite = all_finite((scaled.target, returns, params, loss))
-    new = ValueState(params, optimiser, returns)
-    return tree_where(finite, new, state), ValueInfo(loss, finite)
+    return tree_where(finite, ValueState(params, optimiser, returns), state), ValueInfo(loss, finite)

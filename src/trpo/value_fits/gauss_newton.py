@@ -40,7 +40,6 @@ class GaussNewtonFit(eqx.Module):
     def minimise(
         self, apply: ValueApply, params: Params, optimiser: tuple[()], batch: ValueBatch, key: PRNGKeyArray
     ) -> tuple[Params, tuple[()]]:
-        """Run the fit on targets in the network's own unit; ``key`` is not used."""
         new, _ = jax.lax.scan(lambda p, _: (self._step(apply, p, batch), None), params, None, length=self.steps)
         return new, optimiser
 
@@ -57,16 +56,12 @@ class GaussNewtonFit(eqx.Module):
         direction, _ = conjugate_gradient(product, optax.tree.scale(-1.0, gradient), self.cg_iterations)
         change = weighted_sum(batch.weight, jvp(direction) ** 2)
         variance = weighted_sum(batch.weight, (value - batch.target) ** 2)
-        limit = jnp.sqrt(2 * self.max_change * variance / jnp.where(change > 0, change, 1.0))
-        length = jnp.minimum(1.0, limit)
+        length = jnp.minimum(1.0, jnp.sqrt(2 * self.max_change * variance / jnp.where(change > 0, change, 1.0)))
         start = squared_loss(apply, params, batch)
-
-        def halve(state: tuple[Scalar, Array]) -> tuple[Scalar, Array]:
-            return state[0] / 2, state[1] + 1
 
         def worse(state: tuple[Scalar, Array]) -> Array:
             trial = squared_loss(apply, optax.tree.add_scale(params, state[0], direction), batch)
             return ~(trial <= start) & (state[1] < 8)
 
-        length, halvings = jax.lax.while_loop(worse, halve, (length, jnp.asarray(0)))
+        length, halvings = jax.lax.while_loop(worse, lambda s: (s[0] / 2, s[1] + 1), (length, jnp.asarray(0)))
         return optax.tree.add_scale(params, jnp.where(halvings < 8, length, 0.0), direction)

@@ -7,7 +7,7 @@ from typing import Any
 
 from trpo.theory.claims import CLAIMS, text
 from trpo.theory.pages import rows
-from trpo.theory.pages.text import EQUATIONS, paragraphs, source
+from trpo.theory.pages.text import EQUATIONS, excerpt, paragraphs
 
 ROOT = "../.."
 """From docs/theory to the repository."""
@@ -30,7 +30,7 @@ def _cell(prose: str) -> str:
 
 
 def _code(reference: str) -> str:
-    return f"[`{reference.replace(':', '.')}`]({ROOT}/src/{source(reference).path})"
+    return f"[`{reference.replace(':', '.')}`]({ROOT}/src/{excerpt(reference).path})"
 
 
 def _test(test: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from trpo.theory.claims import CLAIMS, text
 from trpo.theory.pages import rows
-from trpo.theory.pages.text import EQUATIONS, NOTATION, paragraphs, read, source
+from trpo.theory.pages.text import EQUATIONS, NOTATION, excerpt, paragraphs, read
 
 # A letter (with its bar or tilde), then an index: θ_old, ρ_π̃, Σ_s, π_{i+1}; names such as max_kl are left alone.
 _INDEX = re.compile(r"(?<!\w)([A-Za-zΑ-Ωα-ω∇][\u0303\u0304]?)_(?:\{([^}]+)\}|([A-Za-zΑ-Ωα-ω0-9]+\u0303?))")
@@ -71,7 +71,7 @@ def _checks(record: dict[str, Any]) -> str:
 
 
 def _code(reference: str) -> str:
-    found = source(reference)
+    found = excerpt(reference)
     title = f"<code>{reference.replace(':', '.')}</code>"
     where = f'<span class="soft">{found.path}, lines {found.first}–{found.last}</span>'
     width = len(str(found.last))

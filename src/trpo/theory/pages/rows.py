@@ -21,7 +21,7 @@ class Row(NamedTuple):
     passed: bool
 
 
-def number(value: float | str) -> str:
+def shown(value: float | str) -> str:
     """Write a measured number in at most four digits."""
     return value if isinstance(value, str) else f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
 
@@ -29,7 +29,7 @@ def number(value: float | str) -> str:
 def rows(record: dict[str, Any]) -> list[Row]:
     """Return a claim's checks."""
     return [
-        Row(**check | {"cases": f"{check['cases']:,}", "worst": number(check["worst"])}) for check in record["checks"]
+        Row(**check | {"cases": f"{check['cases']:,}", "worst": shown(check["worst"])}) for check in record["checks"]
     ]
 
 

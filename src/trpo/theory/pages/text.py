@@ -32,7 +32,7 @@ EQUATIONS = [Equation(**equation) for equation in _PAPER["equations"]]
 """In the paper's order."""
 
 
-class Source(NamedTuple):
+class Excerpt(NamedTuple):
     """Where something is defined."""
 
     path: str
@@ -42,7 +42,7 @@ class Source(NamedTuple):
     text: str
 
 
-def source(reference: str) -> Source:
+def excerpt(reference: str) -> Excerpt:
     """Return the source of ``module:qualified name``."""
     name, _, qualified = reference.partition(":")
     imported = importlib.import_module(name)
@@ -56,7 +56,7 @@ def source(reference: str) -> Source:
     except TypeError:  # Equinox wraps methods in an object that inspect does not look through.
         lines, first = inspect.getsourcelines(thing.method)
     package = Path(str(importlib.import_module("trpo").__file__)).parents[1]
-    return Source(file.relative_to(package).as_posix(), first, first + len(lines) - 1, "".join(lines))
+    return Excerpt(file.relative_to(package).as_posix(), first, first + len(lines) - 1, "".join(lines))
 
 
 def paragraphs(text: str) -> list[tuple[bool, str]]:

@@ -29,7 +29,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 
     return drawing, panels
 
 
-def band(
+def ribbon(
     axes: Any,
     x: np.ndarray,
     values: Float[np.ndarray, "cases x"],

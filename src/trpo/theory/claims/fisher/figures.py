@@ -36,7 +36,7 @@ def _draw_directions(axes: Any) -> None:
 def _draw_powers(axes: Any, s: Series) -> None:
     lines = ((s.kl, 0, 2, "mean KL"), (s.cubic, 1, 3, "without its parabola"), (s.quartic, 2, 4, "and without κ₃ t³/6"))
     for y, colour, power, label in lines:
-        middle = style.band(axes, STEPS, np.abs(y), style.COLOURS[colour], f"{label}: slope {power}", markersize=3)
+        middle = style.ribbon(axes, STEPS, np.abs(y), style.COLOURS[colour], f"{label}: slope {power}", markersize=3)
         axes.plot(STEPS, middle[-1] * (STEPS / STEPS[-1]) ** power, ":", color=style.COLOURS[6], linewidth=1)
     style.label(axes, "What is left, and how fast it goes", "step t", "in units of ΔᵀFΔ/6", "xy", "lower right")
 

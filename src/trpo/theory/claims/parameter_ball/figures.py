@@ -139,6 +139,6 @@ def _steps(axes: Any) -> None:
 
 def _disagreement(axes: Any, c: study.Compared) -> None:
     for fraction, colour, label in ((c.plain, 1, "plain gradient"), (c.natural, 0, "natural gradient")):
-        style.band(axes, study.SIZES, 100 * fraction, style.COLOURS[colour], label, markersize=4)
+        style.ribbon(axes, study.SIZES, 100 * fraction, style.COLOURS[colour], label, markersize=4)
     labels = "size of the step: largest change of a log-probability, nats", "disagreement, per cent of the step"
     style.label(axes, "What new coordinates change", *labels, log="xy")

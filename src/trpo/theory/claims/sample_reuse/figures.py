@@ -52,6 +52,6 @@ def _lines(axes: Any, y: np.ndarray, colour: int, label: str) -> None:
 
 def _draw_kl(axes: Any, kl: np.ndarray) -> None:
     x = np.array(UPDATES)
-    style.band(axes, x, kl[:, ANCHORED], style.COLOURS[1], "re-anchored", mark="s--", markersize=4)
-    style.band(axes, x, kl[:, ENDS], style.COLOURS[0], "within one cumulative δ", markersize=4)
+    style.ribbon(axes, x, kl[:, ANCHORED], style.COLOURS[1], "re-anchored", mark="s--", markersize=4)
+    style.ribbon(axes, x, kl[:, ENDS], style.COLOURS[0], "within one cumulative δ", markersize=4)
     axes.plot(x, x**2, ":", color=style.COLOURS[6], linewidth=1.2, label="K²")

@@ -70,7 +70,7 @@ def _draw_kl(axes: Any, local: Local, updates: Updates) -> None:
         (style.COLOURS[1], positive, "good actions rare (skewness of A > 0)"),
         (style.COLOURS[0], ~positive, "bad actions rare (skewness of A < 0)"),
     ):
-        style.band(axes, DELTAS, y[:, kept].T, colour, label, markersize=3.5)
+        style.ribbon(axes, DELTAS, y[:, kept].T, colour, label, markersize=3.5)
         predicted = 1 + np.sqrt(2 * smooth) / 3 * np.median(local.skewness[kept])
         axes.plot(smooth, predicted, ":", color=style.COLOURS[6], linewidth=1.2)
     axes.plot([], [], ":", color=style.COLOURS[6], linewidth=1.2, label="1 + √(2δ)/3 · median skewness")

@@ -75,7 +75,7 @@ def _error_law(study: Study, directory: Path) -> Picture:
         (missed, 2, style.COLOURS[0], r"$|\eta - L_\pi|\;/\;|\sum_s d\rho\,d\bar A|$"),
     ):
         shown = f"{label}: median, 90 % of MDPs"
-        style.band(axes, STEPS, values, colour, shown, (0.05, 0.5, 0.95), "o", markersize=4)
+        style.ribbon(axes, STEPS, values, colour, shown, (0.05, 0.5, 0.95), "o", markersize=4)
         axes.plot(STEPS, STEPS**power, color="black", linewidth=0.8, linestyle="--" if power == 1 else "-")
     axes.text(STEPS[-1] * 1.1, STEPS[-1] * 1.6, "t", fontsize=11)
     axes.text(STEPS[-1] * 1.1, STEPS[-1] ** 2 * 2.2, "t²", fontsize=11)

@@ -1,0 +1,403 @@
+"""Policies with memory: what they are is each episode unrolled alone, wherever fragments and episodes begin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers import assert_same_bits
+from jax.flatten_util import ravel_pytree
+from problems import LEADING, uneven_weight
+
+import trpo
+from trpo.envs import Transition
+from trpo.envs.spec import Box, Choice, EnvSpec
+from trpo.policies.function import to_numpy
+from trpo.rollout import HostPolicy, HostSource, Trajectory, noise_of
+from trpo.rollout.device import DeviceSource
+from trpo.training import learner as stages
+from trpo.training.agent import Agent
+from trpo.training.learner import Hyper
+from trpo.trees import namespace
+
+SPEC = EnvSpec("random", Box((3,)), Box((2,)))
+STEPS, COUNT = 64, 5
+
+
+class Elman(eqx.Module):
+    """h ← tanh(x U + h W), y = h V + age / 10, with the age of an episode in steps as a memory of another type."""
+
+    u: Any
+    w: Any
+    v: Any
+    size: int = eqx.field(static=True)
+    jax_only: bool = eqx.field(static=True, default=False)
+
+    @classmethod
+    def make(cls, sizes: tuple[int, int, int], jax_only: bool = False, scale: float = 0.8) -> Elman:
+        inputs, hidden, outputs = sizes
+        keys = jax.random.split(jax.random.key(3), 3)
+        shapes = (inputs, hidden), (hidden, hidden), (hidden, outputs)
+        dtype = jnp.result_type(float)
+        drawn = (scale * jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+        return cls(*drawn, hidden, jax_only)
+
+    def start(self, count: int) -> Any:
+        return {"h": jnp.zeros((count, self.size)), "age": jnp.zeros(count, jnp.int32)}
+
+    def __call__(self, carry: Any, x: Any, reset: Any) -> tuple[Any, Any]:
+        xp = jnp if self.jax_only else namespace(x)
+        h = xp.where(reset[:, None], 0.0, carry["h"])
+        age = xp.where(reset, 0, carry["age"])
+        h = xp.tanh(x @ self.u + h @ self.w)
+        return h @ self.v + age[:, None].astype(x.dtype) / 10, {"h": h, "age": age + 1}
+
+
+def policy(jax_only: bool = False) -> trpo.Policy:
+    head = trpo.GaussianHead(jnp.array([-0.5, 0.2], jnp.result_type(float)))
+    return trpo.Policy(trpo.make_encoder(SPEC.observation), Elman.make((3, 4, 2), jax_only), head)
+
+
+def alone(module: trpo.Policy, x: np.ndarray) -> np.ndarray:
+    """Means of one episode ``[time, 3]``, by NumPy in double precision."""
+    u, w, v = (np.asarray(a, np.float64) for a in (module.trunk.u, module.trunk.w, module.trunk.v))
+    h, means = np.zeros(len(w)), []
+    for age, row in enumerate(x.astype(np.float64)):
+        h = np.tanh(row @ u + h @ w)
+        means.append(h @ v + age / 10)
+    return np.array(means)
+
+
+def assert_each_episode_alone(module: trpo.Policy, whole: Trajectory, mean: np.ndarray) -> None:
+    """Compare means ``[time, env, 2]`` of a run from its beginning with those of each episode by itself."""
+    lengths = []
+    for i in range(whole.valid.shape[1]):
+        ends = np.flatnonzero(whole.terminated[:, i] | whole.truncated[:, i]) + 1
+        for episode in np.split(np.arange(len(whole.valid)), ends):
+            rows = episode[whole.valid[episode, i]]
+            if len(rows):
+                expected = alone(module, whole.observation[rows, i])
+                np.testing.assert_allclose(mean[rows, i], expected, rtol=2e-4, atol=2e-5)
+                lengths.append(len(rows))
+    assert len(lengths) > 3 * COUNT
+    assert max(lengths) > 10
+
+
+class Resetting:
+    """Random observations and ends; resets within the step that ended an episode, or as EnvPool in one of its own."""
+
+    spec, count = SPEC, COUNT
+
+    def __init__(self, apart: bool):
+        self.apart = apart
+
+    def _look(self) -> np.ndarray:
+        return self.random.normal(size=(COUNT, 3)).astype(np.float32)
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        self.random, self.over = np.random.default_rng(seeds), np.zeros(COUNT, bool)
+        return self._look()
+
+    def step(self, action: np.ndarray) -> Transition:
+        valid = ~self.over
+        terminated, truncated = (valid & (self.random.random(COUNT) < 0.06) for _ in range(2))
+        self.over = (terminated | truncated) & self.apart
+        seen, reward = self._look(), self.random.normal(size=COUNT).astype(np.float32)
+        return Transition(seen, reward, terminated, truncated & ~terminated, seen, valid)
+
+    def snapshot(self) -> None:
+        return None
+
+    def restore(self, snapshot: Any) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def agent_with(module: trpo.Policy, fragment: int) -> Agent:
+    value = trpo.ValueConfig(hidden=(4,))
+    config = trpo.Config(fragment=fragment, env=trpo.EnvConfig(count=COUNT), value=value, normalise_observations=False)
+    return Agent.create(SPEC, config, module)
+
+
+def fragments_on_host(agent: Agent, envs: Any, fragment: int) -> list[tuple[Trajectory, Any]]:
+    source = HostSource(envs, agent.policy.start)
+    source.restart([7])
+    acting = HostPolicy(agent.policy, agent.actor())
+    noise = np.asarray(noise_of(agent.policy, agent.actor(), COUNT, (STEPS,), jax.random.key(1)))
+    parts = [noise[k : k + fragment] for k in range(0, STEPS - STEPS % fragment, fragment)]
+    return [(source.collect(acting, part), part) for part in parts]
+
+
+def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
+    """Return, compiled: a trajectory ↦ means (or logits) and ratios at θ_old, and the evaluation there."""
+    program, hyper = agent.program(), Hyper.of(agent.config)
+
+    @jax.jit
+    def at_old(trajectory: Trajectory) -> Any:
+        learner = agent.learner
+        problem = stages.local_problem(program, learner, stages.estimate(program, hyper, learner, trajectory, 0))
+        here = problem.distributions(learner.policy)
+        ratio = jnp.exp(here.log_prob(trajectory.action) - problem.old.log_prob(trajectory.action))
+        return jax.tree.leaves(problem.old)[0], ratio, problem.evaluate(learner.policy)
+
+    return at_old
+
+
+@pytest.mark.parametrize("fragment", [1, 7, 32])
+@pytest.mark.parametrize("apart", [False, True], ids=["resets at once", "resets in a step of its own"])
+@pytest.mark.parametrize("jax_only", [False, True], ids=["numpy", "compiled"])
+def test_fragments_on_the_host_are_each_episode_alone(fragment: int, apart: bool, jax_only: bool) -> None:
+    module = policy(jax_only)
+    agent = agent_with(module, fragment)
+    assert HostPolicy(agent.policy, agent.actor()).in_numpy is not jax_only
+    collected = fragments_on_host(agent, Resetting(apart), fragment)
+    at_old, means = problem_of(agent), []
+    for trajectory, noise in collected:
+        mean, ratio, start = at_old(trajectory)
+        np.testing.assert_array_equal(ratio, 1.0)
+        assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
+        # The memory that acted is the memory of the update: μ + σ·noise of the noise that was handed in.
+        acted = np.asarray(mean) + np.exp([-0.5, 0.2]) * noise
+        np.testing.assert_allclose(trajectory.action[trajectory.valid], acted[trajectory.valid], rtol=1e-4, atol=1e-5)
+        means.append(np.asarray(mean))
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *(trajectory.steps() for trajectory, _ in collected))
+    whole = Trajectory(**steps, carry=(), reset=np.ones(COUNT, bool))
+    assert whole.valid.all() != apart
+    assert_each_episode_alone(module, whole, np.concatenate(means))
+
+
+def test_auto_reset_steps_of_envpool() -> None:
+    """CartPole of EnvPool: what the update sees of each episode is that episode alone."""
+    pytest.importorskip("envpool")
+    spec = trpo.make_agent("envpool:CartPole-v1").spec
+    module = trpo.Policy(trpo.make_encoder(spec.observation), Elman.make((4, 4, 2)), trpo.CategoricalHead(2))
+    config = trpo.Config(fragment=40, env=trpo.EnvConfig(count=COUNT), normalise_observations=False)
+    agent = Agent.create(spec, config, module)
+    source = HostSource(trpo.make_envs("envpool:CartPole-v1", COUNT), agent.policy.start)
+    source.restart(list(range(COUNT)))
+    noise = to_numpy(noise_of(agent.policy, agent.actor(), COUNT, (120,), jax.random.key(1)))
+    acting, logits = HostPolicy(agent.policy, agent.actor()), problem_of(agent)
+    collected = [source.collect(acting, noise[k : k + 40]) for k in (0, 40, 80)]
+    source.close()
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *(trajectory.steps() for trajectory in collected))
+    whole = Trajectory(**steps, carry=(), reset=np.ones(COUNT, bool))
+    assert not whole.valid.all()
+    assert_each_episode_alone(module, whole, np.concatenate([logits(trajectory)[0] for trajectory in collected]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Random observations and ends, in JAX."""
+
+    spec = SPEC
+    cheap_reset = True
+
+    def reset(self, key: Any) -> Any:
+        return jnp.zeros(()), jax.random.normal(key, (3,))
+
+    def step(self, state: Any, action: Any, key: Any) -> Any:
+        a, b, c = jax.random.split(key, 3)
+        ends = jax.random.uniform(c, (2,)) < 0.06
+        return state, trpo.Step(jax.random.normal(a, (3,)), jax.random.normal(b), ends[0], ends[1])
+
+
+@pytest.mark.parametrize("fragment", [1, 7, 32])
+def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(fragment: int) -> None:
+    module = policy()
+    agent = agent_with(module, fragment)
+    source = DeviceSource(Device(), SPEC)
+    collect = jax.jit(source.collect, static_argnums=0)
+    rollout = source.begin(jax.random.key(0), COUNT, agent.policy.start(COUNT))
+    host, carry = HostPolicy(agent.policy, agent.actor()), to_numpy(agent.policy.start(COUNT))
+    at_old, means, parts, reset = problem_of(agent), [], [], np.ones(COUNT, bool)
+    for k in range(STEPS // fragment):
+        noise = noise_of(agent.policy, agent.actor(), COUNT, (fragment,), jax.random.key(k))
+        rollout, trajectory, _ = collect(agent.policy, agent.actor(), rollout, noise)
+        mean, ratio, start = at_old(trajectory)
+        np.testing.assert_array_equal(ratio, 1.0)
+        assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
+        trajectory = to_numpy(trajectory)
+        for t in range(fragment):
+            action, carry = host(trajectory.observation[t], carry, reset, np.asarray(noise[t]))
+            np.testing.assert_allclose(trajectory.action[t], action, rtol=1e-4, atol=1e-5)
+            reset = trajectory.terminated[t] | trajectory.truncated[t]
+        means.append(np.asarray(mean))
+        parts.append(trajectory.steps())
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    assert_each_episode_alone(module, Trajectory(**steps, carry=(), reset=reset), np.concatenate(means))
+
+
+# ---------------------------------------------------------------- the local problem
+
+
+def batch_in_the_middle(function: Any, params: Any) -> trpo.Batch:
+    """Fragments that begin with a memory, in which episodes begin."""
+    random = np.random.default_rng(0)
+    reset = np.zeros(LEADING, bool)
+    reset[0, 0] = reset[1, 2] = reset[2, 1] = True
+    carry = {"h": random.normal(size=(LEADING[1], 4)), "age": np.arange(LEADING[1], dtype=np.int32)}
+    return trpo.Batch(
+        observation=jnp.asarray(random.normal(size=(*LEADING, 3))),
+        action=jnp.asarray(random.normal(size=(*LEADING, 2))),
+        advantage=jnp.asarray(random.normal(size=LEADING)),
+        weight=uneven_weight(jnp.float64),
+        carry=jax.tree.map(jnp.asarray, carry),
+        reset=jnp.asarray(reset),
+    )
+
+
+def test_fisher_products_are_the_dense_hessian_of_the_unrolled_mean_kl(x64: None) -> None:
+    function, params = trpo.as_policy(policy())
+    batch = batch_in_the_middle(function, params)
+    flat, unravel = ravel_pytree(params)
+
+    def unrolled(params: Any) -> trpo.DiagGaussian:
+        trunk, carry, means = function.bind(params).trunk, batch.carry, []
+        for t in range(LEADING[0]):
+            mean, carry = trunk(carry, batch.observation[t], batch.reset[t])
+            means.append(mean)
+        log_std = function.bind(params).head.log_std
+        return trpo.DiagGaussian(jnp.stack(means), jnp.broadcast_to(log_std[None, None], (*LEADING, 2)))
+
+    old = unrolled(params)
+    mean_kl = jax.jit(lambda x: jnp.sum(batch.weight * old.kl_to(unrolled(unravel(x)))))
+    dense = np.asarray(jax.jit(jax.hessian(mean_kl))(flat))
+
+    @jax.jit
+    def products(vectors: Any, elsewhere: Any) -> Any:
+        problem = trpo.sampled_problem(function, params, batch)
+        model = problem.linearise(params)
+        rows = jax.vmap(lambda v: ravel_pytree(model.fisher_vp(unravel(v)))[0])(vectors)
+        return rows, problem.mean_kl(unravel(elsewhere))
+
+    elsewhere = flat + 0.1 * np.cos(np.arange(flat.size))
+    found, kl = products(jnp.eye(flat.size), elsewhere)
+    np.testing.assert_allclose(found, dense, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(kl, mean_kl(elsewhere), rtol=1e-10)
+    assert np.abs(dense).max() > 0.01
+
+
+def test_what_does_not_go_with_memory_is_said() -> None:
+    function, params = trpo.as_policy(policy())
+    zeros = jnp.zeros(LEADING)
+    batch = trpo.Batch(
+        jnp.zeros((*LEADING, 3)), jnp.zeros((*LEADING, 2)), zeros, zeros, function.start(LEADING[1]), zeros > 0
+    )
+    with pytest.raises(ValueError, match=r"fisher_subsample=2: a policy with memory needs all steps"):
+        trpo.sampled_problem(function, params, batch, fisher_subsample=2)
+    value = trpo.ValueFunction(trpo.make_encoder(SPEC.observation), Elman.make((3, 4, 1)))
+    with pytest.raises(ValueError, match=r"a value function with memory is not supported yet"):
+        Agent.create(SPEC, trpo.Config(), value=value)
+
+
+# ---------------------------------------------------------------- acting
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_act_carries_the_memory(deterministic: bool) -> None:
+    module = policy()
+    agent = agent_with(module, 8)
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    expected = alone(module, x)
+    carry, actions = agent.start(), []
+    assert carry["h"].shape == (4,)
+    for row in x:
+        action, carry = agent.act(row, carry, deterministic=deterministic, seed=0)
+        assert action.shape == (2,)
+        actions.append(action)
+    assert carry["age"] == 6
+    if deterministic:
+        np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
+    else:  # the same noise at every step, from the seed
+        noise = np.asarray(actions) - expected
+        np.testing.assert_allclose(noise, np.broadcast_to(noise[:1], noise.shape), rtol=1e-3, atol=1e-4)
+        assert np.abs(noise).min() > 1e-3
+
+
+def test_act_on_a_batch_and_without_memory_begins_an_episode() -> None:
+    module = policy()
+    agent = agent_with(module, 8)
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    carry = agent.start(5)
+    assert carry["h"].shape == (5, 4)
+    first, carry = agent.act(x[0], carry)
+    second, carry = agent.act(x[1], carry)
+    assert (first.shape, carry["age"].tolist()) == ((5, 2), [2] * 5)
+    for i in range(5):
+        np.testing.assert_allclose([first[i], second[i]], alone(module, x[:, i]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(agent.act(x[0]), first)
+    with pytest.raises(TypeError, match=r"write deterministic="):
+        agent.act(x[0], False)
+    plain = Agent.create(EnvSpec("plain", Box((3,)), Choice(2)), trpo.Config())
+    assert plain.start() == plain.start(4) == ()
+    action, carry = plain.act(x[0, 0], ())
+    assert (action.shape, carry) == ((), ())
+
+
+# ---------------------------------------------------------------- training
+
+
+class Recall(gym.Env):
+    """Two steps: a cue of ±1, then nothing; the second action earns 1 where it matches the cue, else −1."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.cue, self.time = 2 * int(self.np_random.integers(2)) - 1, 0
+        return np.array([self.cue], np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        right = 1.0 if (action == 1) == (self.cue == 1) else -1.0
+        return np.zeros(1, np.float32), right if self.time == 2 else 0.0, self.time == 2, False, {}
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"cue": self.cue, "time": self.time, "random": self.np_random.bit_generator.state}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.cue, self.time = snapshot["cue"], snapshot["time"]
+        self.np_random.bit_generator.state = snapshot["random"]
+
+
+def recalling() -> trpo.Policy:
+    encoder = trpo.make_encoder(Box((1,)))
+    return trpo.Policy(encoder, Elman.make((1, 8, 2), scale=0.5), trpo.CategoricalHead(2))
+
+
+def test_what_must_be_remembered_is_learned() -> None:
+    """Without memory nothing is better than chance, 0."""
+    config = trpo.Config(
+        steps=40 * 8 * 15, fragment=15, env=trpo.EnvConfig(count=8), rule=trpo.RuleConfig(max_kl=0.03), discount=0.9
+    )
+    agent = trpo.make_agent(Recall, config, recalling())
+    states, metrics = zip(*trpo.iterations(Recall, agent, config), strict=True)
+    assert all(row["mean_kl"] <= row["max_kl"] for row in metrics)
+    assert agent.at(states[-1]).evaluate(episodes=40).mean_return == 1.0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_with_memory_resumes_bit_for_bit(workers: int, tmp_path: Path) -> None:
+    """Fragments of odd length: at the break, episodes are under way."""
+    env = trpo.EnvConfig(count=8, workers=workers)
+    config = trpo.Config(steps=5 * 8 * 7, fragment=7, env=env, value=trpo.ValueConfig(hidden=()))
+    whole = trpo.train(Recall, config=config, policy=recalling(), quiet=True)
+    short = dataclasses.replace(config, steps=2 * 8 * 7)
+    trpo.train(Recall, config=short, policy=recalling(), out=tmp_path / "run", quiet=True)
+    resumed = trpo.resume(tmp_path / "run", steps=config.steps, policy=recalling(), env=Recall, quiet=True)
+    assert_same_bits(resumed.learner, whole.learner)
+    loaded = trpo.load(tmp_path / "run", policy=recalling())
+    x = np.ones((3, 1), np.float32)
+    np.testing.assert_array_equal(loaded.act(x, loaded.start(3))[1]["h"], whole.act(x, whole.start(3))[1]["h"])

@@ -1,0 +1,83 @@
+"""What ENV is: decided once, by its name or its type; and what is nothing that environments can be made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trpo
+from trpo.envs import Box, Choice
+from trpo.envs.device import JaxEnv
+from trpo.envs.device.probes import make_probe
+from trpo.envs.host.probes import Probe
+from trpo.envs.names import make_envs, resolve
+
+MIXED = "tests.golden.environments:Mixed-v0"
+
+
+def both() -> Probe:
+    return Probe("both")
+
+
+@pytest.mark.parametrize(
+    ("env", "in_jax", "shape", "action"),
+    [
+        ("CartPole-v1", False, (4,), Choice(2, dtype="int64")),
+        ("envpool:CartPole-v1", False, (4,), Choice(2, dtype="int64")),
+        ("probe:continuous", False, (1,), Box((1,), rescale=True)),
+        (both, False, (1,), Choice(2, dtype="int64")),
+        ("gymnax:CartPole-v1", True, (4,), Choice(2)),
+        ("jax-probe:both", True, (1,), Choice(2)),
+        ("jax:envs_of_mine:make_it", True, (1,), Box((1,), rescale=True)),
+        (make_probe("both"), True, (1,), Choice(2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__ if isinstance(value, JaxEnv) else "",
+)
+def test_what_env_is_is_decided_once(
+    env: Any, in_jax: bool, shape: tuple[int, ...], action: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name by its prefix, a function, an environment in JAX: where it is stepped, and its spaces."""
+    text = "from trpo.envs.device.probes import make_probe\nmake_it = lambda: make_probe('continuous')\n"
+    (tmp_path / "envs_of_mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = env.partition(":")[0] if isinstance(env, str) else ""
+    if kind in ("envpool", "gymnax"):
+        pytest.importorskip(kind)
+    origin = resolve(env, trpo.EnvConfig())
+    assert (origin.ours, origin.device is not None) == (True, in_jax)
+    assert origin.spec.observation.shape == shape  # type: ignore[attr-defined]
+    assert origin.spec.action == action
+    envs = origin.open(3)
+    assert (envs.count, envs.spec) == (3, origin.spec)
+    envs.close()
+
+
+def test_environments_that_are_handed_in_are_the_caller_s() -> None:
+    envs = make_envs("probe:both", 2)
+    origin = resolve(envs, trpo.EnvConfig())
+    assert not origin.ours
+    assert origin.device is None
+    assert origin.open(5) is envs
+    assert origin.spec is envs.spec
+    envs.close()
+
+
+@pytest.mark.parametrize("env", [None, 5, ["CartPole-v1"], {"id": "CartPole-v1"}], ids=str)
+def test_what_nothing_can_be_made_from_is_refused(env: Any) -> None:
+    unchecked = inspect.unwrap(resolve)  # in tests, annotations would refuse it first
+    with pytest.raises(ValueError, match="must be an environment id or a function without arguments"):
+        unchecked(env, trpo.EnvConfig())
+
+
+@pytest.mark.parametrize("env", ["probe:continuous", "jax-probe:continuous", MIXED])
+def test_the_options_of_a_run_are_in_its_spaces(env: str) -> None:
+    plain, changed = (resolve(env, trpo.EnvConfig(rescale_actions=x, flatten=not x)).spec for x in (True, False))
+    if env != MIXED:
+        assert plain.action.rescale  # type: ignore[attr-defined]
+        assert changed.action == dataclasses.replace(plain.action, rescale=False)
+    assert changed.observation == plain.flattened().observation == Box((9 if env == MIXED else 1,))
+    assert (plain.observation == changed.observation) == (env != MIXED)
