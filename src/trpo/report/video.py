@@ -17,7 +17,7 @@ from trpo.runs.files import replacing
 
 
 class GifWriter:
-    """A GIF that is written frame by frame; Pillow's own writer holds all of them until the end."""
+    """A GIF written frame by frame, each with a palette of its own; Pillow's writer holds all of them until the end."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float):
         self._file, self._period, self._count = path.open("wb"), 100 / fps, 0
@@ -25,7 +25,6 @@ class GifWriter:
         self._file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # repeat for ever
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame with a palette of its own."""
         from PIL import GifImagePlugin, Image
 
         # The format counts hundredths of a second: each end of a frame is rounded, so that no error adds up.
@@ -35,8 +34,7 @@ class GifWriter:
         self._count += 1
 
     def close(self) -> None:
-        """Write the trailer."""
-        self._file.write(b";")
+        self._file.write(b";")  # the trailer
         self._file.close()
 
 
@@ -57,7 +55,6 @@ class Mp4Writer:
         self._pipe: Any = self._process.stdin
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame."""
         width, height = self._size
         try:
             self._pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
@@ -65,7 +62,6 @@ class Mp4Writer:
             self.close()
 
     def close(self) -> None:
-        """Complete the file."""
         _, message = self._process.communicate()
         if self._process.returncode:
             raise ValueError(f"ffmpeg failed: {message.decode(errors='replace').strip()}; a .gif needs no ffmpeg")
