@@ -47,11 +47,8 @@ class Mp4Writer:
         self._size = size[0] // 2 * 2, size[1] // 2 * 2  # the format's colours are shared by 2 × 2 pixels
         raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self._size[0]}x{self._size[1]}", "-r", f"{fps:.6g}")
         codec = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
-        self._process = subprocess.Popen(
-            [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        command = [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         self._pipe: Any = self._process.stdin
 
     def add(self, frame: np.ndarray) -> None:
