@@ -73,7 +73,6 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
 def _train(arguments: Sequence[str]) -> int:
     from trpo.cli.options import Train, varied
     from trpo.runs.run import configure, train
-    from trpo.runs.sweep import sweep
     from trpo.settings.config import Config
     from trpo.settings.presets import NONE, apply_preset, describe
 
@@ -90,6 +89,8 @@ def _train(arguments: Sequence[str]) -> int:
         changes = f": {describe(settings)}" if settings else ""
         print(f"trpo {__version__} · {env} · preset {name}{changes} · run {out}", file=sys.stderr)
     if several:
+        from trpo.runs.sweep import sweep
+
         sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
     else:
         train(env, config=config, out=out, quiet=quiet)

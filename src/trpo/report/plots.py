@@ -98,12 +98,13 @@ def _labels(runs: Sequence[Path]) -> list[str]:
             depth[i] += 1
 
 
-def _curve(axes: Any, run: _Run, name: str) -> None:
-    """Draw one column: thin as it is, thick its running median."""
-    y = run[name]
-    if run.window > 1:
-        axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=0.6, alpha=0.3)
-    _line(axes, run, running_median(y, run.window), 1.6)
+def _curves(axes: Any, curves: Sequence[_Run], name: str) -> None:
+    """Draw a column of each run: thin as it is, thick its running median."""
+    for run in curves:
+        y = run[name]
+        if run.window > 1:
+            axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=0.6, alpha=0.3)
+        _line(axes, run, running_median(y, run.window), 1.6)
 
 
 def _line(axes: Any, run: _Run, y: np.ndarray, width: float) -> None:
@@ -122,13 +123,12 @@ def _return(axes: Any, curves: Sequence[_Run]) -> None:
 
 def _kl(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
+    _curves(axes, curves, "mean_kl")
+    known = {f"{x:.3g}" for x in _known(curves, "max_kl")}
     for run in curves:
-        _curve(axes, run, "mean_kl")
         if run.rejected.any():
             crosses = {"linestyle": "none", "marker": "x", "markersize": 5, "clip_on": False, "zorder": 5}
             axes.plot(run.steps[run.rejected], run["mean_kl"][run.rejected], color=run.colour, **crosses)
-    known = {f"{x:.3g}" for x in _known(curves, "max_kl")}
-    for run in curves:
         colour = "0.25" if len(known) == 1 else run.colour
         axes.plot(run.steps, run["max_kl"], color=colour, linewidth=1.2, linestyle=BOUND)
     if known:
@@ -140,7 +140,7 @@ def _kl(axes: Any, curves: Sequence[_Run]) -> None:
 def _gain(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Surrogate gain", "units of the advantage")
     for run in curves:
-        _curve(axes, run, "surrogate_gain")
+        _curves(axes, [run], "surrogate_gain")
         predicted = running_median(run["predicted_gain"], run.window)
         axes.plot(run.steps, predicted, color=run.colour, linestyle=PREDICTED, linewidth=1.2)
     axes.axhline(0, color="0.6", linewidth=0.8)
@@ -154,8 +154,7 @@ def _gain(axes: Any, curves: Sequence[_Run]) -> None:
 
 def _explained(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Explained variance of the value function", "1 is perfect")
-    for run in curves:
-        _curve(axes, run, "explained_variance")
+    _curves(axes, curves, "explained_variance")
     lowest = min(_known(curves, "explained_variance"), default=0.0)
     axes.set_ylim(max(-1.0, min(0.0, lowest)) - 0.05, 1.05)  # a new value function may start far below −1
     axes.axhline(0, color="0.6", linewidth=0.8)
@@ -163,8 +162,7 @@ def _explained(axes: Any, curves: Sequence[_Run]) -> None:
 
 def _std(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Standard deviation σ of the policy", "mean over dimensions")
-    for run in curves:
-        _curve(axes, run, "std")
+    _curves(axes, curves, "std")
     if _known(curves, "std").size:
         axes.set_ylim(bottom=0)
     else:
@@ -173,8 +171,7 @@ def _std(axes: Any, curves: Sequence[_Run]) -> None:
 
 def _entropy(axes: Any, curves: Sequence[_Run]) -> None:
     style(axes, "Entropy of the policy", "nats")
-    for run in curves:
-        _curve(axes, run, "entropy")
+    _curves(axes, curves, "entropy")
 
 
 def _known(curves: Sequence[_Run], *names: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from trpo.runs.files import replacing
 
 
 class GifWriter:
-    """A GIF that is written frame by frame; Pillow's own writer holds all of them until the end."""
+    """A GIF written frame by frame, each with a palette of its own; Pillow's writer holds all of them until the end."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float):
         self._file, self._period, self._count = path.open("wb"), 100 / fps, 0
@@ -25,7 +25,6 @@ class GifWriter:
         self._file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # repeat for ever
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame with a palette of its own."""
         from PIL import GifImagePlugin, Image
 
         # The format counts hundredths of a second: each end of a frame is rounded, so that no error adds up.
@@ -35,8 +34,7 @@ class GifWriter:
         self._count += 1
 
     def close(self) -> None:
-        """Write the trailer."""
-        self._file.write(b";")
+        self._file.write(b";")  # the trailer
         self._file.close()
 
 
@@ -49,15 +47,11 @@ class Mp4Writer:
         self._size = size[0] // 2 * 2, size[1] // 2 * 2  # the format's colours are shared by 2 × 2 pixels
         raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self._size[0]}x{self._size[1]}", "-r", f"{fps:.6g}")
         codec = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
-        self._process = subprocess.Popen(
-            [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        command = [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         self._pipe: Any = self._process.stdin
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one RGB frame."""
         width, height = self._size
         try:
             self._pipe.write(np.ascontiguousarray(frame[:height, :width]).data)
@@ -65,7 +59,6 @@ class Mp4Writer:
             self.close()
 
     def close(self) -> None:
-        """Complete the file."""
         _, message = self._process.communicate()
         if self._process.returncode:
             raise ValueError(f"ffmpeg failed: {message.decode(errors='replace').strip()}; a .gif needs no ffmpeg")

@@ -75,9 +75,7 @@ def _prune(directory: Path, keep: int) -> None:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return complete checkpoints' directories, newest first."""
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
+    found = [path for path in directory.glob("*") if path.is_dir() and path.name.isdigit()]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 

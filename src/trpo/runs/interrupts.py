@@ -11,10 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class RunInterrupted(KeyboardInterrupt):
-    """The run was asked to stop and has written a checkpoint."""
-
-
 @dataclasses.dataclass
 class Stop:
     """Set by the first Ctrl-C or termination signal; the run then ends after the iteration under way."""

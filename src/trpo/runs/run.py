@@ -18,7 +18,7 @@ from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
 from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_config
-from trpo.runs.interrupts import RunInterrupted, graceful_stop
+from trpo.runs.interrupts import graceful_stop
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
 from trpo.settings.config import Config
@@ -277,7 +277,7 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
                 show.update(joint_metrics([records[-1] for records in progress.metrics]))
                 saver.latest = progress.states
                 if stop.requested:
-                    raise RunInterrupted(f"interrupted; {saver.save()}")
+                    raise KeyboardInterrupt(f"interrupted; {saver.save()}")
                 if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
                     saver.save()
         except EnvironmentFailure as error:
