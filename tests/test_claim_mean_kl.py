@@ -76,5 +76,4 @@ def test_step_kept_after_rejection_is_noticed(x64: None, few: None, monkeypatch:
         return jnp.where(info.accepted, new, params + 1e-9 * step), info
 
     monkeypatch.setattr(rule, "line_search", sloppy)
-    monkeypatch.setattr(rule, "tree_where", lambda condition, new, old: new)
     assert "rejected ⇒ θ unchanged" in failed(claim.run(SIZE))
