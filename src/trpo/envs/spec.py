@@ -226,7 +226,8 @@ class Tuple(Space):
             yield from space.leaves((*path, i))
 
 
-_KINDS: dict[str, Any] = {leaf.__name__.lower(): leaf for leaf in (Box, Choice, Choices, Bits)}
+_KINDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Box, Choice, Choices, Bits, Tuple)}
+"""Spaces by what a file calls them: their class's name."""
 
 
 def _to_json(value: Any) -> Any:
@@ -240,20 +241,17 @@ def _to_json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
-def space_from_json(data: dict[str, Any]) -> Space:
-    """Read a space from what :meth:`EnvSpec.to_json` wrote of it."""
-    if data["kind"] == "dict":
-        return Dict(tuple((name, space_from_json(part)) for name, part in data["items"].items()))
-    if data["kind"] == "tuple":
-        return Tuple(tuple(space_from_json(part) for part in data["items"]))
-    infinite = {"low": -math.inf, "high": math.inf}
-
-    def read(name: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(read(name, x) for x in value)
-        return infinite[name] if value is None else value
-
-    return _KINDS[data["kind"]](**{name: read(name, value) for name, value in data.items() if name != "kind"})
+def _from_json(value: Any, name: str = "") -> Any:
+    match value:
+        case {"kind": "dict", "items": parts}:
+            return Dict(tuple((name, _from_json(part)) for name, part in parts.items()))
+        case {"kind": kind}:
+            return _KINDS[kind](**{name: _from_json(part, name) for name, part in value.items() if name != "kind"})
+        case list():
+            return tuple(_from_json(x, name) for x in value)
+        case None:
+            return {"low": -math.inf, "high": math.inf}[name]
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,4 +280,4 @@ class EnvSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EnvSpec:
         """Read what :meth:`to_json` wrote."""
-        return cls(data["id"], space_from_json(data["observation"]), space_from_json(data["action"]))
+        return cls(data["id"], _from_json(data["observation"]), _from_json(data["action"]))

@@ -184,10 +184,6 @@ class WorkerEnvs:
         return [self._own, *self._rows]
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Have every process call ``function(its environments, *arguments[i])``, in the order of :attr:`shares`.
-
-        What comes back is a list with the results of those that have environments.
-        """
         for i, argument in enumerate(arguments[1:]):
             self._send(i, "call", cloudpickle.dumps((function, argument)))
         mine = [] if self._envs is None else [function(self._envs, *arguments[0])]
