@@ -242,7 +242,7 @@ def met(space: Space, count: int, random: np.random.Generator) -> Any:
         shape = (count, *leaf.shape)
         if np.issubdtype(leaf.dtype, np.floating):
             return random.normal(1.0, 4.0, shape).astype(leaf.dtype)
-        return random.integers(0, 3 if leaf.kind == "choice" else 2, shape).astype(leaf.dtype)
+        return random.integers(0, 3 if isinstance(leaf, Choice) else 2, shape).astype(leaf.dtype)
 
     return space.map(draw)
 
