@@ -226,6 +226,16 @@ def matching():
     return gym.make("tests.golden.environments:Mixed-v0").unwrapped  # a wrapper would hide them
 
 
+@pytest.fixture
+def _compiled_anew() -> Iterator[None]:
+    """Nothing is written to the compilation cache: late in a long session, serialising these programs crashes jaxlib."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("remembers", [False, True], ids=["memoryless", "memory"])
 @pytest.mark.parametrize("env", [matching, TURNING], ids=["host", "device"])
 def test_a_run_that_is_resumed_at_half_is_the_run_without_a_break(env, remembers, tmp_path):
@@ -258,6 +268,7 @@ def test_a_run_that_is_resumed_at_half_is_the_run_without_a_break(env, remembers
     assert [x.all() for x in begins] == [False]  # episodes were under way
 
 
+@pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("memory", ["carry", "reset"])
 def test_memory_and_where_episodes_begin_are_what_is_gone_on_with(memory, tmp_path):
     """Another carry, or another flag, in the state gives another batch."""
