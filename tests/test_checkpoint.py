@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import equinox as eqx
@@ -228,7 +229,7 @@ def matching():
 
 @pytest.fixture
 def _compiled_anew() -> Iterator[None]:
-    """Nothing is written to the compilation cache: late in a long session, serialising these programs crashes jaxlib."""
+    """Nothing is written to the compilation cache: late in a session, serialising these programs crashes jaxlib."""
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     yield
