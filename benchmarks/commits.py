@@ -1,6 +1,6 @@
 """This commit against another, in one run: import, first iteration, and the speed of whole iterations.
 
-    git worktree add /tmp/other COMMIT && python -m benchmarks.commits /tmp/other [--pairs 5] [--only hopper ...]
+    git worktree add ../other COMMIT && python -m benchmarks.commits ../other [--pairs 5] [--only hopper ...]
 
 Each measurement is a process of its own with the package of one of the two trees; the two take turns, and what is
 reported is the median of the ratios of neighbours, ours / other: of times, so that below 1 is faster.

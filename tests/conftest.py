@@ -6,6 +6,7 @@ The import hook must come before the first import of ``trpo``, so it lives here 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -41,6 +42,20 @@ def _no_implicit_broadcasting(request: pytest.FixtureRequest) -> Iterator[None]:
     allowed = request.node.get_closest_marker("rank_promotion") is not None
     with jax.numpy_rank_promotion("allow" if allowed else "raise"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_do_not_pile_up() -> Iterator[None]:
+    """Forget compiled programs after each file: each has memory mappings, of which a process may have 65,530 or so.
+
+    Beyond them the compiler aborts, or crashes while it writes to its cache.
+    """
+    yield
+    from trpo.training import device
+
+    device._programs.clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
