@@ -17,7 +17,7 @@ import numpy as np
 
 from trpo.envs import EnvironmentFailure, MissingExtraError
 from trpo.envs.host.gymnasium import quiet_mujoco, space_of
-from trpo.envs.names import as_jax_env, make_single
+from trpo.envs.names import is_in_jax, make_single
 from trpo.envs.spec import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.training.agent import Agent
@@ -85,13 +85,13 @@ def record(
 
 def _make_env(agent: Agent) -> gym.Env:
     source = agent.env if agent.env is not None else agent.spec.id
-    if as_jax_env(source) is not None:
+    if is_in_jax(source):
         raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
     displayed = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     backend = "display" if displayed else headless_backend()
     try:
         with quiet_mujoco():
-            env = make_single(source, render_mode="rgb_array")
+            env = make_single(source, **{**agent.config.env.kwargs, "render_mode": "rgb_array"})
     except TypeError as error:
         if "render_mode" not in str(error):
             raise

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trpo.envs.names import EnvLike, as_jax_env, is_jax_name
+from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.runs.aggregate import interval
 from trpo.runs.files import claim_directory, read_config, read_json, write_json
@@ -140,7 +140,7 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
 
 def _varied(env: EnvLike, vary: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """Return what varies by today's names, with values as settings keep them."""
-    in_jax = as_jax_env(env) is not None
+    in_jax = is_in_jax(env)
     found: dict[str, list[Any]] = {}
     for name, values in vary.items():
         setting = name.replace("-", "_")
@@ -161,7 +161,7 @@ def _varied(env: EnvLike, vary: Mapping[str, Sequence[Any]]) -> dict[str, list[A
 
 
 def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> list[Agent]:
-    together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
+    together = [runs] if is_in_jax(env) else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
         write_json(place / SUMMARY, summarise(place))
@@ -220,7 +220,7 @@ def resume_sweep(
     runs = [Run(*read(each)[:2], each) for each in places]
     target = env_of(runs[0].agent)
     # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
-    while as_jax_env(target) is not None and len({run.state.iteration for run in runs}) > 1:
+    while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
         earliest = min(run.state.iteration for run in runs)
         for run, each in zip(runs, places, strict=True):
             if run.state.iteration > earliest:

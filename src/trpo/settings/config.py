@@ -41,18 +41,19 @@ LayerGain = Annotated[Gain, "> 0, or auto; √2 is usual"]
 
 
 @functools.cache
-def _hints(kind: type, include_extras: bool = False) -> dict[str, Any]:
+def _hints(kind: Any, include_extras: bool = False) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=include_extras)
 
 
 def _check(config: Any, group: str) -> None:
     """Convert every field, then check that numbers are in the ranges with which the fields are annotated."""
+    kind: Any = type(config)
     ranges = {}
     for f in dataclasses.fields(config):
         default = f"{f.default:.10g}" if _is_number(f.default) else ""
-        texts = getattr(_hints(type(config), True)[f.name], "__metadata__", ())
+        texts = getattr(_hints(kind, True)[f.name], "__metadata__", ())
         ranges[f.name] = allowed = next((text.format(default) for text in texts if isinstance(text, str)), "")
-        value = converted(getattr(config, f.name), _hints(type(config))[f.name], group + f.name, allowed)
+        value = converted(getattr(config, f.name), _hints(kind)[f.name], group + f.name, allowed)
         object.__setattr__(config, f.name, value)
     for name, allowed in ranges.items():
         value = getattr(config, name)
@@ -261,7 +262,8 @@ class Config:
 
 def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
     """Return ``config`` with nested ``changes`` applied; an unknown name is a ValueError that names the nearest."""
-    hints = _hints(type(config))
+    kind: Any = type(config)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in hints:

@@ -77,20 +77,20 @@ def _as(hint: Any, value: Any) -> Any:
         return tuple(_number(int, _scalar(each)) for each in value)
     if kind is dict and isinstance(value, Mapping):
         return _json(value)
-    if kind in (bool, type(None)) or kind not in _WORDS:
-        if isinstance(value, kind):
-            return value
+    if (kind in (bool, type(None)) or kind not in _WORDS) and isinstance(value, kind):
+        return value
     raise TypeError
 
 
 def _number(kind: type, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+    known: tuple[Any, ...] = (numbers.Real, Decimal)
+    if isinstance(value, bool) or not isinstance(value, known):
         raise TypeError
     if kind is float:
         return float(value)
-    if not -LARGEST < value < LARGEST or int(value) != value:
+    if not -LARGEST < value < LARGEST or (whole := math.floor(value)) != value:
         raise ValueError
-    return int(value)
+    return whole
 
 
 def _json(value: Any) -> Any:
@@ -104,7 +104,7 @@ def _json(value: Any) -> Any:
         if not all(isinstance(name, str) for name in value):
             raise TypeError
         return {str.__str__(name): _json(each) for name, each in value.items()}
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0:
         return [_json(each) for each in value]
     number = _number(int if isinstance(value, numbers.Integral) else float, value)
     if math.isnan(number):  # it would not equal itself
