@@ -136,6 +136,7 @@ class PolicyConfig:
     """The policy network."""
 
     hidden: Widths = (64, 64)
+    """Widths of the hidden layers."""
     activation: Activation = "tanh"
     initial_std: Annotated[float, "> 0; {} is usual"] = 0.6
     """σ of a Gaussian policy at the start."""
@@ -174,6 +175,7 @@ class ValueConfig:
     """The value network and its fit."""
 
     hidden: Widths = PolicyConfig.hidden
+    """Widths of the hidden layers."""
     activation: Activation = PolicyConfig.activation
     hidden_layer_scale: LayerGain = PolicyConfig.hidden_layer_scale
     """Gain of the hidden layers' initial weights; auto as for the policy's."""
@@ -209,6 +211,7 @@ class Config:
     steps: Annotated[int, "≥ 1"] = 1_000_000
     """Environment steps to train for; the last iteration may go a little beyond."""
     seed: int = 0
+    """Of all that is random: the same seed gives the same run."""
     fragment: Annotated[int, "≥ 1; {} is usual"] = 64
     """Steps of every environment in one iteration; the batch is env.count times this."""
     rule: RuleConfig = field(default_factory=RuleConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import itertools
 import re
 import tomllib
 from importlib import resources
@@ -30,6 +31,14 @@ def names() -> list[str]:
 def about(name: str) -> str:
     """Return what a preset is for."""
     return str(_table()[name]["about"])
+
+
+def tasks(name: str) -> str:
+    """Return which tasks a preset is for, those of an earlier one left out."""
+    table = _table()
+    earlier = itertools.chain.from_iterable(table[n]["match"] for n in itertools.takewhile(lambda n: n != name, table))
+    taken = set(earlier)
+    return ", ".join(task for task in table[name]["match"] if task not in taken)
 
 
 def settings_of(name: str) -> dict[str, Any]:
