@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -128,7 +129,7 @@ READERS = ConstructorRegistry()
 def _reader(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if info.type is int:
         return _spec(1, "INT", lambda texts: whole(texts[0]), lambda value: [str(value)], int)
-    if info.type == tuple[int, ...]:
+    if (typing.get_origin(info.type), typing.get_args(info.type)) == (tuple, (int, ...)):
         return _spec("*", "[INT [INT ...]]", _wholes, lambda value: list(map(str, value)), tuple)
     if info.type == dict[str, Any]:
         return _spec("*", "[NAME=VALUE ...]", keywords, assignments, dict)

@@ -21,7 +21,7 @@ from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_con
 from trpo.runs.interrupts import graceful_stop
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
-from trpo.settings.config import Config
+from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.training.agent import Agent
 from trpo.training.loop import advance, check_runs, make_agent
@@ -162,7 +162,7 @@ def configure(env: EnvLike | Source, config: Config | None, preset: str, **chang
         settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, id=env))
     if config is None and (isinstance(env, str) or preset != AUTO):
         settings = apply_preset(settings, preset)[0]
-    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    return merge(settings, {name: value for name, value in changes.items() if value is not None})
 
 
 def resume(
@@ -212,9 +212,9 @@ class Run:
         run.save()
         return run
 
-    def change_steps(self, steps: int) -> None:
+    def change_steps(self, steps: Any) -> None:
         """Train to another number of steps, and remember it."""
-        self.agent = dataclasses.replace(self.agent, config=dataclasses.replace(self.agent.config, steps=steps))
+        self.agent = dataclasses.replace(self.agent, config=merge(self.agent.config, {"steps": steps}))
         if self.directory is not None:
             write_config(self.directory, self.agent)
 

@@ -128,7 +128,7 @@ def sweep(
         return _train(env, runs, quiet, place)
 
 
-def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
+def _seeds(seeds: Any, first: int) -> list[int]:
     several = converted(seeds, tuple[int, ...] if np.ndim(seeds) else int, "seeds")
     chosen = list(range(first, first + several) if isinstance(several, int) else several)
     if not chosen:
@@ -138,7 +138,7 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     return chosen
 
 
-def _varied(env: EnvLike, vary: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def _varied(env: EnvLike, vary: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return what varies by today's names, with values as settings keep them."""
     in_jax = is_in_jax(env)
     found: dict[str, list[Any]] = {}
