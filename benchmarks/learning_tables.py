@@ -415,8 +415,9 @@ def readme() -> list[str]:
         if None not in ratios:
             text = (
                 "The five robots with legs against off-policy SAC (Tianshou's, a million steps), mean of score "
-                f"over SAC's: {ratios[0]:.2f} with one setting, {ratios[1]:.2f} with presets. Some of the seeds shown are seeds "
-                "that settings were chosen on ([which](docs/results.md#nine-mujoco-tasks)). Every seed's end is a dot:"
+                f"over SAC's: {ratios[0]:.2f} with one setting, {ratios[1]:.2f} with presets. Some of the seeds "
+                "shown are seeds that settings were chosen on ([which](docs/results.md#nine-mujoco-tasks)). "
+                "Every seed's end is a dot:"
             )
             lines += ["", *textwrap.wrap(text, 118, break_on_hyphens=False)]
         lines += ["", f"![Learning curves of nine tasks](docs/figures/{FIGURE.name})", ""]
