@@ -332,7 +332,6 @@ def test_a_choice_outside_its_space_is_refused() -> None:
         envs.step(np.zeros(2, int))
 
 
-
 # ---------------------------------------------------------------- names
 
 

@@ -65,7 +65,7 @@ def test_exactly_as_many_episodes_as_asked_for(episodes: int, count: int) -> Non
     result = trpo.evaluate(agent_in("probe:endless"), episodes=episodes, count=count)
     assert result.returns == (10.0,) * episodes
     assert result.lengths == (10,) * episodes
-    assert set(result.to_json()) == {"mean_return", "std_return", "returns", "lengths"}
+    assert set(result.to_json()) == {"mean_return", "std_return", "returns", "lengths", "max_steps", "cut"}
 
 
 def test_no_episodes_is_a_mistake() -> None:

@@ -63,7 +63,9 @@ _MODULE = "a module of the same structure"
 
 
 def _missing_env() -> Any:
-    raise UnknownEnvironmentError("this run's environment was given as an object, which is not stored: pass it as env=…")
+    raise UnknownEnvironmentError(
+        "this run's environment was given as an object, which is not stored: pass it as env=…"
+    )
 
 
 def load(

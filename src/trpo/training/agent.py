@@ -15,7 +15,7 @@ from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
 from trpo.policies.protocol import PolicyFunction, PolicyLike
 from trpo.rollout import Actor, HostPolicy, noise_of
-from trpo.rollout.whole_episodes import EvaluationResult, drawn_noise, whole_episodes
+from trpo.rollout.whole_episodes import MAX_STEPS, EvaluationResult, drawn_noise, whole_episodes
 from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
@@ -154,9 +154,11 @@ class Agent:
             object.__setattr__(self, "_host", cached)  # a cache on a frozen record: same inputs, same outputs
         return cached
 
-    def evaluate(self, episodes: int = 10, deterministic: bool = True, seed: int = 0) -> EvaluationResult:
-        """Run whole episodes and return their returns and lengths."""
-        return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed)
+    def evaluate(
+        self, episodes: int = 10, deterministic: bool = True, seed: int = 0, max_steps: int = MAX_STEPS
+    ) -> EvaluationResult:
+        """Run whole episodes, cut after ``max_steps``, and return their returns and lengths."""
+        return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
 
 
 def evaluate(
@@ -166,20 +168,23 @@ def evaluate(
     deterministic: bool = True,
     seed: int = 0,
     count: int = 32,
+    max_steps: int = MAX_STEPS,
 ) -> EvaluationResult:
     """Run exactly ``episodes`` whole episodes with frozen statistics.
 
     Up to ``count`` environments are stepped together. Environment i runs a share of episodes that is fixed beforehand:
-    taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for.
+    taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for. Episodes
+    that have not ended after ``max_steps`` are cut, and counted in the result's ``cut``.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: must be ≥ 1; 10 is usual")
+    for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
     env = env if env is not None else agent.env if agent.env is not None else agent.spec.id
     envs = resolve(env, agent.config.env).open(count)
     try:
         actor = agent.actor()
         noise = None if deterministic else drawn_noise(agent.policy, actor, count, seed)
-        return whole_episodes(envs, HostPolicy(agent.policy, actor), episodes, seed, noise)
+        return whole_episodes(envs, HostPolicy(agent.policy, actor), episodes, seed, noise, max_steps)
     finally:
         envs.close()

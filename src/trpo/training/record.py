@@ -45,7 +45,7 @@ def record_of(
         "result": Result(int(update.result)).name.lower(),
         "max_kl": bound,
         "explained_variance": number(info.explained_variance),
-        "std": number(info.std),
+        "std": None if info.std is None else number(info.std),
         "value_loss": None if value_loss is None else number(value_loss),
     }
     for field in dataclasses.fields(update):

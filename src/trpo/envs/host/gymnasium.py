@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +38,8 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
     Actions keep the environment's own type. Observations are kept in one that JAX has: see :func:`_kept`.
     """
     if not isinstance(space, gym.Space):
-        raise UnsupportedSpaceError(f"{'action' if of_actions else 'observation'} space {space!r}: not one of Gymnasium")
+        kind = "action" if of_actions else "observation"
+        raise UnsupportedSpaceError(f"{kind} space {space!r} is not one of gymnasium.spaces")
     shape = tuple(space.shape or ())
     dtype = str(space.dtype if of_actions else _kept(space))
     match space:
@@ -120,7 +123,8 @@ def make_one(name: str, make: MakeEnv) -> gym.Env:
     except (KeyboardInterrupt, UnknownEnvironmentError, UnsupportedSpaceError, MissingExtraError):
         raise
     except BaseException as error:  # whatever the user's code raises, SystemExit included
-        raise UnusableEnvironmentError(f"environment {name!r} cannot be made: {described(error)}") from error
+        cure = "" if "mujoco" in sys.modules else opengl_cure()
+        raise UnusableEnvironmentError(f"environment {name!r} cannot be made: {described(error)}{cure}") from error
     if not isinstance(env, gym.Env):
         raise ValueError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
     return env
@@ -136,10 +140,23 @@ def close_one(env: gym.Env, name: str) -> None:
         warnings.warn(f"environment {name} raised {described(error)} when it was closed", stacklevel=2)
 
 
-def failure(name: str, error: BaseException) -> EnvironmentFailure:
-    """Say that an environment raised, or what it returned that is wrong."""
-    wrong = isinstance(error, WrongAnswerError)
-    return EnvironmentFailure(f"environment {name}: {error}" if wrong else f"environment {name} raised {described(error)}")
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Say of whatever an environment raises, or returns that is wrong, that it was this one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except WrongAnswerError as error:
+        raise EnvironmentFailure(f"environment {name}: {error}") from error
+    except BaseException as error:  # an environment may even call sys.exit
+        raise EnvironmentFailure(f"environment {name} raised {described(error)}") from error
+
+
+def opengl_cure() -> str:
+    """Return what to do about OpenGL where the user has chosen how to draw."""
+    chosen = os.environ.get("MUJOCO_GL")
+    return f"; MUJOCO_GL={chosen}: unset it, or set it to one of egl, osmesa, glfw that works here" if chosen else ""
 
 
 class GymnasiumEnvs:
@@ -168,22 +185,12 @@ class GymnasiumEnvs:
             self.close()
             raise
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say of whatever the environments raise that it was them."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # an environment may even call sys.exit
-            raise failure(self._name, error) from error
-
     def _seen(self, columns: Tree) -> Tree:
         return flat(self._space, columns) if self._flatten else columns
 
     def _begin(self, keywords: dict[int, dict[str, Any]]) -> Tree:
         columns = self._space.zeros(len(keywords))
-        with self._named():
+        with named(self._name):
             for row, (i, keyword) in enumerate(keywords.items()):
                 self._write(columns, row, begun(self._envs[i].reset(**keyword)))
         return self._seen(columns)
@@ -199,7 +206,7 @@ class GymnasiumEnvs:
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
         gains: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
-        with self._named():
+        with named(self._name):
             for i, env in enumerate(self._envs):
                 answer = env.step(converted[i])
                 try:
@@ -229,11 +236,11 @@ class GymnasiumEnvs:
 
     def snapshot(self) -> Any | None:
         able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)
-        with self._named():
+        with named(self._name):
             return [env.snapshot() for env in self._envs] if able else None
 
     def restore(self, snapshot: Any) -> None:
-        with self._named():
+        with named(self._name):
             for env, state in zip(self._envs, snapshot, strict=True):
                 env.restore(state)
 

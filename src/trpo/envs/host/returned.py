@@ -30,6 +30,16 @@ def begun(answer: Any) -> Any:
     )
 
 
+def taken(answer: Any) -> tuple[Any, bool]:
+    """Return the observation that ``step`` returned, and whether the episode has ended."""
+    try:
+        observation, reward, terminated, truncated, _ = answer
+    except (TypeError, ValueError):
+        raise not_a_step(answer) from None
+    rewards([reward])
+    return observation, flag(terminated, "terminated") | flag(truncated, "truncated")
+
+
 def not_a_step(answer: Any) -> WrongAnswerError:
     """Say what is wrong with something that ``step`` returned and that has not five parts."""
     return WrongAnswerError(

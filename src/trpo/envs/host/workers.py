@@ -44,7 +44,7 @@ LOOK = 0.2
 """Seconds between two looks at whether a worker that says nothing is alive."""
 
 UNGUARDED = (
-    "; before it had made its environments: if your script starts training outside of `if __name__ == \"__main__\":`, "
+    '; before it had made its environments: if your script starts training outside of `if __name__ == "__main__":`, '
     "put it there, since a worker imports the script anew"
 )
 
@@ -155,9 +155,9 @@ class WorkerEnvs:
             if name not in gym.registry:
                 raise
             raise UnknownEnvironmentError(
-                f"environment {name!r} is registered in this process, but not in its workers, which import your modules "
-                "anew without what stands under `if __name__ == \"__main__\":`: register it at the top of a module, name "
-                "it module:Id, or pass a function that makes it (or set env.workers=0)"
+                f"environment {name!r} is registered in this process, but not in its workers, which import your "
+                'modules anew, without what stands under `if __name__ == "__main__":`: register it at the top of a '
+                "module, name it module:Id, or pass a function that makes it (or set env.workers=0)"
             ) from error
         except BaseException:
             self.close()
