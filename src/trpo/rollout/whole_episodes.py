@@ -13,6 +13,7 @@ from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv
 from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import HostPolicy, noise_of
+from trpo.rollout.host import step_all
 from trpo.rollout.trajectory import Actor
 
 NOISE = 200
@@ -78,7 +79,7 @@ def whole_episodes(
     missing = quota.copy()
     while (missing > 0).any():
         action, carry = policy(observation, carry, reset, None if noise is None else noise(step))
-        after = envs.step(action)
+        after = step_all(envs, action)
         total += np.where(after.valid, after.reward, 0.0)
         length += after.valid
         done = after.terminated | after.truncated
