@@ -145,10 +145,10 @@ def _leaf_writer(leaf: Leaf, part: str) -> Write:
                     "declare the space that they have"
                 )
             array = array.reshape(shape)
-        if dtype.kind != "f" and array.dtype != dtype and not _holds(dtype, array):
+        if dtype.kind != "f" and array.dtype != dtype and len(lost := _lost(dtype, array)):
             raise WrongAnswerError(
                 f"{part} of type {array.dtype} has values that its space's type {dtype} does not hold, such as "
-                f"{_stranger(dtype, array)}: return that type, or declare the one that it has"
+                f"{lost[0]}: return that type, or declare the one that it has"
             )
         if not inside(array):
             raise WrongAnswerError(f"{part} {_shown(x)} is outside its space, {leaf}")
@@ -171,13 +171,10 @@ def _membership(leaf: Leaf) -> Callable[[np.ndarray], bool]:
     return lambda x: True
 
 
-def _holds(dtype: np.dtype, x: np.ndarray) -> bool:
+def _lost(dtype: np.dtype, x: np.ndarray) -> np.ndarray:
+    """Return those numbers of ``x`` that are others in this type."""
     with np.errstate(invalid="ignore"):
-        return bool((x.astype(dtype) == x).all())
-
-
-def _stranger(dtype: np.dtype, x: np.ndarray) -> Any:
-    return next(value for value in x.ravel() if not _holds(dtype, value)).item()
+        return x[x.astype(dtype) != x]
 
 
 def described(error: BaseException) -> str:
