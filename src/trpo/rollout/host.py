@@ -16,7 +16,7 @@ from trpo.rollout.episodes import EpisodeStatistics
 from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
 from trpo.trees import from_named_arrays
 
-BOOL = np.dtype(bool)
+BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
 TRIALS = 8
 """Random batches on which it is tried whether a policy may act for parts of one."""
 
@@ -88,9 +88,9 @@ def run_fragment(
 def step_all(envs: HostEnv, action: Any) -> Transition:
     """Step environments, and see that each tells one number, or one truth, for each field."""
     step, shape = envs.step(action), (envs.count,)
-    flags = step.terminated, step.truncated, step.valid
-    if getattr(step.reward, "shape", None) == shape and all(
-        type(x) is np.ndarray and x.shape == shape and x.dtype is BOOL for x in flags
+    if all(
+        type(x) is np.ndarray and x.shape == shape and x.dtype is kind
+        for x, kind in ((step.reward, FLOAT), (step.terminated, BOOL), (step.truncated, BOOL), (step.valid, BOOL))
     ):
         return step
 

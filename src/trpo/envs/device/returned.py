@@ -97,7 +97,8 @@ def _observation(env: JaxEnv, observation: Tree) -> Tree:
 
 def _check_form(before: Any, after: Any) -> None:
     """Refuse a state that is not of the form of the one before: compiled loops carry one form."""
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    given: Any = jax.tree.structure(before)
+    if given != jax.tree.structure(after):
         raise TypeError("it returned a state of another structure than it was given")
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
         here, there = (f"{jnp.result_type(leaf)}{jnp.shape(leaf)}" for leaf in (x, y))

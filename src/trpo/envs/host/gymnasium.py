@@ -32,7 +32,7 @@ SUPPORTED = (
 )
 
 
-def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Space:
+def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") -> Space:
     """Describe a space; where a part of it (of actions, all of it) is not supported, raise, naming that part.
 
     Actions keep the environment's own type. Observations are kept in one that JAX has: see :func:`_kept`.
@@ -177,6 +177,7 @@ class GymnasiumEnvs:
             self._space = space_of(getattr(first, "observation_space", None))
             self._write, self._flatten = writer(self._space), flatten
             leaf = self._space if isinstance(self._space, Leaf) else None
+            self._shape: tuple[int, ...] | None
             self._shape, self._plain = (None, "") if leaf is None else (leaf.shape, plain(leaf))
             spec = EnvSpec(name, self._space, space_of(getattr(first, "action_space", None), of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
