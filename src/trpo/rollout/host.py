@@ -33,7 +33,8 @@ class _Rows:
     """Rows of a fragment, copied at once: environments handed in may show the same arrays every time."""
 
     def __init__(self, length: int):
-        self._length, self.columns = length, None
+        self._length = length
+        self.columns: Any = None
 
     def put(self, t: int, row: Any) -> None:
         if self.columns is None:

@@ -14,7 +14,7 @@ from trpo.rollout.trajectory import Trajectory
 from trpo.rules.protocol import Result, Rule
 from trpo.training.learner import IterationInfo
 from trpo.training.state import TrainingState
-from trpo.trees import number, per_state
+from trpo.trees import number
 
 Metrics = dict[str, float | int | str | None]
 
@@ -71,8 +71,8 @@ def nonfinite_message(iteration: int, bad_fit: bool, env: str, trajectory: Traje
 def _culprit(trajectory: Trajectory) -> str:
     for name in ("reward", "observation", "next_observation"):
         for leaf in jax.tree.leaves(getattr(trajectory, name)):
-            bad = np.argwhere(~np.isfinite(leaf) & per_state(trajectory.valid, leaf))
-            if len(bad):
-                step, which, *_ = bad[0]
-                return f": {name} {leaf[tuple(bad[0])]} of copy {which}, at step {step} of the fragment"
+            for step, which, *rest in np.argwhere(~np.isfinite(leaf)):
+                if trajectory.valid[step, which]:
+                    found = leaf[(step, which, *rest)]
+                    return f": {name} {found} of copy {which}, at step {step} of the fragment"
     return ""
