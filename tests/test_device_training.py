@@ -102,7 +102,7 @@ def in_chunks(config: trpo.Config, longest: int, state: TrainingState | None = N
 
 def trained_actor(agent: trpo.Agent) -> tuple[Any, Any]:
     """A learner whose statistics and parameters are not those of the beginning, and what acting needs of it."""
-    seen = RunningStatistics(jnp.asarray(40.0), jnp.array([0.3, 0.25]), jnp.array([12.0, 3.0]))
+    seen = RunningStatistics(jnp.asarray(40.0), jnp.array([0.3, 0.25]), jnp.array([12.0, 3.0]), jnp.ones(2))
     policy = jax.tree.map(
         lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), agent.learner.policy
     )

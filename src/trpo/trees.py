@@ -77,6 +77,16 @@ def weighted_sum(weight: Float[Array, "*batch"], x: Float[Array, "*batch"]) -> S
     return jnp.sum(weight * jnp.where(weight > 0, x, 0))
 
 
+def power_of_two(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the largest power of two ≤ |x| that is a normal number, as is its reciprocal; for 0 the smallest.
+
+    Dividing by it rounds nothing: a unit in which numbers of any size can be squared.
+    """
+    tiny = jnp.finfo(x.dtype).tiny
+    size = jnp.abs(x)
+    return jnp.clip(jnp.ldexp(jnp.sign(size), jnp.frexp(size)[1] - 1), tiny, 1 / tiny)
+
+
 def per_state(weight: Shaped[Array, "*batch"], leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Give ``weight`` trailing axes of length one, so that it multiplies ``leaf`` state by state."""
     return jnp.reshape(weight, weight.shape + (1,) * (leaf.ndim - weight.ndim))

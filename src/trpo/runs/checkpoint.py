@@ -107,7 +107,7 @@ def read_checkpoint(path: Path, like: Any) -> TrainingState:
     if data["format"] == 1:
         arrays, device, seat = arrays_today(arrays, like), with_reset(device), with_reset(seat)
     try:
-        learner = from_named_arrays(like, _with_average(arrays, like))
+        learner = from_named_arrays(like, _with_average(_with_units(arrays), like))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({error})") from error
     on_host = bool(seat) or data["environments"] is not None
@@ -118,6 +118,13 @@ def read_checkpoint(path: Path, like: Any) -> TrainingState:
 def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Take the arrays with a prefix out, under their names without it."""
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+
+
+def _with_units(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give running statistics that were written without a unit the one that they have: 1."""
+    kept = [name for name in arrays if name.startswith(("observations", "value.returns"))]
+    ends = [name for name in kept if name.endswith(".deviations")]
+    return {f"{name.removesuffix('deviations')}unit": np.ones_like(arrays[name]) for name in ends} | arrays
 
 
 def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndarray]:
