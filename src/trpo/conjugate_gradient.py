@@ -100,7 +100,7 @@ def conjugate_gradient(
             running=residual_dot > tolerance * norm_squared,
         )
         # Below that the quotient is rounding: a step along what A sends to zero has no right length.
-        sound = (least > rounding * most) & jnp.isfinite(quotient) & jnp.isfinite(residual_dot)
+        sound = (least > 4 * rounding * most) & jnp.isfinite(quotient) & jnp.isfinite(residual_dot)
         sound &= jnp.isfinite(scale * jnp.max(jnp.abs(x)))
         return tree_where(sound, further, spent)
 

@@ -190,7 +190,7 @@ class ValueConfig:
     max_change: Annotated[float, "> 0; {} is usual"] = float(GaussNewtonFit.max_change)
     """Gauss-Newton's trust region."""
     normalise_returns: bool = True
-    """Train on returns divided by their running standard deviation."""
+    """Train on returns divided by their running standard deviation; without it the unit of reward matters."""
 
     def __post_init__(self) -> None:
         _check(self, "value.")
