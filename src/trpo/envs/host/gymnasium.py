@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
+from trpo.envs.bounds import Bound, Number
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import Bound, Leaf, flat
+from trpo.envs.spec import Leaf, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -35,7 +36,9 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
         case gym.spaces.Tuple() if not of_actions:
             return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
         case gym.spaces.Box():
-            return Box(shape, dtype, bound_of(space.low), bound_of(space.high))
+            # Gymnasium puts the ends of an integer type for infinity, but remembers that it did.
+            bounds = (space.low, space.bounded_below, -np.inf), (space.high, space.bounded_above, np.inf)
+            return Box(shape, dtype, *(bound_of(*bound) for bound in bounds))
         case gym.spaces.Discrete():
             return Choice(int(space.n), int(space.start), dtype, shape)
         case gym.spaces.MultiDiscrete():
@@ -47,9 +50,17 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
     raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
 
 
-def bound_of(values: Any) -> Bound:
-    """Return the bounds of every element of an array: one number, where they are all the same."""
-    each = tuple(float(x) for x in np.ravel(values))
+def bound_of(values: Any, present: Any = True, missing: float = 0.0) -> Bound:
+    """Return the bounds of every element of an array: one number, where they are all the same.
+
+    Where not ``present``, it is ``missing``. Numbers are floats, except integers that no float is.
+    """
+
+    def plain(x: Any) -> Number:
+        return float(x) if float(x) == x else x
+
+    pairs = zip(np.ravel(values).tolist(), np.ravel(np.broadcast_to(present, np.shape(values))).tolist(), strict=True)
+    each = tuple(plain(x) if there else float(missing) for x, there in pairs)
     return each[0] if len(set(each)) == 1 else each
 
 
