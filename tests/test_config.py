@@ -58,7 +58,7 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     ),
     (lambda: trpo.Config(rule=trpo.RuleConfig(max_kl=0.0)), ["max_kl=0.0", "(0, ∞)", "0.01"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(max_kl=NAN)), ["max_kl=nan"]),
-    (lambda: trpo.Config(rule=trpo.RuleConfig(damping=-0.1)), ["damping=-0.1", "[0, ∞]", "0.1 is usual"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(damping=-0.1)), ["damping=-0.1", "[0, ∞)", "0.1 is usual"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(cg_iterations=0)), ["cg_iterations=0", "10"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(cg_tolerance=2.0)), ["cg_tolerance=2.0", "[0, 1]"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(backtrack_ratio=1.0)), ["backtrack_ratio=1.0", "(0, 1)", "0.8"]),

@@ -45,7 +45,7 @@ class Space(abc.ABC):
     def fits(self, x: Tree) -> tuple[int, ...] | None:
         """Return the leading axes that ``x`` has before this space's own shapes, or None if it does not fit."""
         try:
-            found = {_leading(leaf, _part(x, path)) for path, leaf in self.leaves()}
+            found = {_leading(leaf, at(x, path)) for path, leaf in self.leaves()}
         except (KeyError, IndexError, TypeError):
             return None
         return found.pop() if len(found) == 1 else None
@@ -61,14 +61,18 @@ class Space(abc.ABC):
 
 def flat(space: Space, x: Tree) -> Any:
     """Return the numbers of ``x``, all leaves side by side in the space's order, ``[..., size]``."""
-    rows: list[Any] = []
-    for path, leaf in space.leaves():
-        part = _part(x, path)
-        rows.append(leaf.to_numbers(part).reshape((*part.shape[: part.ndim - len(leaf.shape)], -1)))
-    return rows[0] if len(rows) == 1 else rows[0].__array_namespace__().concatenate(rows, axis=-1)
+    parts = [rows(leaf.to_numbers(at(x, path)), len(leaf.number_shape)) for path, leaf in space.leaves()]
+    return parts[0] if len(parts) == 1 else parts[0].__array_namespace__().concatenate(parts, axis=-1)
 
 
-def _part(x: Tree, path: tuple[str | int, ...]) -> Any:
+def rows(x: Any, ndim: int) -> Any:
+    """Return ``x`` with its last ``ndim`` axes in one."""
+    leading = x.shape[: x.ndim - ndim]
+    return x.reshape((*leading, math.prod(x.shape[x.ndim - ndim :])))
+
+
+def at(x: Tree, path: tuple[str | int, ...]) -> Any:
+    """Return the part of a tree at the path of a leaf."""
     return functools.reduce(lambda tree, key: tree[key], path, x)
 
 

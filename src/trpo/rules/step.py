@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -123,8 +124,20 @@ def check_fields(rule: Any, **cures: str) -> None:
 
 
 def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:
-    """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
-    if isinstance(value, numbers.Real) and not (low < float(value) < high if strict else low <= float(value) <= high):
-        left, right = "()" if strict else "[]"
+    """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass.
+
+    It must also be finite in single precision, and above ``low`` there where it is here.
+    """
+    if not isinstance(value, numbers.Real):
+        return
+    x = single(value)
+    if not (low < x < high if strict else low <= x <= high) or math.isinf(x):
+        left, right = "(" if strict else "[", ")" if strict or math.isinf(high) else "]"
         upper = "∞" if math.isinf(high) else f"{high:g}"
         raise ValueError(f"{name}={value}: must be in {left}{low:g}, {upper}{right}; {cure}")
+
+
+def single(value: Any) -> float:
+    """Return a number in single precision, as a float: infinity or 0 where it is beyond its range."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(value))

@@ -11,6 +11,7 @@ import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.bounds import Bound, Number
+from trpo.envs.meeting import kept
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
 from trpo.envs.spec import Leaf, flat
 from trpo.spelling import nearest
@@ -127,11 +128,10 @@ def _writer(space: Space) -> Callable[[Tree, int, Tree], Any]:
     if not isinstance(space, Leaf):
         writers = space.map(_writer)
         return lambda columns, i, x: space.map(lambda _, write, to, part: write(to, i, part), writers, columns, x)
-    shape, choice = space.shape, space if isinstance(space, Choice) else None
+    shape, plain = space.shape, isinstance(space, Box) and np.dtype(space.dtype).kind == "f"
 
     def write(column: np.ndarray, i: int, x: Any) -> None:
-        if choice is not None and not choice.start <= x < choice.start + choice.n:
-            raise ValueError(f"observation {x} is none of the {choice.n} numbers from {choice.start} on")
+        x = x if plain else kept(space, x)
         # Without the test, what has one element would silently fill the row.
         column[i] = x if getattr(x, "shape", None) == shape else np.reshape(x, shape)
 
@@ -154,7 +154,8 @@ class GymnasiumEnvs:
             first = self._envs[0]
             self._space = space_of(first.observation_space)
             self._write, self._flatten = _writer(self._space), flatten
-            shape = self._space.shape if isinstance(self._space, Box) else ()
+            floats = isinstance(self._space, Box) and self._space.dtype == "float32"
+            shape = self._space.shape if floats else ()
             self._length = shape[0] if len(shape) == 1 else -1
             spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
