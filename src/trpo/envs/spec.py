@@ -61,7 +61,11 @@ class Space(abc.ABC):
 
 def flat(space: Space, x: Tree) -> Any:
     """Return the numbers of ``x``, all leaves side by side in the space's order, ``[..., size]``."""
-    parts = [rows(leaf.to_numbers(at(x, path)), len(leaf.number_shape)) for path, leaf in space.leaves()]
+    parts = []
+    for path, leaf in space.leaves():
+        part = at(x, path)
+        numbers = leaf.to_numbers(part)
+        parts.append(rows(numbers, numbers.ndim - part.ndim + len(leaf.shape)))
     return parts[0] if len(parts) == 1 else parts[0].__array_namespace__().concatenate(parts, axis=-1)
 
 

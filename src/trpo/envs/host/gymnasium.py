@@ -36,6 +36,9 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
             return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
         case gym.spaces.Tuple() if not of_actions:
             return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
+        case gym.spaces.Discrete() | gym.spaces.MultiDiscrete() if not of_actions and not _has_room(space):
+            where = f"observation space{f' at {part}' if part else ''}: {space}"
+            raise UnsupportedSpaceError(f"{where}: its numbers must fit 32 bits; begin at 0")
         case gym.spaces.Box():
             # Gymnasium puts the ends of an integer type for infinity, but remembers that it did.
             bounds = (space.low, space.bounded_below, -np.inf), (space.high, space.bounded_above, np.inf)
@@ -49,6 +52,12 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
             return Bits(shape, dtype)
     where = f"action space {space}" if of_actions else f"observation space{f' at {part}' if part else ''}: {space}"
     raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
+
+
+def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
+    sizes = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
+    each = zip(np.ravel(space.start).tolist(), np.ravel(sizes).tolist(), strict=True)
+    return all(start >= -(2**31) and start + n <= 2**31 for start, n in each)
 
 
 def bound_of(values: Any, present: Any = True, missing: float = 0.0) -> Bound:
