@@ -73,15 +73,15 @@ def kept(leaf: Leaf, x: Any) -> np.ndarray:
     try:
         given = np.asarray(x)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{type(x).__name__} is not an array: {error}") from error
+        raise ValueError(f"observation of type {type(x).__name__} is not an array: {error}") from error
     if given.dtype.kind not in "biuf":
-        raise ValueError(f"{_shown(x)} is not a number or an array of numbers")
+        raise ValueError(f"observation {_shown(x)} is not a number or an array of numbers")
     with np.errstate(invalid="ignore", over="ignore"):
         array = given.astype(leaf.dtype, copy=False)
     if array.dtype.kind in "biu" and not np.can_cast(given.dtype, array.dtype) and not np.array_equal(array, given):
-        raise ValueError(f"{_shown(x)} must be whole numbers that {leaf.dtype} holds, for {leaf}")
+        raise ValueError(f"observation {_shown(x)} must be whole numbers that {leaf.dtype} holds, for {leaf}")
     if not np.all(_inside(leaf, array)):
-        raise ValueError(f"{_shown(x)} is not of {leaf}")
+        raise ValueError(f"observation {_shown(x)} is not of {leaf}")
     return array
 
 
@@ -174,7 +174,7 @@ def _walk(space: Space, x: Any, path: Path) -> Tree:
     try:
         array = kept(space, x)
         if isinstance(space, Choice) and array.ndim and np.asarray(x).dtype.kind not in "iu":
-            raise ValueError(f"{_shown(x)} is not an array of integers; one-hot vectors are not taken")
+            raise ValueError(f"observation {_shown(x)} is not an array of integers; one-hot vectors are not taken")
     except ValueError as error:
-        raise ValueError(f"{_name(path)}: {error}; {_expected(space)}") from error
+        raise ValueError(f"{f'{_name(path)}: ' if path else ''}{error}; {_expected(space)}") from error
     return array

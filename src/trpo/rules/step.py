@@ -9,7 +9,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -17,7 +16,7 @@ from trpo.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo.line_search import SearchInfo
 from trpo.problem import LocalModel
 from trpo.rules.protocol import Result
-from trpo.trees import all_finite
+from trpo.trees import all_finite, single
 from trpo.types import Params, Scalar
 
 _ALLOWED = {
@@ -135,9 +134,3 @@ def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: 
         left, right = "(" if strict else "[", ")" if strict or math.isinf(high) else "]"
         upper = "∞" if math.isinf(high) else f"{high:g}"
         raise ValueError(f"{name}={value}: must be in {left}{low:g}, {upper}{right}; {cure}")
-
-
-def single(value: Any) -> float:
-    """Return a number in single precision, as a float: infinity or 0 where it is beyond its range."""
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.float32(value))

@@ -13,8 +13,8 @@ import tyro
 
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
-from trpo.rules.step import single
 from trpo.spelling import did_you_mean
+from trpo.trees import single
 from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
 
