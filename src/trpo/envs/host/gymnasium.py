@@ -41,8 +41,8 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
             raise UnsupportedSpaceError(f"{where}: its numbers must fit 32 bits; begin at 0")
         case gym.spaces.Box():
             # Gymnasium puts the ends of an integer type for infinity, but remembers that it did.
-            bounds = (space.low, space.bounded_below, -np.inf), (space.high, space.bounded_above, np.inf)
-            return Box(shape, dtype, *(bound_of(*bound) for bound in bounds))
+            low = bound_of(space.low, space.bounded_below, -np.inf)
+            return Box(shape, dtype, low, bound_of(space.high, space.bounded_above, np.inf))
         case gym.spaces.Discrete():
             return Choice(int(space.n), int(space.start), dtype, shape)
         case gym.spaces.MultiDiscrete():
@@ -163,8 +163,8 @@ class GymnasiumEnvs:
             first = self._envs[0]
             self._space = space_of(first.observation_space)
             self._write, self._flatten = _writer(self._space), flatten
-            floats = isinstance(self._space, Box) and self._space.dtype == "float32"
-            shape = self._space.shape if floats else ()
+            seen = self._space
+            shape = seen.shape if isinstance(seen, Box) and seen.dtype == "float32" else ()
             self._length = shape[0] if len(shape) == 1 else -1
             spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
