@@ -101,3 +101,9 @@ def number(x: Any) -> float | int | None:
     """Return a plain number, or None where it is not finite: strict JSON has no NaN."""
     value = np.asarray(x).item()
     return value if math.isfinite(value) else None
+
+
+def single(value: Any) -> float:
+    """Return a number in single precision, as a float: infinity or 0 where it is beyond its range."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(value))

@@ -43,12 +43,13 @@ class CheckpointError(ValueError):
 def write_checkpoint(directory: Path, state: TrainingState, keep: int = 3) -> Path:
     """Write ``state`` below ``directory`` and remove all but the newest ``keep`` checkpoints."""
     arrays, source = named_arrays(state.learner), state.source
-    prefix, tree, environments = _DEVICE, source, None
+    prefix, tree, environments, of = _DEVICE, source, None, ""
     if isinstance(source, Snapshot):
-        prefix, tree, environments = _SEAT, source.seat, source.environments
+        prefix, tree, environments, of = _SEAT, source.seat, source.environments, source.id
     named = tree if isinstance(tree, dict) else named_arrays(tree)
     arrays |= {f"{prefix}{name}": leaf for name, leaf in named.items()}
     data = {"format": FORMAT} | {name: getattr(state, name) for name in _COUNTERS} | {"environments": environments}
+    data["environment"] = of
     contents = {
         TENSORS: safetensors.numpy.save({k: np.array(v, order="C") for k, v in arrays.items()}),
         DATA: json.dumps(data).encode(),
@@ -111,7 +112,7 @@ def read_checkpoint(path: Path, like: Any) -> TrainingState:
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path.name}: does not fit this agent ({error})") from error
     on_host = bool(seat) or data["environments"] is not None
-    source = Snapshot(data["environments"], seat) if on_host else device or None
+    source = Snapshot(data["environments"], seat, data.get("environment", "")) if on_host else device or None
     return TrainingState(learner, source=source, **{name: data[name] for name in _COUNTERS})
 
 
