@@ -329,7 +329,7 @@ def test_a_choice_outside_its_space_is_refused() -> None:
 
     envs = make_envs(Wild, 2)
     envs.reset([0, 1])
-    with pytest.raises(EnvironmentFailure, match=r"Wild: observation 4 is outside its space, Choice\(n=3, start=1"):
+    with pytest.raises(EnvironmentFailure, match=r"Wild: observation 4 is not of Discrete\(3, start=1\)"):
         envs.step(np.zeros(2, int))
 
 
@@ -484,14 +484,19 @@ WRONG: list[tuple[str, dict[str, Any], gym.Space, str]] = [
     ("longer", {"observation": np.zeros(3)}, A, r"observation has shape \(3,\), but its space has \(2,\)"),
     ("a column", {"observation": np.zeros((2, 1))}, A, r"observation has shape \(2, 1\)"),
     ("at reset", {"reset": (np.zeros(4), {})}, A, r"observation has shape \(4,\)"),
-    ("words", {"observation": ["a", "b"]}, A, "observation is a list of 2: must be numbers"),
-    ("nothing", {"observation": [None, None]}, A, "observation is a list of 2: must be numbers"),
-    ("two complex", {"observation": O + 1j}, A, r"observation is an array of shape \(2,\): must be numbers"),
-    ("halves", {"reset": (O + 0.5, {})}, spaces.Box(0, 255, (2,), np.uint8), "float32 has values .*uint8 .*as 0.5"),
-    ("negative", {"reset": ([-1, 0], {})}, spaces.Box(0, 255, (2,), np.uint8), "int64 has values .*uint8 .*as -1"),
+    ("words", {"observation": ["a", "b"]}, A, "observation .* is not a number or an array of numbers"),
+    ("nothing", {"observation": [None, None]}, A, "observation .* is not a number or an array of numbers"),
+    ("two complex", {"observation": O + 1j}, A, "is not a number or an array of numbers"),
+    ("halves", {"reset": (O + 0.5, {})}, spaces.Box(0, 255, (2,), np.uint8), "must be whole numbers that uint8 holds"),
+    (
+        "negative",
+        {"reset": ([-1, 0], {})},
+        spaces.Box(0, 255, (2,), np.uint8),
+        "must be whole numbers that uint8 holds",
+    ),
     ("an image", {"reset": (np.zeros((4, 3), "u1"), {})}, spaces.Box(0, 255, (3, 4), np.uint8), r"shape \(4, 3\)"),
-    ("bits", {"reset": ([0, 2], {})}, spaces.MultiBinary(2), "is outside its space"),
-    ("choices", {"reset": ([0, 2], {})}, spaces.MultiDiscrete([2, 2]), "is outside its space"),
+    ("bits", {"reset": ([0, 2], {})}, spaces.MultiBinary(2), "is not of "),
+    ("choices", {"reset": ([0, 2], {})}, spaces.MultiDiscrete([2, 2]), "is not of "),
     ("a part", {"reset": ({"b": O}, {})}, spaces.Dict(a=A), "observation is .*: its space asks for a part 'a'"),
     ("in a part", {"reset": ({"a": 0}, {})}, spaces.Dict(a=A), r"observation\['a'\] has shape \(\)"),
 ]

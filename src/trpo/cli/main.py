@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         return _fail(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", 2)
-    from trpo.envs.protocol import EnvironmentFailure
+    from trpo.envs import EnvironmentFailure
     from trpo.runs.run import RunFailed
 
     try:

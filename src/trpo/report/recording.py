@@ -17,9 +17,10 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from trpo.envs import EnvironmentFailure, MissingExtraError
+from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
-from trpo.envs.host.returned import begun, described, taken, writer
+from trpo.envs.host.returned import WrongAnswerError, begun, described, taken, writer
+from trpo.envs.meeting import not_finite, require_same_spaces
 from trpo.envs.names import as_jax_env, make_single
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.envs.spec import flat
@@ -163,12 +164,16 @@ def _frames(
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
     step, space, name = 0, space_of(env.observation_space), agent.spec.id
-    write = writer(space)
+    here = EnvSpec(name, space, space_of(env.action_space, of_actions=True))
+    options, write = agent.config.env, writer(space)
+    require_same_spaces(agent.spec, here.with_options(options.rescale_actions, options.flatten))
 
     def seen(observation: Any) -> Any:
         columns = space.zeros(1)
         write(columns, 0, observation)
-        columns = flat(space, columns) if agent.config.env.flatten else columns
+        if bad := not_finite(space, columns):
+            raise WrongAnswerError(f"gave an observation that is not finite: {bad}")
+        columns = flat(space, columns) if options.flatten else columns
         return jax.tree.map(lambda column: column[0], columns)
 
     for episode in range(episodes):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv
+from trpo.envs.meeting import not_finite
 from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import HostPolicy, noise_of
@@ -78,6 +79,7 @@ def whole_episodes(
     total, length, step, cuts = np.zeros(count), np.zeros(count, int), 0, 0
     missing = quota.copy()
     while (missing > 0).any():
+        _require_finite(envs, observation, missing > 0)
         action, carry = policy(observation, carry, reset, None if noise is None else noise(step))
         after = step_all(envs, action)
         total += np.where(after.valid, after.reward, 0.0)
@@ -117,6 +119,15 @@ def _replaced(rows: np.ndarray, which: np.ndarray, new: np.ndarray) -> np.ndarra
     rows = rows.copy()
     rows[which] = new
     return rows
+
+
+def _require_finite(envs: HostEnv, observation: Any, going: np.ndarray) -> None:
+    """Refuse what no policy can act on; environments that have run their share may show what they like."""
+    space = envs.spec.observation
+    if bad := not_finite(space, observation):
+        bad = not_finite(space, space.map(lambda leaf, x: x[going], observation))
+    if bad:
+        raise EnvironmentFailure(f"environment {envs.spec.id} gave an observation that is not finite: {bad}")
 
 
 def drawn_noise(policy: PolicyFunction, actor: Actor, count: int, seed: int) -> Callable[[int], Any]:

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
+from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
 from trpo.envs.protocol import (
     EnvironmentFailure,
@@ -21,7 +22,7 @@ from trpo.envs.protocol import (
     UnknownEnvironmentError,
     UnusableEnvironmentError,
 )
-from trpo.envs.spec import Bound, Leaf, flat
+from trpo.envs.spec import Leaf, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -47,8 +48,13 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
             return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
         case gym.spaces.Tuple() if not of_actions:
             return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
+        case gym.spaces.Discrete() | gym.spaces.MultiDiscrete() if not of_actions and not _has_room(space):
+            where = f"observation space{f' at {part}' if part else ''}: {space}"
+            raise UnsupportedSpaceError(f"{where}: its numbers must fit 32 bits; begin at 0")
         case gym.spaces.Box():
-            return Box(shape, dtype, bound_of(space.low), bound_of(space.high))
+            # Gymnasium puts the ends of an integer type for infinity, but remembers that it did.
+            low = bound_of(space.low, space.bounded_below, -np.inf)
+            return Box(shape, dtype, low, bound_of(space.high, space.bounded_above, np.inf))
         case gym.spaces.Discrete():
             return Choice(int(space.n), int(space.start), dtype, shape)
         case gym.spaces.MultiDiscrete():
@@ -60,9 +66,23 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
     raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
 
 
-def bound_of(values: Any) -> Bound:
-    """Return the bounds of every element of an array: one number, where they are all the same."""
-    each = tuple(float(x) for x in np.ravel(values))
+def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
+    sizes = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
+    each = zip(np.ravel(space.start).tolist(), np.ravel(sizes).tolist(), strict=True)
+    return all(start >= -(2**31) and start + n <= 2**31 for start, n in each)
+
+
+def bound_of(values: Any, present: Any = True, missing: float = 0.0) -> Bound:
+    """Return the bounds of every element of an array: one number, where they are all the same.
+
+    Where not ``present``, it is ``missing``. Numbers are floats, except integers that no float is.
+    """
+
+    def plain(x: Any) -> Number:
+        return float(x) if float(x) == x else x
+
+    pairs = zip(np.ravel(values).tolist(), np.ravel(np.broadcast_to(present, np.shape(values))).tolist(), strict=True)
+    each = tuple(plain(x) if there else float(missing) for x, there in pairs)
     return each[0] if len(set(each)) == 1 else each
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple
+from trpo.envs.meeting import kept
+from trpo.envs.spec import Box, Choice, Dict, Leaf, Space, Tree, Tuple
 
 Write = Callable[[Tree, int, Tree], None]
 """(columns, i, x) ↦, which writes one environment's observation into row i."""
@@ -125,7 +126,7 @@ def plain(leaf: Leaf) -> str:
 
 
 def _leaf_writer(leaf: Leaf, part: str) -> Write:
-    shape, size, dtype, inside = leaf.shape, leaf.size, np.dtype(leaf.dtype), _membership(leaf)
+    shape, size = leaf.shape, leaf.size
     one_of, usual = leaf if isinstance(leaf, Choice) else None, plain(leaf)
 
     def write(column: np.ndarray, i: int, x: Any) -> None:
@@ -135,9 +136,10 @@ def _leaf_writer(leaf: Leaf, part: str) -> Write:
         if one_of is not None and isinstance(x, int | np.integer) and one_of.start <= x < one_of.start + one_of.n:
             column[i] = x
             return
-        array = _array(x)
-        if array is None or not _is_number(array):
-            raise WrongAnswerError(f"{part} is {_shown(x)}: must be numbers of shape {shape} and type {dtype}")
+        try:
+            array = kept(leaf, x)
+        except ValueError as error:
+            raise WrongAnswerError(str(error).replace("observation", part, 1)) from error
         if array.shape != shape:
             if array.size != 1 or size != 1:
                 raise WrongAnswerError(
@@ -145,36 +147,9 @@ def _leaf_writer(leaf: Leaf, part: str) -> Write:
                     "declare the space that they have"
                 )
             array = array.reshape(shape)
-        if dtype.kind != "f" and array.dtype != dtype and len(lost := _lost(dtype, array)):
-            raise WrongAnswerError(
-                f"{part} of type {array.dtype} has values that its space's type {dtype} does not hold, such as "
-                f"{lost[0]}: return that type, or declare the one that it has"
-            )
-        if not inside(array):
-            raise WrongAnswerError(f"{part} {_shown(x)} is outside its space, {leaf}")
         column[i] = array
 
     return write
-
-
-def _membership(leaf: Leaf) -> Callable[[np.ndarray], bool]:
-    """Return whether values can be represented at all; bounds of a Box are not held against a simulator."""
-    match leaf:
-        case Choice():
-            return lambda x: bool(leaf.start <= x < leaf.start + leaf.n)
-        case Choices():
-            low = np.reshape(leaf.start, leaf.shape)
-            high = low + np.reshape(leaf.sizes, leaf.shape)
-            return lambda x: bool(((low <= x) & (x < high)).all())
-        case Bits():
-            return lambda x: bool(((x == 0) | (x == 1)).all())
-    return lambda x: True
-
-
-def _lost(dtype: np.dtype, x: np.ndarray) -> np.ndarray:
-    """Return those numbers of ``x`` that are others in this type."""
-    with np.errstate(invalid="ignore"):
-        return x[x.astype(dtype) != x]
 
 
 def described(error: BaseException) -> str:
