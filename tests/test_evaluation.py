@@ -530,7 +530,7 @@ def test_an_environment_that_observes_what_is_not_finite_is_named(
     from trpo.report.recording import record
 
     agent = agent_in(in_spaces(observation, PAIR, fault))
-    words = r"environment Elsewhere .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
+    words = r"environment Elsewhere:? .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
     with pytest.raises(trpo.EnvironmentFailure, match=words):
         agent.evaluate(episodes=1)
     with pytest.raises(trpo.EnvironmentFailure, match=words):
