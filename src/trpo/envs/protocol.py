@@ -75,7 +75,11 @@ class SplitEnv(HostEnv, Protocol):
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment raised: the message names it and gives its own error."""
+    """An environment raised, or returned what it must not: the message names it and says what."""
+
+
+class UnusableEnvironmentError(ValueError):
+    """An environment that cannot be made, or that is not what it says: the message names it and the cause."""
 
 
 class MissingExtraError(ValueError):
@@ -96,4 +100,4 @@ def made_with(env: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         if not kwargs or "'render_mode'" in said:
             raise
         given = " ".join(f"{name}={value!r}" for name, value in kwargs.items())
-        raise ValueError(f"environment {env!r} cannot be made with env.kwargs {given}: {said}") from error
+        raise UnusableEnvironmentError(f"environment {env!r} cannot be made with env.kwargs {given}: {said}") from error
