@@ -30,9 +30,7 @@ def _count(x: float) -> str:
     """Return a number in four characters or so: 950, 60.4k, 1.25M."""
     if x < 999.5:
         return f"{x:.0f}"
-    for unit, sign in ((1e3, "k"), (1e6, "M"), (1e9, "G")):
-        if x < 999.5 * unit:
-            break
+    unit, sign = (1e3, "k") if x < 999.5e3 else (1e6, "M") if x < 999.5e6 else (1e9, "G")
     return f"{x / unit:.3g}{sign}"
 
 
