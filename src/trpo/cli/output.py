@@ -20,7 +20,7 @@ def prepare_streams() -> None:
     def one_line(message: Warning | str, category: type[Warning], *where: Any) -> str:
         return f"{category.__name__}: {' '.join(str(message).split())}\n"
 
-    warnings.formatwarning = one_line
+    warnings.formatwarning = one_line  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

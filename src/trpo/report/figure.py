@@ -78,9 +78,8 @@ def draw_legend(figure: Any, colours: Mapping[str, Any]) -> None:
             for label, colour in colours.items()
         ]
         for columns in range(min(len(handles), 8), 0, -1):
-            legend = figure.legend(
-                handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=10
-            )
+            placed = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 10}
+            legend = figure.legend(handles=handles, **placed)
             extent = legend.get_window_extent(figure.canvas.get_renderer())
             if extent.width <= 0.98 * width * figure.dpi:
                 figure.set_size_inches(width, height + max(0.0, extent.height / figure.dpi - 0.5))

@@ -56,10 +56,10 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     panels = returns + [(draw, curves) for draw in (_kl, _gain, _explained, _std, _entropy)]
     rows = -(-len(panels) // 3)
     figure = new_figure(13, 3.6 * rows)
-    grid = figure.subplots(rows, 3, sharex=True).flat
+    grid = list(figure.subplots(rows, 3, sharex=True).flat)
     for axes, (draw, members) in zip(grid, panels, strict=False):
         draw(axes, members)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.remove()
     for axes in figure.axes[-3:]:
         axes.set_xlabel("environment steps")

@@ -54,10 +54,10 @@ def plot_sweeps(places: Sequence[Path], out: Path) -> Path:
         where = f" in {plain(env)}" if len(curves) > 1 else ""
         style(over_steps, f"Return{where}, mean of about the last 100 episodes", "undiscounted")
         style(at_end, "At the end, each seed")
-        for i, (label, members) in enumerate(found):
+        for i, (label, seeds) in enumerate(found):
             colours[label] = colour = colour_of(len(colours), count)
-            _draw(over_steps, members, colour)
-            _dots(at_end, i, [values[np.isfinite(values)][-1] for _, values in members], colour)
+            _draw(over_steps, seeds, colour)
+            _dots(at_end, i, [values[np.isfinite(values)][-1] for _, values in seeds], colour)
         at_end.set_xticks([])
         at_end.margins(x=0.3)
     over_steps.set_xlabel("environment steps of each run")

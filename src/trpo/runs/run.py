@@ -243,9 +243,8 @@ class Run:
         except (TypeError, ValueError, RecursionError) as error:  # what a user's snapshot() returned is not JSON
             if self.state.source is None:
                 raise
-            warnings.warn(
-                f"the simulators' state cannot be saved ({in_words(error)}): a resumed run begins new episodes"
-            )
+            lost = f"the simulators' state cannot be saved ({in_words(error)}): a resumed run begins new episodes"
+            warnings.warn(lost, stacklevel=2)
             write_checkpoint(place, dataclasses.replace(self.state, source=None), keep)
 
 

@@ -158,10 +158,8 @@ def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> li
         try:
             write_json(place / SUMMARY, summarise(place))
         except OSError as error:
-            again = f"once that is mended, write it with: trpo resume {place}"
-            raise RunFailed(
-                f"{in_words(error)}; all runs are finished, only the summary is missing; {again}"
-            ) from error
+            rest = f"all runs are finished, only the summary is missing; write it with: trpo resume {place}"
+            raise RunFailed(f"{in_words(error)}; {rest}") from error
     return agents
 
 
