@@ -33,7 +33,9 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"something called sys.exit({error.code!r})"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        # Where a directory is to be made, "File exists" would puzzle.
+        why = "is there, and is no directory" if isinstance(error, FileExistsError) else error.strerror
+        return why if error.filename is None else f"{error.filename}: {why}"
     kind = type(error)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if text and kind.__module__.partition(".")[0] == "trpo":

@@ -147,7 +147,9 @@ def removed_if_refused(place: Path | None) -> Iterator[None]:
     """Remove the directory of a new run if, before its first iteration, it turns out to be impossible."""
     try:
         yield
-    except (ValueError, OSError):
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = place and str(place)  # of a full disk it is not said where
         if place is not None and not any(file.stat().st_size for file in place.rglob(FILE)):
             shutil.rmtree(place, ignore_errors=True)
         raise

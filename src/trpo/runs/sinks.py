@@ -50,7 +50,8 @@ class JsonLines:
         path = run / FILE
         if path.exists():
             kept = [r for r in read_metrics(run) if r["iteration"] <= after_iteration]
-            replace_durably(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+            with _naming(path):
+                replace_durably(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, records: Sequence[Metrics]) -> None:
