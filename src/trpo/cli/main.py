@@ -318,8 +318,10 @@ def _explain(error: BaseException) -> int:
         return _fail(" ".join(str(error).split()), 2)
     if isinstance(error, OSError):
         return _fail(in_words(error), 2)
-    if "initialize backend" in str(error):
-        return _fail(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {in_words(error)}", 2)
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.filename.endswith("xla_bridge.py") for frame in frames):  # where JAX looks for devices
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        return _fail(f"JAX_PLATFORMS={chosen}: JAX finds no such device ({in_words(error)}); cpu is always there", 2)
     ours = type(error).__module__.partition(".")[0] == "trpo"
     return _fail(in_words(error) if ours else f"{in_words(error)} ({TRACEBACK}=1 shows where)", 1)
 
