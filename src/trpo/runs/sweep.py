@@ -19,11 +19,12 @@ from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.runs.aggregate import interval
 from trpo.runs.files import claim_directory, read_config, read_json, write_json
-from trpo.runs.run import Run, configure, env_of, read_run, removed_if_refused, train_runs
+from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, removed_if_refused, train_runs
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
+from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
@@ -164,7 +165,11 @@ def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> li
     together = [runs] if is_in_jax(env) else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
-        write_json(place / SUMMARY, summarise(place))
+        try:
+            write_json(place / SUMMARY, summarise(place))
+        except OSError as error:
+            rest = f"all runs are finished, only the summary is missing; write it with: trpo resume {place}"
+            raise RunFailed(f"{in_words(error)}; {rest}") from error
     return agents
 
 
