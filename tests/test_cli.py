@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import trpo
+from tests.helpers import run_process, start_process
 from trpo.runs.sinks import read_metrics
 
 KEYS = {
@@ -27,7 +27,7 @@ SMALL = ["--env.count", "4", "--fragment", "8", "--policy.hidden", "8", "--value
 def cli(*arguments, cwd=None, timeout=240):
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    return run_process(command, timeout, cwd=cwd)
 
 
 def one_line(result, code):
@@ -201,7 +201,7 @@ def test_gymnasium_resume_says_that_the_simulator_starts_anew(tmp_path, here):
 
 def start(*arguments):
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_process(command)
 
 
 def wait_for_iterations(out, count, process):
@@ -237,7 +237,7 @@ def kill_and_resume(out, kills, seed):
     for _ in range(kills):
         time.sleep(generator.uniform(0.0, 0.5))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         process = start("resume", out)
         line = process.stderr.readline()
         while not line.startswith("resuming"):

@@ -264,8 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         return _fail(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", 2)
+    from trpo.programs import keep_programs
     from trpo.runs.run import RunFailed
 
+    keep_programs()
     try:
         return command(arguments[1:])
     except ValueError as error:

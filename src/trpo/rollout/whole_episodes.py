@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,12 +13,17 @@ import numpy as np
 from trpo.envs import HostEnv
 from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
+from trpo.programs import compiled
 from trpo.rollout.acting import HostPolicy, noise_of
 from trpo.rollout.trajectory import Actor
 
 NOISE = 200
 """Steps whose noise is drawn at once."""
-_noise = jax.jit(noise_of, static_argnums=(0, 2, 3))
+
+
+@partial(compiled, static=3)
+def _noise(policy: PolicyFunction, count: int, leading: tuple[int, ...], actor: Actor, key: Any) -> Any:
+    return noise_of(policy, actor, count, leading, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +89,7 @@ def drawn_noise(policy: PolicyFunction, actor: Actor, count: int, seed: int) -> 
     def noise(step: int) -> Any:
         nonlocal drawn
         if step % NOISE == 0:
-            drawn = to_numpy(_noise(policy, actor, count, (NOISE,), jax.random.fold_in(key, step)))
+            drawn = to_numpy(_noise(policy, count, (NOISE,), actor, jax.random.fold_in(key, step)))
         return jax.tree.map(lambda rows: rows[step % NOISE], drawn)
 
     return noise

@@ -14,6 +14,7 @@ from typing import Any
 from trpo.envs import EnvironmentFailure, EnvSpec
 from trpo.envs.names import EnvLike
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import keep_programs
 from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
@@ -129,6 +130,7 @@ def train(
     >>> agent.act([0.0]).shape
     ()
     """
+    keep_programs()
     config = configure(env, config, preset, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule, value)
     if out is not None:
@@ -169,6 +171,7 @@ def resume(
     quiet: bool = False,
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
+    keep_programs()
     agent, state, problems = read_run(run, policy, env, rule, value)
     said = [f"{problem}; using the one before" for problem in problems]
     said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")

@@ -14,6 +14,7 @@ from trpo.envs.spec import Box, EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
 from trpo.policies.protocol import PolicyFunction, PolicyLike
+from trpo.programs import keep_programs
 from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import EvaluationResult, drawn_noise, whole_episodes
 from trpo.rules.protocol import Rule
@@ -172,6 +173,7 @@ def evaluate(
     Up to ``count`` environments are stepped together. Environment i runs a share of episodes that is fixed beforehand:
     taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for.
     """
+    keep_programs()
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: must be ≥ 1; 10 is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from trpo.programs import compiled
 from trpo.rollout import EpisodeStatistics, HostPolicy, Source
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper, improve, prepare, refit
@@ -18,7 +19,7 @@ from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits import ValueInfo
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
-_prepare, _improve, _refit = (jax.jit(stage, static_argnums=0) for stage in (prepare, improve, refit))
+_prepare, _improve, _refit = (compiled(stage) for stage in (prepare, improve, refit))
 
 
 def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
