@@ -264,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         return _fail(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", 2)
+    from trpo.envs import EnvironmentFailure
     from trpo.programs import keep_programs
     from trpo.runs.run import RunFailed
 
@@ -272,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments[1:])
     except ValueError as error:
         return _fail(str(error), 2)
-    except RunFailed as error:
+    except (RunFailed, EnvironmentFailure) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", 130)

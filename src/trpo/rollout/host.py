@@ -114,7 +114,7 @@ class HostSource:
 
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
-        return None if environments is None else Snapshot(environments, self.seat)
+        return None if environments is None else Snapshot(environments, self.seat, self.spec.id)
 
     def restore(self, snapshot: Snapshot) -> None:
         self.envs.restore(snapshot.environments)
