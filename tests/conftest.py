@@ -48,7 +48,7 @@ def _no_implicit_broadcasting(request: pytest.FixtureRequest) -> Iterator[None]:
 
 LIMIT = 600.0
 """Seconds that a test, its setup and its teardown may each take, on a busy machine; a slow one twelve times as long."""
-_stderr = os.dup(2)  # the real one, whatever pytest captures
+_stderr = 2
 
 
 @pytest.hookimpl(wrapper=True)
@@ -124,4 +124,6 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    global _stderr
+    _stderr = os.dup(2)  # the real one: nothing is captured now
     config.addinivalue_line("markers", "rank_promotion: third-party code under test broadcasts across ranks")
