@@ -19,7 +19,8 @@ from trpo.envs.device.protocol import Flattened, JaxEnv
 from trpo.envs.host.envpool import EnvPoolEnvs
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
-from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
+from trpo.envs.host.returned import described
+from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
@@ -60,14 +61,21 @@ def _imported(name: str) -> JaxEnv:
         raise UnknownEnvironmentError(f"environment 'jax:{name}': must be jax:MODULE:FUNCTION")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two: not a module's name, such as .x
-        raise UnknownEnvironmentError(f"environment 'jax:{name}' cannot be imported: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's code raises, SystemExit included
+        raise UnknownEnvironmentError(f"environment 'jax:{name}' cannot be imported: {described(error)}") from error
     if not hasattr(module, function):
         raise UnknownEnvironmentError(f"{module_name} has no {function!r}; {nearest(function, dir(module))}")
     made = getattr(module, function)
     if not callable(made):
         raise UnknownEnvironmentError(f"jax:{name} is {type(made).__name__}, not a function that returns a trpo.JaxEnv")
-    env = made()
+    try:
+        env = made()
+    except (KeyboardInterrupt, UnknownEnvironmentError, MissingExtraError):
+        raise
+    except BaseException as error:
+        raise UnusableEnvironmentError(f"environment 'jax:{name}' cannot be made: {described(error)}") from error
     if not isinstance(env, JaxEnv):
         raise UnknownEnvironmentError(
             f"jax:{name} returned {type(env).__name__}, which lacks one of spec, cheap_reset, reset, step (trpo.JaxEnv)"
@@ -219,4 +227,4 @@ def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
         env = env.removeprefix("envpool:")
-    return make_one(_maker(env, **kwargs)[1])
+    return make_one(*_maker(env, **kwargs))
