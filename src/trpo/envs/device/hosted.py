@@ -25,7 +25,7 @@ def _step(env: JaxEnv, actions: Space, state: batch.BatchState, action: Tree) ->
     return batch.step(env, actions, state, action, partial(batch.fresh_if_any, env, state))
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled
 def _restart(env: JaxEnv, state: batch.BatchState, which: Any) -> batch.BatchState:
     new = batch.fresh(env, state)
     at, observation = jax.tree.map(
