@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import trpo
+from tests.helpers import run_process, start_process
 from trpo.cli.help import parse
 from trpo.cli.main import COMMANDS
 from trpo.cli.options import Train, gathered, varied
@@ -35,7 +36,7 @@ SMALL = ["--env.count", "4", "--fragment", "8", "--policy.hidden", "8", "--value
 def cli(*arguments, cwd=None, timeout=240):
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    return run_process(command, timeout, cwd=cwd)
 
 
 def one_line(result, code):
@@ -366,7 +367,7 @@ def test_gymnasium_resume_says_that_the_simulator_starts_anew(tmp_path, here):
 
 def start(*arguments):
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_process(command)
 
 
 def wait_for_iterations(out, count, process):
@@ -402,7 +403,7 @@ def kill_and_resume(out, kills, seed):
     for _ in range(kills):
         time.sleep(generator.uniform(0.0, 0.5))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         process = start("resume", out)
         line = process.stderr.readline()
         while not line.startswith("resuming"):

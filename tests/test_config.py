@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
 import sys
 import textwrap
 import typing
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 import trpo
+from tests.helpers import run_process
 from trpo.settings.config import FITS, RULES, merge
 
 NAN, INF = math.nan, math.inf
@@ -139,9 +139,8 @@ def test_choices_are_checked_without_a_type_checker() -> None:
             except ValueError as error:
                 print(error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = run_process([sys.executable, "-c", textwrap.dedent(program)])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "on_nonfinite='ignore': must be one of stop, continue",
         "policy.activation='gelu': must be one of tanh, relu",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +13,7 @@ import gymnasium as gym
 import pytest
 
 import trpo
+from tests.helpers import run_process
 from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device import JaxEnv
 from trpo.envs.device.probes import make_probe
@@ -133,7 +133,8 @@ def test_environments_in_a_file_of_mistakes_are_refused_by_train_itself(tmp_path
                 print(error)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    done = run_process(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 8
     assert all("must be an environment id or a function" in line for line in lines)

@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import sys
 import textwrap
 import warnings
@@ -25,6 +24,7 @@ from helpers import bits, untimed
 
 import trpo
 import trpo.envs
+from tests.helpers import run_process
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.host.probes import Probe
 from trpo.envs.spec import Box, Choice
@@ -775,13 +775,8 @@ def test_double_precision_end_to_end() -> None:
             action = agent.act(np.zeros(1))
             print(env, action.dtype, len(agent.evaluate(episodes=3).returns))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "JAX_ENABLE_X64": "1"},
-    )
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = run_process(command, env={**os.environ, "JAX_ENABLE_X64": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["probe:continuous float32 3"]
 

@@ -360,6 +360,9 @@ def _run(arguments: list[str]) -> int:
     if command is None:
         near = nearest(arguments[0], list(COMMANDS), f"commands are {', '.join(COMMANDS)}")
         raise ValueError(f"unknown command {arguments[0]!r}; {near}")
+    from trpo.programs import keep_programs
+
+    keep_programs()
     return command(arguments[1:])
 
 

@@ -17,6 +17,7 @@ from trpo.envs import EnvSpec
 from trpo.envs.names import EnvLike
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import keep_programs
 from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
@@ -137,6 +138,7 @@ def train(
     >>> agent.act([0.0]).shape
     ()
     """
+    keep_programs()
     config = configure(env, config, preset, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule, value)
     if out is not None:
@@ -185,6 +187,7 @@ def resume(
     quiet: bool = False,
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
+    keep_programs()
     agent, state, problems = read_run(run, policy, env, rule, value)
     said = [f"{problem}; using the one before" for problem in problems]
     resumed = Run(agent, state, Path(run))

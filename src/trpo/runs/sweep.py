@@ -17,6 +17,7 @@ import numpy as np
 
 from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
 from trpo.runs.files import claim_directory, read_config, read_json, write_json
 from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, removed_if_refused, train_runs
@@ -113,6 +114,7 @@ def sweep(
     >>> [(agent.config.rule.max_kl, agent.config.seed) for agent in agents]
     [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
     """
+    keep_programs()
     base = configure(env, config, preset, steps=steps)
     vary = _varied(env, vary or {})
     plan = variants(_seeds(seeds, base.seed), vary)
@@ -216,6 +218,7 @@ def resume_sweep(
     quiet: bool = False,
 ) -> list[Agent]:
     """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
+    keep_programs()
     place = Path(place)
     plan = read_sweep(place)
     if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
