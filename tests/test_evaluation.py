@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import gymnasium as gym
@@ -15,6 +15,8 @@ from gymnasium import spaces
 
 import trpo
 from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
+from trpo.rollout import noise_of, whole_episodes
+from trpo.rollout.whole_episodes import drawn_noise
 from trpo.training.agent import Agent
 
 SMALL: dict[str, Any] = {
@@ -89,6 +91,33 @@ def test_seeds_reproduce_and_matter(deterministic: bool) -> None:
     assert runs[0] == runs[1]
     assert set(runs[0].returns).isdisjoint(runs[2].returns)
     assert len(set(runs[0].returns)) == 2  # each environment has a seed of its own
+
+
+class Telling(Counter):
+    """Keeps the actions that it is given; an episode has five steps."""
+
+    told: ClassVar[list[np.ndarray]] = []
+    action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.told.append(action)
+        self.length = 5
+        return super().step(action)
+
+
+def test_every_step_has_the_noise_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy is μ + σ·noise with μ = 0 and σ = 1, so its actions are the noise; drawn for three steps at once."""
+    monkeypatch.setattr(whole_episodes, "NOISE", 3)
+    agent = agent_in(Telling, policy=trpo.PolicyConfig(hidden=(), initial_std=1.0, last_layer_scale=0.0))
+    actor, key = agent.actor(), jax.random.key(9)
+    drawn = [noise_of(agent.policy, actor, 2, (3,), jax.random.fold_in(key, start)) for start in (0, 3, 6, 9)]
+    expected = np.concatenate(drawn)[:10]
+    assert len(np.unique(expected)) == expected.size
+    noise = drawn_noise(agent.policy, actor, 2, 9)
+    np.testing.assert_array_equal([noise(step) for step in range(10)], expected)
+    Telling.told.clear()
+    assert trpo.evaluate(agent, Telling, episodes=4, deterministic=False, seed=9, count=2).lengths == (5,) * 4
+    np.testing.assert_allclose(np.reshape(Telling.told, (10, 2, 2)), expected, rtol=1e-6)
 
 
 def test_evaluation_equals_stepping_by_hand() -> None:
