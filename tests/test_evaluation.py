@@ -14,8 +14,9 @@ import pytest
 from gymnasium import spaces
 
 import trpo
+from trpo.envs import Transition
 from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
-from trpo.rollout import noise_of, whole_episodes
+from trpo.rollout import HostPolicy, noise_of, whole_episodes
 from trpo.rollout.whole_episodes import drawn_noise
 from trpo.training.agent import Agent
 
@@ -118,6 +119,56 @@ def test_every_step_has_the_noise_of_its_number(monkeypatch: pytest.MonkeyPatch)
     Telling.told.clear()
     assert trpo.evaluate(agent, Telling, episodes=4, deterministic=False, seed=9, count=2).lengths == (5,) * 4
     np.testing.assert_allclose(np.reshape(Telling.told, (10, 2, 2)), expected, rtol=1e-6)
+
+
+class Scripted:
+    """At time t both pay t. One ends at every second step; two at every fourth, then resets in a step worth nothing."""
+
+    count, spec = 2, EnvSpec("scripted", Box((1,)), Box((1,)))
+
+    def look(self) -> np.ndarray:
+        return np.full((2, 1), self.time, np.float32)
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        self.time = 0
+        return self.look()
+
+    def step(self, action: np.ndarray) -> Transition:
+        np.testing.assert_array_equal(action, -self.look())
+        self.time += 1
+        first, second = self.time % 2 == 0, self.time % 4 == 3
+        valid = np.array([True, self.time % 4 != 0])
+        reward = np.where(valid, self.time, 100).astype(np.float32)
+        return Transition(self.look(), reward, np.array([first, False]), np.array([False, second]), self.look(), valid)
+
+    def snapshot(self) -> None: ...
+    def restore(self, snapshot: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class Noting(HostPolicy):
+    """Its memory is the number of its calls; it notes what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[int, list[bool], int]] = []
+
+    def start(self, count: int) -> np.ndarray:
+        return np.zeros(count, int)
+
+    def __call__(self, observation: Any, carry: Any, reset: Any, noise: Any) -> tuple[Any, Any]:
+        assert len(set(carry.tolist())) == 1
+        self.given.append((int(carry[0]), reset.tolist(), noise))
+        return -observation, carry + 1
+
+
+def test_episodes_returns_memory_and_noise_step_by_step() -> None:
+    policy = Noting()
+    result = whole_episodes.whole_episodes(Scripted(), policy, 5, 0, lambda step: step)
+    assert result.returns == (1 + 2, 3 + 4, 5 + 6, 1 + 2 + 3, 5 + 6 + 7)
+    assert result.lengths == (2, 2, 2, 3, 3)
+    # An episode begins in the first where the step before was its last, in the second also after the reset's own step.
+    begins = [[True, True], [False, False], [True, False], [False, True], [True, True], [False, False], [True, False]]
+    assert policy.given == [(k, reset, k) for k, reset in enumerate(begins)]
 
 
 def test_evaluation_equals_stepping_by_hand() -> None:

@@ -633,6 +633,27 @@ def test_steps_do_not_count_auto_resets() -> None:
     assert all(row["episode_length"] == 1 for row in rows)
 
 
+def test_a_run_goes_on_with_seeds_and_times_of_its_own() -> None:
+    """New episodes are seeded by the run and the iteration that begins; the clock goes on, too."""
+
+    class Noting(EverySecondStepResets):
+        def reset(self, seeds: list[int]) -> np.ndarray:
+            self.seeds = seeds
+            return super().reset(seeds)
+
+    for seed, iteration in ((0, 0), (3, 5)):
+        config, envs = configure("resetting", iterations=1, seed=seed), Noting(4)
+        agent = trpo.make_agent(envs, config)
+        before = TrainingState(agent.learner, iteration=iteration, seconds=1000.0 * iteration)
+        state, row = next(iter(trpo.iterations(envs, agent, config, before)))
+        assert envs.seeds == env_seeds(seed, iteration, 4)
+        assert state.iteration == row["iteration"] == iteration + 1
+        assert state.seconds == row["seconds"]
+        taken = row["seconds"] - before.seconds
+        assert 0 < row["collect_seconds"] < taken < 900
+        assert row["steps_per_second"] >= config.batch / taken
+
+
 def test_the_value_fit_of_an_iteration_is_used_in_the_next() -> None:
     """V(s) = s is learned in one fit, and then explains all of the next batch's returns."""
     value = trpo.ValueConfig(hidden=(), learning_rate=0.05, epochs=100, minibatch=0)
