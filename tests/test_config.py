@@ -161,16 +161,16 @@ def test_every_setting_of_a_rule_or_fit_arrives(group: Any, field: str, kind: st
 EDGES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     # a group, its settings at the ends of their ranges, and just beyond where that is not among the mistakes above
     (trpo.EnvConfig, {"count": 1, "devices": 0, "workers": 1}, {"devices": -1}),
-    (trpo.Config, {"steps": 1, "seed": 2**32 - 1, "fragment": 1, "discount": 0.0, "gae_lambda": 0.0}, {"gae_lambda": 1.1}),
+    (trpo.Config, {"steps": 1, "seed": 2**32 - 1, "discount": 0.0, "gae_lambda": 0.0}, {"gae_lambda": 1.1}),
     (trpo.Config, {"seed": 0, "discount": 1.0, "gae_lambda": 1.0, "updates_per_batch": 1}, {"discount": -0.1}),
-    (trpo.Config, {"fisher_subsample": 1, "checkpoint_every": 1, "keep_checkpoints": 1}, {"discount_steps": 0}),
+    (trpo.Config, {"fragment": 1, "fisher_subsample": 1, "checkpoint_every": 1, "keep_checkpoints": 1}, {"discount_steps": 0}),
     (trpo.Config, {"final_discount": 0.0, "discount_steps": 1}, {"final_discount": -0.1}),
-    (trpo.PolicyConfig, {"hidden": (1,), "min_std": 0.0, "last_layer_scale": 0.0, "averaging": 0.0}, {"averaging": 1.0}),
-    (trpo.PolicyConfig, {"hidden": (), "hidden_layer_scale": 1e-9, "initial_std": 1e-9}, {"averaging": -0.1}),
+    (trpo.PolicyConfig, {"hidden": (1,), "min_std": 0.0, "last_layer_scale": 0.0}, {"averaging": 1.0}),
+    (trpo.PolicyConfig, {"hidden": (), "averaging": 0.0, "hidden_layer_scale": 1e-9}, {"averaging": -0.1}),
     (trpo.ValueConfig, {"epochs": 1, "minibatch": 0}, {"hidden_layer_scale": -1.0}),
     (trpo.ValueConfig, {"method": "gauss-newton", "steps": 1, "max_change": 1e-9}, {"max_change": -1.0}),
-    (trpo.RuleConfig, {"damping": 0.0, "cg_iterations": 1, "cg_tolerance": 0.0, "max_backtracks": 0}, {"max_step_norm": 0.0}),
-    (trpo.RuleConfig, {"cg_tolerance": 1.0}, {"backtrack_ratio": 0.0}),
+    (trpo.RuleConfig, {"damping": 0.0, "cg_iterations": 1, "cg_tolerance": 0.0}, {"max_step_norm": 0.0}),
+    (trpo.RuleConfig, {"cg_tolerance": 1.0, "max_backtracks": 0}, {"backtrack_ratio": 0.0}),
     (trpo.RuleConfig, {"name": "penalty", "inner_steps": 1}, {"initial_coefficient": 0.0}),
 ]  # fmt: skip
 

@@ -323,14 +323,14 @@ def test_cumulative_kl_is_within_the_bound_at_every_update(pendulum: Case, updat
 # ---------------------------------------------------------------- what an iteration is made of
 
 
-def test_every_iteration_and_every_run_has_randomness_of_its_own(pendulum: Case) -> None:
+def test_every_iteration_and_every_run_has_randomness_of_its_own() -> None:
     """For a rollout and for a value fit; and asked for again it is the same."""
-    learner = pendulum.learner
+    agent = trpo.make_agent("Pendulum-v1", configure("Pendulum-v1"))
+    program, learner = agent.program(), agent.learner
 
     def draw(seed: int, iteration: int) -> tuple[bytes, bytes, bytes]:
-        _, noise, key = prepare(
-            pendulum.program, learner.policy, learner.observations, jax.random.key(seed), jnp.asarray(iteration)
-        )
+        key = jax.random.key(seed)
+        _, noise, key = prepare(program, learner.policy, learner.observations, key, jnp.asarray(iteration))
         assert noise.shape == (FRAGMENT, COUNT, 1)
         of_the_fit = jax.random.normal(key, noise.shape)
         return np.asarray(noise).tobytes(), np.asarray(of_the_fit).tobytes(), jax.random.key_data(key).tobytes()

@@ -85,12 +85,9 @@ def test_adam_on_minibatches_is_a_plain_optax_loop_too(strata: int | None, x64: 
     for epoch in jax.random.split(key, 2):
         keys = jax.random.split(epoch, strata) if strata else [epoch]
         orders = np.array([shuffled(k, n) for k in keys])
+        blocks = [np.asarray(leaf).reshape(-1, n, *leaf.shape[2 if strata else 1 :]) for leaf in jax.tree.leaves(batch)]
         for rows in np.split(orders[:, : n // size * size], n // size, axis=1):
-            parts = (
-                np.concatenate([leaf.reshape(-1, n, *leaf.shape[2 if strata else 1 :])[i, r] for i, r in enumerate(rows)])
-                for leaf in map(np.asarray, (batch.observation, batch.target, batch.weight))
-            )
-            x, y, w = parts
+            x, y, w = (np.concatenate([leaf[i, r] for i, r in enumerate(rows)]) for leaf in blocks)
             updates, moments = adam.update(objective(params, x, y, w / w.sum()), moments, params)
             params = optax.apply_updates(params, updates)
     found, _ = jax.jit(lambda b: method.minimise(linear, state.params, state.optimiser, b, key))(batch)
