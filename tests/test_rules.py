@@ -527,6 +527,13 @@ def test_the_step_length_is_the_root_of_its_parabola(slope: float, used: float, 
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
+def test_the_step_length_does_not_cancel() -> None:
+    """In single precision, where the slope is nearly all that counts: β = δ / slope, or −2 slope / curvature."""
+    for slope, expected in ((1.0, 1e-4), (-1.0, 2000.0)):
+        direction = some_direction(slope=slope, curvature=1e-3)
+        assert float(step_length(direction, jnp.zeros(()), 1e-4)) == pytest.approx(expected, rel=1e-5)
+
+
 def some_direction(slope: float = 0.0, curvature: float = 1.0, result: Result = Result.ACCEPTED) -> Direction:
     zero = jnp.zeros(())
     return Direction(

@@ -95,16 +95,6 @@ def test_adam_on_minibatches_is_a_plain_optax_loop_too(strata: int | None, x64: 
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-def test_a_minibatch_without_weight_moves_by_the_moments_alone() -> None:
-    """0 / 0 is nowhere: half of the rows count for nothing, and no minibatch of two has all the others."""
-    batch = data()
-    batch = ValueBatch(batch.observation, batch.target, jnp.where(jnp.arange(N) < 2, 0.5, 0.0))
-    method = trpo.AdamFit(epochs=1, minibatch=2)
-    state, info = fit(method, start(method), batch)
-    assert info.finite
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-
-
 def test_every_epoch_uses_each_row_once_in_a_new_order() -> None:
     """V notes which rows it is asked about; rows carry their number as the only feature."""
     seen: list[np.ndarray] = []
