@@ -43,6 +43,7 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: trpo.PolicyConfig(min_std=0.6), ["policy.min_std=0.6", "below policy.initial_std=0.6"]),
     (lambda: trpo.PolicyConfig(min_std=NAN), ["policy.min_std=nan"]),
     (lambda: trpo.PolicyConfig(min_std=True), ["policy.min_std=True", "or auto"]),
+    (lambda: trpo.PolicyConfig(min_std=False), ["policy.min_std=False", "or auto"]),
     (lambda: trpo.PolicyConfig(last_layer_scale=-1.0), ["policy.last_layer_scale=-1.0", "0.01 is usual"]),
     (lambda: trpo.PolicyConfig(hidden_layer_scale=0.0), ["policy.hidden_layer_scale=0.0", "or auto", "√2 is usual"]),
     (lambda: trpo.ValueConfig(hidden_layer_scale=NAN), ["value.hidden_layer_scale=nan", "> 0"]),
