@@ -220,6 +220,37 @@ def test_value_targets_are_lambda_returns_of_the_batch(name: str, request: pytes
     np.testing.assert_allclose(batch.weight, 1 / (COUNT * FRAGMENT), rtol=1e-6)
 
 
+@pytest.mark.parametrize("standard", [True, False])
+def test_advantages_enter_as_they_are_unless_they_are_to_be_standardised(pendulum: Case, standard: bool) -> None:
+    program = dataclasses.replace(pendulum.program, standardise_advantages=standard)
+
+    @jax.jit
+    def entering(learner: Learner, trajectory: Trajectory) -> Any:
+        estimates = stages.estimate(program, pendulum.hyper, learner, trajectory, 0)
+        return stages.local_problem(program, learner, estimates).objective.keywords["advantage"]
+
+    advantage, _, _ = Account(pendulum).advantages()
+    expected = (advantage - advantage.mean()) / advantage.std() if standard else advantage
+    found = entering(pendulum.learner, pendulum.trajectory)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_memory_is_cleared_where_an_episode_begins(pendulum: Case) -> None:
+    """After every end of either kind, after a step that is not valid, and in the first row as the rollout says."""
+    random = np.random.default_rng(0)
+    names = ("terminated", "truncated", "valid")
+    flags = {name: random.random((FRAGMENT, COUNT)) < (0.8 if name == "valid" else 0.2) for name in names}
+    trajectory = dataclasses.replace(pendulum.trajectory, **flags, reset=np.array([True, False, False, True]))
+
+    @jax.jit
+    def cleared(learner: Learner, trajectory: Trajectory) -> Any:
+        estimates = stages.estimate(pendulum.program, pendulum.hyper, learner, trajectory, 0)
+        return stages.local_problem(pendulum.program, learner, estimates).distributions.reset
+
+    expected = [trajectory.reset, *(flags["terminated"] | flags["truncated"] | ~flags["valid"])[:-1]]
+    np.testing.assert_array_equal(cleared(pendulum.learner, trajectory), expected)
+
+
 @pytest.mark.parametrize(("iteration", "gamma"), [(0, 0.5), (5, 0.9), (10, 0.98), (99, 0.98)])
 def test_the_horizon_grows_geometrically_to_the_final_discount(pendulum: Case, iteration: int, gamma: float) -> None:
     """Halfway from γ = 0.5 to 0.98 the horizon is 10, the geometric mean of 2 and 50."""
@@ -400,6 +431,16 @@ def test_averaged_is_the_recurrence_of_its_weights() -> None:
         np.testing.assert_allclose(average, np.average(policies, axis=0, weights=weights), atol=1e-5)
     assert stages.averaged(None, jnp.ones(3), 0.5, 1) is None
     assert stages.averaged(jnp.zeros(3), jnp.ones(3), None, 1).tolist() == [0, 0, 0]
+
+
+def test_an_iteration_moves_the_average_by_its_share(pendulum: Case) -> None:
+    """Counted from 0: the first iteration's policy is the average, the fourth's enters with 1 / (1 + 3 s)."""
+    share = pendulum.config.policy.averaging
+    for iteration, step in ((0, 1.0), (3, 1 / (1 + 3 * share))):
+        new, _, _ = improve(pendulum.program, pendulum.hyper, pendulum.learner, pendulum.trajectory, iteration)
+        leaves = map(jax.tree.leaves, (new.average, pendulum.learner.average, new.policy))
+        for after, before, policy in zip(*leaves, strict=True):
+            np.testing.assert_allclose(after, before + step * (policy - before), rtol=1e-5, atol=1e-7)
 
 
 def test_strata_are_blocks_of_environments() -> None:
