@@ -29,7 +29,7 @@ usage: trpo COMMAND …
 
   trpo train ENV [--steps N] [--seed S] [--out DIR] [--preset NAME] [any setting as a flag, e.g. --rule.max-kl 0.02]
   trpo resume RUN [--steps N]                go on from the newest checkpoint
-  trpo evaluate RUN [--episodes N] [--stochastic] [--json]
+  trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
   trpo record RUN [--out FILE]               video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]              curves (PNG)
   trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]   several runs, each with a directory of its own
@@ -129,6 +129,7 @@ def _evaluate(
     episodes: int = 10,
     stochastic: bool = False,
     seed: int = 0,
+    max_steps: int = 30_000,
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Run whole episodes with the newest checkpoint and report undiscounted returns.
@@ -138,6 +139,7 @@ def _evaluate(
         episodes: Episodes to run.
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environments and of sampled actions.
+        max_steps: Steps after which an episode that has not ended is cut; how many were is said.
         as_json: Print one JSON object.
     """
     from trpo.runs.aggregate import interval
@@ -150,12 +152,13 @@ def _evaluate(
         agent, state, problems = read_run(place)
         for problem in problems:
             print(f"trpo: {problem}; using the one before", file=sys.stderr)
-        results[place.name] = result = agent.evaluate(episodes, deterministic=not stochastic, seed=seed)
+        results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
         if not as_json:
             how = "stochastic" if stochastic else "deterministic"
+            cut = f"; {result.cut} cut at {max_steps:,} steps (--max-steps)" if result.cut else ""
             print(
                 f"{place} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
-                f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f})"
+                f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f}{cut})"
             )
     found = {}
     for label, members in groups(plan).items():
@@ -172,7 +175,12 @@ def _evaluate(
 
 @_command
 def _record(
-    run: RunDirectory, out: Path | None = None, episodes: int = 1, stochastic: bool = False, seed: int = 0
+    run: RunDirectory,
+    out: Path | None = None,
+    episodes: int = 1,
+    stochastic: bool = False,
+    seed: int = 0,
+    max_steps: int = 30_000,
 ) -> int:
     """Render episodes of the newest checkpoint to a video, headless.
 
@@ -182,11 +190,16 @@ def _record(
         episodes: Episodes to show.
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environment and of sampled actions.
+        max_steps: Steps after which an episode that has not ended is cut, which is said.
     """
     from trpo.report.recording import record
     from trpo.runs.run import load
 
-    print(record(load(run), out, run=run, episodes=episodes, deterministic=not stochastic, seed=seed))
+    def tell(text: str) -> None:
+        print(f"trpo: {text}", file=sys.stderr)
+
+    how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
+    print(record(load(run), out, run=run, **how, tell=tell))
     return 0
 
 
@@ -264,13 +277,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         return _fail(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", 2)
+    from trpo.envs import EnvironmentFailure
     from trpo.runs.run import RunFailed
 
     try:
         return command(arguments[1:])
     except ValueError as error:
         return _fail(str(error), 2)
-    except RunFailed as error:
+    except (RunFailed, EnvironmentFailure) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", 130)

@@ -19,7 +19,8 @@ from trpo.envs.device.protocol import Flattened, JaxEnv
 from trpo.envs.host.envpool import EnvPoolEnvs
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
-from trpo.envs.protocol import HostEnv, UnknownEnvironmentError
+from trpo.envs.host.returned import described
+from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
@@ -60,14 +61,21 @@ def _imported(name: str) -> JaxEnv:
         raise UnknownEnvironmentError(f"environment 'jax:{name}': must be jax:MODULE:FUNCTION")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two: not a module's name, such as .x
-        raise UnknownEnvironmentError(f"environment 'jax:{name}' cannot be imported: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's code raises, SystemExit included
+        raise UnknownEnvironmentError(f"environment 'jax:{name}' cannot be imported: {described(error)}") from error
     if not hasattr(module, function):
         raise UnknownEnvironmentError(f"{module_name} has no {function!r}; {nearest(function, dir(module))}")
     made = getattr(module, function)
     if not callable(made):
         raise UnknownEnvironmentError(f"jax:{name} is {type(made).__name__}, not a function that returns a trpo.JaxEnv")
-    env = made()
+    try:
+        env = made()
+    except (KeyboardInterrupt, UnknownEnvironmentError, MissingExtraError):
+        raise
+    except BaseException as error:
+        raise UnusableEnvironmentError(f"environment 'jax:{name}' cannot be made: {described(error)}") from error
     if not isinstance(env, JaxEnv):
         raise UnknownEnvironmentError(
             f"jax:{name} returned {type(env).__name__}, which lacks one of spec, cheap_reset, reset, step (trpo.JaxEnv)"
@@ -135,19 +143,45 @@ def resolve(env: EnvLike, options: DoorOptions) -> Origin:
     Raises:
         ValueError: it is nothing that environments can be made from.
     """
-    if not isinstance(env, HostEnv | JaxEnv):
+    if isinstance(env, type) or not isinstance(env, HostEnv | JaxEnv):
         _maker(env)
     return Origin(env, options.rescale_actions, options.flatten)
 
 
 def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
     if not isinstance(env, str):
-        if not callable(env):
-            raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
+        if not callable(env) or (isinstance(env, type) and not issubclass(env, gym.Env)):
+            raise ValueError(f"env={_shown(env)}: must be {_LIKE}; {_cure(env)}")
         return getattr(env, "__name__", type(env).__name__), env
     if env.startswith("probe:"):
         return env, partial(Probe, env.removeprefix("probe:"))
     return env, partial(make_registered, env, **kwargs)
+
+
+_LIKE = "an environment id or a function without arguments that makes one, environments in JAX or those of make_envs"
+
+
+def _shown(env: Any) -> str:
+    text = f"<class {env.__qualname__}>" if isinstance(env, type) else " ".join(repr(env).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _cure(env: Any) -> str:
+    """Return what to pass instead of something that is near to an environment."""
+    match env:
+        case gym.Env() | gym.vector.VectorEnv():
+            name = getattr(env.spec, "id", None)
+            by_id = f"{name!r}, or " if name else ""
+            return f"this one is made already, and several are needed: pass {by_id}lambda: … that makes a new one"
+        case gym.envs.registration.EnvSpec() | EnvSpec():
+            return f"a description is none: pass its id, {env.id!r}"
+        case list() | tuple() | set():
+            return "a run has one kind of environment, as many copies as env.count says: pass one of them"
+        case type():
+            return "a class of these is none: pass an instance"
+        case HostEnv():
+            return "these are made already"
+    return "a Source of your own is for training alone" if hasattr(env, "collect") else "such as 'CartPole-v1'"
 
 
 def make_envs(
@@ -193,4 +227,4 @@ def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
         env = env.removeprefix("envpool:")
-    return make_one(_maker(env, **kwargs)[1])
+    return make_one(*_maker(env, **kwargs))

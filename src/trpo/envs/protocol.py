@@ -74,7 +74,11 @@ class SplitEnv(HostEnv, Protocol):
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment raised: the message names it and gives its own error."""
+    """An environment raised, or returned what it must not: the message names it and says what."""
+
+
+class UnusableEnvironmentError(ValueError):
+    """An environment that cannot be made, or that is not what it says: the message names it and the cause."""
 
 
 class MissingExtraError(ValueError):

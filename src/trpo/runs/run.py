@@ -13,6 +13,7 @@ from typing import Any
 
 from trpo.envs import EnvironmentFailure, EnvSpec
 from trpo.envs.names import EnvLike
+from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
 from trpo.rollout import Source
 from trpo.rules.protocol import Rule
@@ -62,7 +63,9 @@ _MODULE = "a module of the same structure"
 
 
 def _missing_env() -> Any:
-    raise ValueError("this run's environment was given as an object, which is not stored: pass it as env=…")
+    raise UnknownEnvironmentError(
+        "this run's environment was given as an object, which is not stored: pass it as env=…"
+    )
 
 
 def load(

@@ -143,8 +143,8 @@ class IterationInfo(eqx.Module):
     """Of all updates of the batch together: gains and backtracks summed, KL cumulative from the sampling policy."""
     explained_variance: Float[Array, ""]
     """Of the λ-returns by the value function before its fit."""
-    std: Float[Array, ""]
-    """Mean σ of a Gaussian policy over the batch before the update; NaN for other distributions."""
+    std: Float[Array, ""] | None
+    """Mean σ of a Gaussian policy over the batch before the update; None for other distributions."""
     finite: Bool[Array, ""]
     """False if the batch had a NaN or infinity."""
 
@@ -245,7 +245,7 @@ def settle(
         statistics = program.space.map(
             lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
         )
-    # The statistics too: an observation of 1e25 is finite, but a variance that has seen its square never recovers.
+    # The statistics too: finite numbers at the very end of the type's range have sums that are not.
     met = steps.observation, steps.next_observation, steps.reward
     finite = all_finite((*met, estimates.target, statistics))
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)
@@ -284,6 +284,6 @@ def _where_valid(valid: Array, leaf: Array) -> Array:
     return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
-def _mean_std(distribution: Any) -> Scalar:
+def _mean_std(distribution: Any) -> Scalar | None:
     log_std = getattr(distribution, "log_std", None)
-    return jnp.full((), jnp.nan) if log_std is None else jnp.mean(jnp.exp(log_std))
+    return None if log_std is None else jnp.mean(jnp.exp(log_std))
