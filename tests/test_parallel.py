@@ -217,6 +217,7 @@ def test_eight_devices_give_the_parameters_of_one(part: str, outcomes: dict[str,
     assert found["value_apart"] < (1e-9 if part == "adam" else 1e-5)
     assert found["rollout_apart"] < 1e-9
     assert found["metrics"] < 1e-9
+    assert len(found["kl"]) == len(found["results"])
     assert all(kl <= bound for kl, bound in found["kl"])
 
 
