@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import run_process, start_process
+
 COMMON = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
-from tests.helpers import run_process, start_process
 import trpo
 from trpo.training import device as device_training
 from trpo.training.device import DeviceLoop
