@@ -78,7 +78,7 @@ def test_progress_is_plain_when_not_a_terminal(tmp_path, here):
 def test_evaluate_prints_one_json_object(run, here):
     result = here("evaluate", run, "--episodes", 3, "--json")
     data = json.loads(result.stdout)
-    assert set(data) == {"mean_return", "std_return", "returns", "lengths"}
+    assert set(data) == {"mean_return", "std_return", "returns", "lengths", "max_steps", "cut"}
     assert len(data["returns"]) == 3
     assert data["mean_return"] == pytest.approx(np.mean(data["returns"]))
     assert "stochastic" in here("evaluate", run, "--stochastic").stdout
