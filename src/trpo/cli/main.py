@@ -107,19 +107,20 @@ def _fresh_directory(env_id: str, kind: str) -> Path:
 
 
 @_command
-def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False) -> int:
+def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, trust: bool = False) -> int:
     """Go on with a run from its newest intact checkpoint.
 
     Args:
         run: Directory of the run.
         steps: Train to this many steps instead of the configured number.
         quiet: Show no progress.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.run import resume
     from trpo.runs.sweep import is_sweep, resume_sweep
 
     go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
-    go_on(run, steps=steps, quiet=quiet)
+    go_on(run, steps=steps, quiet=quiet, trust=trust)
     return 0
 
 
@@ -130,6 +131,7 @@ def _evaluate(
     stochastic: bool = False,
     seed: int = 0,
     as_json: Annotated[bool, arg(name="json")] = False,
+    trust: bool = False,
 ) -> int:
     """Run whole episodes with the newest checkpoint and report undiscounted returns.
 
@@ -139,6 +141,7 @@ def _evaluate(
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environments and of sampled actions.
         as_json: Print one JSON object.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.aggregate import interval
     from trpo.runs.run import read_run
@@ -147,7 +150,7 @@ def _evaluate(
     plan = read_sweep(run) if is_sweep(run) else []
     results = {}
     for place in [run / variant.name for variant in plan] or [run]:
-        agent, state, problems = read_run(place)
+        agent, state, problems = read_run(place, trust=trust)
         for problem in problems:
             print(f"trpo: {problem}; using the one before", file=sys.stderr)
         results[place.name] = result = agent.evaluate(episodes, deterministic=not stochastic, seed=seed)
@@ -172,7 +175,12 @@ def _evaluate(
 
 @_command
 def _record(
-    run: RunDirectory, out: Path | None = None, episodes: int = 1, stochastic: bool = False, seed: int = 0
+    run: RunDirectory,
+    out: Path | None = None,
+    episodes: int = 1,
+    stochastic: bool = False,
+    seed: int = 0,
+    trust: bool = False,
 ) -> int:
     """Render episodes of the newest checkpoint to a video, headless.
 
@@ -182,11 +190,12 @@ def _record(
         episodes: Episodes to show.
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environment and of sampled actions.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.report.recording import record
     from trpo.runs.run import load
 
-    print(record(load(run), out, run=run, episodes=episodes, deterministic=not stochastic, seed=seed))
+    print(record(load(run, trust=trust), out, run=run, episodes=episodes, deterministic=not stochastic, seed=seed))
     return 0
 
 

@@ -54,6 +54,16 @@ def as_jax_env(env: EnvLike) -> JaxEnv | None:
     return _MAKERS[kind](name) if kind in _MAKERS else None
 
 
+def imported_module(env: str) -> str | None:
+    """Return the module of somebody's own that making the environment of this name imports, None if it imports none."""
+    kind, colon, name = env.partition(":")
+    if not colon or kind == "probe" or kind in _MAKERS:
+        return None
+    if kind == "envpool":  # drawn by Gymnasium
+        return imported_module(name)
+    return name.partition(":")[0] if kind == "jax" else kind
+
+
 def _imported(name: str) -> JaxEnv:
     module_name, _, function = name.partition(":")
     if not module_name or not function:

@@ -76,7 +76,7 @@ class DeviceLoop:
         self.hyper = self._join([_arrays(hyper) for hyper in hypers])
         self.keys = self._join([jax.random.key(config.seed) for config in self.configs])
         self.episodes = [RecentEpisodes(state.episodes) for state in states]
-        self._losses: list[Any] = [None] * len(agents)
+        self._fits = [state.value_fit for state in states]
         with quiet():
             self.members = self._begin()
             self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
@@ -158,12 +158,13 @@ class DeviceLoop:
                     seconds=state.seconds + elapsed / done,
                 )
                 timing = {"steps_per_second": config.batch * done / elapsed, "collect_seconds": None}
-                records.append(record_of(state, row.info, self.rules[m], recent, self._losses[m], timing))
-                self._losses[m] = row.value.loss if row.info.finite else None
+                loss = None if (fit := self._fits[m]) is None else fit.loss
+                records.append(record_of(state, row.info, self.rules[m], recent, loss, timing))
+                self._fits[m] = row.value if row.info.finite else None
                 if not (row.info.finite and row.value.finite):
                     which = f"seed {config.seed}, " if self.setup.stacked else ""
                     bad.append(which + nonfinite_message(state.iteration, bool(row.info.finite)))
-            self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json())
+            self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json(), value_fit=self._fits[m])
             metrics.append(records)
         if bad and self.setup.stop:
             return [records[:-1] for records in metrics], bad[0]
