@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,8 @@ from trpo.runs.schema import conform, one_line, parse_json
 from trpo.training.record import Metrics
 
 FILE = METRICS
+FLUSH_INTERVAL = 5.0
+"""Seconds after which events are passed on to the system."""
 _BYTES = 2**32
 """The largest file of metrics that is read."""
 _Record = Annotated[dict[str, float | str | bool | None], lambda record: type(record.get("iteration", 0)) is int]
@@ -56,12 +60,14 @@ class JsonLines:
         self._begin("".join(json.dumps(r) + "\n" for r in kept).encode())
 
     def _begin(self, content: bytes) -> None:
-        replace_durably(self._path, content)  # a new file: what was there may be a link's end
+        with _naming(self._path):
+            replace_durably(self._path, content)  # a new file: what was there may be a link's end
         self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_APPEND | NO_FOLLOW), "a+b")
 
     def write(self, records: Sequence[Metrics]) -> None:
-        self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records).encode())
-        self._file.flush()
+        with _naming(self._path):
+            self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records).encode())
+            self._file.flush()
 
     def renew(self) -> None:
         """Write all of it again, if the file was deleted or replaced meanwhile."""
@@ -72,13 +78,14 @@ class JsonLines:
             self._begin(content)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # ``write`` has reported what could not be written
+            self._file.close()
 
 
 class TensorBoard:
     """Writes every number as a TensorBoard scalar against environment steps.
 
-    Of iterations that come together, many in a second, only the last: a scalar costs more than such an iteration.
+    Of iterations that come together, many in a second, only the last: scalars cost more than such an iteration.
     """
 
     def __init__(self, run: Path, after_step: int = 0):
@@ -86,29 +93,51 @@ class TensorBoard:
         self._begin(after_step)
 
     def _begin(self, after_step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, proto
 
+        # Not SummaryWriter: it writes in a thread of its own, which a full disk ends, and then waits for it for ever.
+        self._event, self._name, self._due = proto.event_pb2.Event, self._run / "events", 0.0
         # A name that nobody can know beforehand: the package would write through a link of that name.
-        # purge_step makes TensorBoard forget what was written beyond the checkpoint that a resumed run starts from.
-        self._end = f".{secrets.token_hex(8)}"
-        purge = after_step + 1 if after_step else None
-        self._writer = SummaryWriter(str(self._run), purge_step=purge, filename_suffix=self._end)
+        self._end = f".{after_step}.{secrets.token_hex(8)}"
+        with _naming(self._name):
+            self._writer = event_file_writer.EventsWriter(str(self._name), self._end)
+            if after_step:
+                # TensorBoard forgets what was written beyond the checkpoint that a resumed run starts from.
+                start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+                event = self._event(wall_time=time.time(), step=after_step + 1, session_log=start)
+                self._writer.write_event(event)
+            self._writer.flush()
 
     def write(self, records: Sequence[Metrics]) -> None:
-        metrics = records[-1]
-        step = int(metrics["steps"] or 0)
-        for name, value in metrics.items():
+        event = self._event(wall_time=time.time(), step=int(records[-1]["steps"] or 0))
+        for name, value in records[-1].items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+                event.summary.value.add(tag=name, simple_value=value)
+        with _naming(self._name):
+            self._writer.write_event(event)
+            if time.monotonic() >= self._due:
+                self._due = time.monotonic() + FLUSH_INTERVAL
+                self._writer.flush()
 
     def renew(self) -> None:
         """Go on in a new file, if the one before was deleted; what was in it is lost."""
         if not any(path.name.endswith(self._end) for path in self._run.iterdir()):
-            self._writer.close()
+            self.close()
             self._begin(0)
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):  # these are for looking at: nothing is read back from them
+            self._writer.close()
 
 
 Sink = JsonLines | TensorBoard
+
+
+@contextlib.contextmanager
+def _naming(path: Any) -> Iterator[None]:
+    """Name the file in the error of a full disk, which has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

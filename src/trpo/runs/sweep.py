@@ -21,11 +21,12 @@ from trpo.runs.aggregate import interval
 from trpo.runs.disk import refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
-from trpo.runs.run import Run, configure, env_of, read_run, train_runs
+from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, train_runs
 from trpo.runs.schema import SweepFile, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO
+from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
@@ -181,7 +182,11 @@ def _train(env: EnvLike, runs: list[Run], quiet: bool, lock: RunLock | None, pla
     together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
-        write_json(place / SUMMARY, summarise(place))
+        try:
+            write_json(place / SUMMARY, summarise(place))
+        except OSError as error:
+            rest = f"all runs are finished, only the summary is missing; write it with: trpo resume {place}"
+            raise RunFailed(f"{in_words(error)}; {rest}") from error
     return agents
 
 
