@@ -16,7 +16,7 @@ ELSEWHERE = {
     "gymnax:CartPole-v1": "TRPO 500 in 100k (rl-zoo); PPO 500 (gymnax)",
     "gymnax:Acrobot-v1": "TRPO −83.1 in 100k (rl-zoo); PPO −80 (gymnax)",
     "gymnax:Pendulum-v1": "TRPO −174.6 in 100k (rl-zoo); PPO −130 (gymnax)",
-    "gymnax:Breakout-MinAtar": "PPO 28 (gymnax; its number of steps is not stated)",
+    "gymnax:Breakout-MinAtar": "PPO 28 (gymnax, at 10M steps)",
 }
 """What others report: rl-zoo's single best runs, and the checkpoints that gymnax's own README lists."""
 

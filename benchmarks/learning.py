@@ -7,7 +7,8 @@
 Training is done in EnvPool where it has the task (``tests/test_envpool_equals_gymnasium.py``: the same dynamics and
 rewards), otherwise, and for Box2D's tasks (they need ``gymnasium[box2d]``), in Gymnasium. Every ``--every`` steps the
 policy is evaluated, deterministically and stochastically, and everything is saved: interrupt the command at any point,
-and the same command goes on from there. The last evaluation is in Gymnasium.
+and the same command goes on from there. The last evaluation is in Gymnasium, of the deployed policy (the average) and
+of the last one.
 """
 
 from __future__ import annotations
@@ -197,6 +198,8 @@ def _train(job: Job) -> None:
             began = time.perf_counter()
     trained = agent.at(state)
     last = _evaluate(trained, job.env, job.episodes, config.seed, full=True)
+    newest = trained if state.learner.average is None else _without_average(trained)
+    record["last_policy"] = _evaluate(newest, job.env, job.episodes, config.seed, full=True)
     means = {how: [e[how]["mean_return"] for e in record["evaluations"]] for how in last}
     packages = ("jax", "jaxlib", "numpy", "gymnasium", "mujoco", "trpo")
     packages += ("envpool",) if config.env.id.startswith("envpool:") else ()
@@ -253,6 +256,11 @@ def _evaluate(agent: Any, env: str, episodes: int, seed: int, full: bool = False
         if full:
             found[how] |= {"returns": [round(x, 2) for x in result.returns], "lengths": list(result.lengths)}
     return found
+
+
+def _without_average(agent: Any) -> Any:
+    """Return the agent that deploys its last policy."""
+    return dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, average=None))
 
 
 def _round(x: float | None) -> float | None:

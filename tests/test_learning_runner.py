@@ -32,7 +32,7 @@ def test_an_interrupted_run_goes_on_and_its_result_is_kept(tmp_path: Path, monke
         learning.run(job(tmp_path))
     assert not job(tmp_path).path.exists()
     path = learning.run(job(tmp_path))
-    assert evaluated == [0, 256, 512, 512, 768, 1024, 3]  # the one at 512 again, nothing before it; the last in full
+    assert evaluated == [0, 256, 512, 512, 768, 1024, 3, 3]  # the one at 512 again, nothing before it; the last twice
     record = json.loads(path.read_text())
     assert record["resumed"] == 1
     assert [e["steps"] for e in record["evaluations"]] == [0, 256, 512, 768, 1024]
@@ -40,6 +40,8 @@ def test_an_interrupted_run_goes_on_and_its_result_is_kept(tmp_path: Path, monke
     assert record["config"]["env"]["count"] == 4
     assert record["iterations_over_bound"] == 0
     assert 0 < record["largest_mean_kl"] <= record["config"]["rule"]["max_kl"]
+    assert record["last_policy"].keys() == {"deterministic", "stochastic"}
+    assert record["last_policy"] != {how: record[how] for how in record["last_policy"]}  # the average is another policy
     assert len(record["deterministic"]["returns"]) == len(record["stochastic"]["returns"]) == 2
     best = max(e["deterministic"]["mean_return"] for e in record["evaluations"])
     assert record["best"]["deterministic"] == best
@@ -47,7 +49,7 @@ def test_an_interrupted_run_goes_on_and_its_result_is_kept(tmp_path: Path, monke
     before = path.read_bytes()
     learning.run(job(tmp_path, changes={}))
     assert path.read_bytes() == before
-    assert len(evaluated) == 7
+    assert len(evaluated) == 8
 
 
 def test_two_runners_share_the_work(tmp_path: Path) -> None:
