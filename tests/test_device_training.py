@@ -34,6 +34,7 @@ from trpo.training.host import _improve, _prepare, _refit
 from trpo.training.learner import Hyper
 from trpo.training.loop import advance, device_source
 from trpo.training.state import NonFiniteBatchError, TrainingState
+from trpo.trees import named_arrays
 
 LIMIT = 6
 
@@ -102,7 +103,7 @@ def in_chunks(config: trpo.Config, longest: int, state: TrainingState | None = N
 
 def trained_actor(agent: trpo.Agent) -> tuple[Any, Any]:
     """A learner whose statistics and parameters are not those of the beginning, and what acting needs of it."""
-    seen = RunningStatistics(jnp.asarray(40.0), jnp.array([0.3, 0.25]), jnp.array([12.0, 3.0]))
+    seen = RunningStatistics(jnp.asarray(40.0), jnp.array([0.3, 0.25]), jnp.array([12.0, 3.0]), jnp.ones(2))
     policy = jax.tree.map(
         lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), agent.learner.policy
     )
@@ -401,6 +402,20 @@ def test_a_checkpoint_without_environments_begins_new_episodes() -> None:
     assert [state.iteration for state in resumed] == [3]
     assert bits(resumed[-1].source.envs.key) == bits(states[-1].source.envs.key)
     assert rows[0]["result"] == "accepted"
+
+
+def test_going_on_with_another_number_of_environments_begins_new_episodes_and_says_so() -> None:
+    config = configure(iterations=2)
+    _, states, _ = run(config)
+    more = configure(iterations=3, env=trpo.EnvConfig("walk", count=3))
+    whole = dataclasses.replace(more, steps=config.steps + more.batch)
+    named = dataclasses.replace(states[-1], source=named_arrays(states[-1].source))  # as a checkpoint has it
+    for state in (states[-1], named):
+        with pytest.warns(UserWarning, match="new episodes begin: the state is not that of these environments"):
+            _, resumed, rows = run(whole, state=state)
+        assert [state.iteration for state in resumed] == [3]
+        assert rows[0]["result"] == "accepted"
+        assert resumed[-1].source.running_return.shape == (3,)
 
 
 def test_a_finished_run_goes_on_only_with_more_steps() -> None:

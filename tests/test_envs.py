@@ -329,7 +329,7 @@ def test_a_choice_outside_its_space_is_refused() -> None:
     envs = make_envs(Wild, 2)
     envs.reset([0, 1])
     with pytest.raises(
-        EnvironmentFailure, match="Wild raised ValueError: observation 4 is none of the 3 numbers from 1"
+        EnvironmentFailure, match=r"Wild raised ValueError: observation 4 is not of Discrete\(3, start=1\)"
     ):
         envs.step(np.zeros(2, int))
 

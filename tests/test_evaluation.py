@@ -217,22 +217,93 @@ def test_observations_of_every_form_alone_or_in_a_batch(form: str) -> None:
         np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
 
 
+IMAGE = Box((4, 5, 3), "uint8", 0.0, 255.0)
+ROW = "or its numbers in a row"
+
+
 @pytest.mark.parametrize(
     ("space", "observation", "message"),
     [
-        (Box((4,)), np.zeros(3), r"shape \(3,\): must have 4 numbers"),
-        (Box((4,)), np.zeros((2, 3)), r"shape \(2, 3\): must have 4 numbers"),
-        (Bits((3,)), np.zeros(4), r"\(4,\): must be one of Bits\(shape=\(3,\)"),
+        (
+            Box((4,)),
+            np.zeros(3),
+            r"shape \(3,\): must be one of Box\(-inf, inf, \(4,\), float32\), or a batch \(N, 4\)",
+        ),
+        (Box((4,)), np.zeros((2, 3)), r"shape \(2, 3\): must"),
+        (Box((4,)), np.zeros((4, 7)), r"shape \(4, 7\): must"),  # a multiple of 4: its rows would be scrambled
+        (Box((4,)), np.zeros(8), r"shape \(8,\): must"),
+        (Box((4,)), np.zeros((1, 1, 4)), r"shape \(1, 1, 4\): must"),
+        (Box((4,)), 1.0, r"shape \(\): must"),
+        (Box((1,)), 1.0, r"shape \(\): must be one of .*, or a batch \(N, 1\)"),
+        (Box((1,)), np.zeros(3), r"shape \(3,\): must"),
+        (Box((2, 2)), np.zeros((2, 8)), ROW),
+        (
+            IMAGE,
+            np.zeros((3, 4, 5), np.uint8),
+            r"shape \(3, 4, 5\): .*\(N, 4, 5, 3\), or its .* row, \(60,\) or \(N, 60\)",
+        ),
+        (IMAGE, np.zeros(120, np.uint8), ROW),
+        (IMAGE, np.full((4, 5, 3), 0.5), "must be whole numbers that uint8 holds"),
+        (IMAGE, np.full((4, 5, 3), 300), "must be whole numbers that uint8 holds"),
+        (IMAGE, np.full((4, 5, 3), np.nan), "must be whole numbers that uint8 holds"),
+        (Box((4,)), np.array([0, 1, np.nan, 0]), r"observation\[2\] is nan: observations must be finite"),
+        (Box((4,)), np.array([[0, 0, 0, 0], [0, -np.inf, 1, 0]]), r"observation\[1, 1\] is -inf"),
+        (Box((4,)), np.array([0, 1e300, 0, 0]), r"observation\[1\] is inf"),  # in single precision
+        (Box(()), np.nan, r"observation is nan"),
+        (Box((2,)), ["1", "2"], "not a number or an array of numbers"),
+        (Box((2,)), np.ones(2, complex), "not a number or an array of numbers"),
+        (Box((2,)), [1.0, None], "not a number or an array of numbers"),
+        (Box((2,)), None, "not a number or an array of numbers"),
+        (Box((2,)), [[1.0], [1.0, 2.0]], "type list is not an array"),
+        (Choice(5, 2), 1, r"1 is not of Discrete\(5, start=2\)"),
+        (Choice(5, 2), 7, r"7 is not of Discrete"),
+        (Choice(5, 2), 2.5, "must be whole numbers"),
+        (Choice(5, 2), np.nan, "must be whole numbers"),
+        (Choice(5), np.arange(6), r"\[0 1 2 3 4 5\] is not of Discrete\(5\)"),
+        (Choice(5), np.eye(5)[2], "one-hot vectors are not taken"),
+        (Choice(5), np.arange(5) == 2, "one-hot vectors are not taken"),
+        (Choice(5), np.zeros((2, 2), int), r"shape \(2, 2\): must be one of Discrete\(5\), or a batch \(N,\)"),
+        (Choices((2, 3), (0, 1), (2,)), [0, 0], r"is not of MultiDiscrete\(\[2 3\], start=\[0 1\]\)"),
+        (Bits((3,)), np.zeros(4), r"\(4,\): must be one of MultiBinary\(\(3,\)\)"),
+        (Bits((3,)), [0, 2, 1], r"is not of MultiBinary"),
         (FORMS["dict"], {"joints": np.zeros(3), "hand": (1, np.zeros((2, 2)))}, r"must be one of Dict"),
         (FORMS["dict"], {"joints": np.zeros((5, 2)), "hand": (1, np.zeros((2, 2)))}, r"must be one of Dict"),
-        (FORMS["dict"], {"joints": np.zeros(2)}, r"must be one of Dict"),
+        (FORMS["dict"], {"joints": np.zeros(2)}, r"has parts joints: must have joints, hand"),
+        (FORMS["dict"], {"joints": 0, "hand": 0, "foot": 0}, r"has parts joints, hand, foot: must have joints, hand"),
+        (FORMS["dict"], {"joints": np.zeros(2), "hand": (1,)}, r"hand is of type tuple of 1: must"),
+        (FORMS["dict"], {"joints": np.zeros(2), "hand": np.zeros(2)}, r"hand is of type ndarray: must"),
+        (FORMS["dict"], {"joints": [0.0, np.inf], "hand": (1, np.zeros((2, 2)))}, r"joints\[1\] is inf"),
+        (
+            FORMS["dict"],
+            {"joints": np.zeros(2), "hand": (3, np.zeros((2, 2)))},
+            r"hand/0: observation 3 is not of Discrete\(3\)",
+        ),
         (FORMS["dict"], np.zeros(2), r"must be one of Dict"),
-        (Box((4,)), {"joints": np.zeros(4)}, r"must"),
+        (Box((4,)), {"joints": np.zeros(4)}, r"not a number"),
     ],
 )
 def test_observations_that_are_not_of_the_space(space: Space, observation: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         agent_for(space, TWO).act(observation)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_for_discrete_is_a_batch_of_its_integers() -> None:
+    agent = agent_for(Choice(16), Choice(4))
+    batch = agent.act(np.arange(16))
+    assert batch.tolist() == [int(agent.act(i)) for i in range(16)]
+    assert agent.act(np.float64(3.0)) == batch[3]  # one number that is whole means the same
+    assert agent.act(np.arange(16)[:0]).shape == (0,)
+
+
+def test_numbers_in_a_row_are_the_image_and_batches_come_before_them() -> None:
+    agent = agent_for(Box((2, 3)), TWO)
+    x = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    expected = agent.act(x)
+    np.testing.assert_array_equal(agent.act(x.reshape(5, 6)), expected)
+    np.testing.assert_array_equal(agent.act(x[0].ravel()), agent.act(x[0]))
+    assert agent.act(x[:0]).shape == (0, 2)
+    assert agent_for(Box(()), TWO).act([1.0]).shape == (1, 2)  # a batch of one, not one vector of one
 
 
 def test_box_actions_are_rescaled_as_in_training() -> None:
@@ -278,3 +349,163 @@ def test_evaluating_elsewhere_than_trained() -> None:
     agent = agent_in(Counter)
     Counter.made = 1  # long episodes only
     assert trpo.evaluate(agent, made, episodes=1).lengths == (5,)
+
+
+# ---------------------------------------------------------------- spaces
+
+
+def in_spaces(observation: gym.Space, action: gym.Space, fault: float | None = None, name: str = "Elsewhere") -> Any:
+    """A class of environments with these spaces; from the third step on, ``fault`` is what is observed."""
+
+    class Env(gym.Env):
+        metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+        render_mode = "rgb_array"
+
+        def __init__(self, render_mode: str | None = None) -> None:
+            self.observation_space, self.action_space, self.steps = observation, action, 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+            super().reset(seed=seed)
+            self.steps = 0
+            return observation.sample(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            assert self.action_space.contains(action)
+            self.steps += 1
+            seen = observation.sample()
+            if fault is not None and self.steps > 2:
+                seen = np.full(observation.shape, fault)
+            return seen, 1.0, self.steps == 5, False, {}
+
+        def render(self) -> Any:
+            return np.zeros((8, 8, 3), np.uint8)
+
+    Env.__name__ = name
+    return Env
+
+
+VECTOR, PAIR = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+ARM = spaces.Box(np.float32(-0.4), np.float32(0.4), (2,))
+WIDEST = float(np.finfo(np.float32).max)
+DIFFERENT: list[tuple[gym.Space, gym.Space, gym.Space, gym.Space, str]] = [
+    (VECTOR, PAIR, VECTOR, spaces.Discrete(5, start=7), r"agent are Discrete\(2\), those of .* Discrete\(5, start=7\)"),
+    (VECTOR, PAIR, VECTOR, spaces.Discrete(2, start=1), r"Discrete\(2, start=1\)"),
+    (VECTOR, PAIR, VECTOR, ARM, r"agent are Discrete\(2\), those of environment 'Elsewhere' Box\(-0.4, 0.4"),
+    (VECTOR, ARM, VECTOR, spaces.Box(-1, 1, (2,)), r"Box\(-0.4, 0.4, .* Box\(-1, 1"),
+    (VECTOR, ARM, VECTOR, spaces.Box(-np.inf, np.inf, (2,)), r"Box\(-inf, inf"),
+    (VECTOR, spaces.Box(0, 4, (2,)), VECTOR, spaces.Box(0, 4, (2,), np.int32), r"int32"),
+    (VECTOR, spaces.MultiDiscrete([2, 3]), VECTOR, spaces.MultiDiscrete([3, 2]), r"\[2 3\].*\[3 2\]"),
+    (VECTOR, spaces.MultiBinary(2), VECTOR, spaces.MultiDiscrete([2, 2]), r"MultiBinary.*MultiDiscrete"),
+    (VECTOR, PAIR, spaces.Box(-1, 1, (4,)), PAIR, r"observations of the agent are .*\(3,\).*\(4,\)"),
+    (spaces.Discrete(4), PAIR, spaces.Discrete(4, start=1), PAIR, r"Discrete\(4, start=1\)"),
+    (spaces.Box(0, 255, (3,), np.uint8), PAIR, VECTOR, PAIR, r"uint8.*float32"),
+    (spaces.Dict(a=VECTOR), PAIR, spaces.Dict(b=VECTOR), PAIR, r"Dict\(a: .*Dict\(b: "),
+    (spaces.Tuple([VECTOR]), PAIR, spaces.Tuple([VECTOR, PAIR]), PAIR, r"Tuple"),
+]
+
+
+@pytest.mark.parametrize(("ours", "acts", "theirs", "its", "message"), DIFFERENT, ids=str)
+def test_spaces_that_differ_in_meaning_are_named(ours: Any, acts: Any, theirs: Any, its: Any, message: str) -> None:
+    agent = agent_in(in_spaces(ours, acts))
+    with pytest.raises(ValueError, match=message) as caught:
+        trpo.evaluate(agent, in_spaces(theirs, its))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ours", "acts", "theirs", "its"),
+    [
+        (VECTOR, PAIR, spaces.Box(-9, np.inf, (3,), np.float64), PAIR),  # bounds of observations are not used
+        (VECTOR, ARM, VECTOR, spaces.Box(-0.4, 0.4, (2,), np.float64)),
+        (VECTOR, spaces.Box(-WIDEST, WIDEST, (2,)), VECTOR, spaces.Box(-np.inf, np.inf, (2,))),
+        (VECTOR, PAIR, VECTOR, spaces.Discrete(2, dtype=np.uint8)),
+        (spaces.Box(0, 255, (3,), np.uint8), PAIR, spaces.Box(-5, 5, (3,), np.int64), PAIR),
+    ],
+    ids=str,
+)
+def test_spaces_that_mean_the_same_are_accepted(ours: Any, acts: Any, theirs: Any, its: Any) -> None:
+    result = trpo.evaluate(agent_in(in_spaces(ours, acts)), in_spaces(theirs, its), episodes=2)
+    assert result.lengths == (5, 5)
+
+
+def test_an_agent_meets_other_spaces_at_every_door(tmp_path: Any) -> None:
+    """Training, resuming, a source, environments that are handed in, in processes, in JAX; evaluation and recording."""
+    from trpo.envs.device.probes import make_probe
+    from trpo.report.recording import record
+    from trpo.runs.run import Run
+
+    config = trpo.Config(steps=32, fragment=4, env=trpo.EnvConfig(count=4), **SMALL)
+    home, other = in_spaces(VECTOR, PAIR), in_spaces(VECTOR, spaces.Discrete(5, start=7))
+    agent = trpo.make_agent(home, config)
+    both, message = trpo.make_envs(other, 4), r"Discrete\(2\), those of environment .* Discrete\(5, start=7\)"
+    source = trpo.HostSource(both)
+    Run.begin(agent, tmp_path / "run")
+    workers = dataclasses.replace(config, env=trpo.EnvConfig(count=4, workers=1))
+    doors: list[Any] = [
+        lambda: list(trpo.iterations(other, agent)),
+        lambda: list(trpo.iterations(both, agent)),
+        lambda: list(trpo.iterations(source, agent)),
+        lambda: trpo.evaluate(agent, both),
+        lambda: trpo.resume(tmp_path / "run", env=other, steps=64, quiet=True),
+        lambda: record(trpo.load(tmp_path / "run", env=other), tmp_path / "video.gif"),
+        lambda: list(trpo.iterations(other, agent, workers)),
+    ]
+    for door in doors:
+        with pytest.raises(ValueError, match=message):
+            door()
+    with pytest.raises(ValueError, match=r"observations of the agent are Box.*\(3,\).*Box.*\(1,\)"):
+        list(trpo.iterations(make_probe("continuous"), agent))
+    unscaled = trpo.make_envs("Pendulum-v1", 4, rescale_actions=False)
+    with pytest.raises(ValueError, match=r"env.rescale_actions=True and False"):
+        trpo.evaluate(agent_in("Pendulum-v1"), unscaled)
+
+
+@pytest.mark.parametrize(
+    ("observation", "fault"), [(VECTOR, np.nan), (VECTOR, np.inf), (spaces.Box(0, 9, (3,), int), np.nan)]
+)
+def test_an_environment_that_observes_what_is_not_finite_is_named(
+    observation: Any, fault: float, tmp_path: Any
+) -> None:
+    from trpo.report.recording import record
+
+    agent = agent_in(in_spaces(observation, PAIR, fault))
+    words = r"environment Elsewhere .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
+    with pytest.raises(trpo.EnvironmentFailure, match=words):
+        agent.evaluate(episodes=1)
+    with pytest.raises(trpo.EnvironmentFailure, match=words):
+        record(agent, tmp_path / "video.gif")
+
+
+def test_what_is_observed_after_the_share_of_an_environment_does_not_matter() -> None:
+    class Later(in_spaces(VECTOR, PAIR)):  # type: ignore[misc]
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.number, self.reset_times = type(self).made, 0
+            type(self).made += 1
+
+        def reset(self, **options: Any) -> tuple[Any, dict]:
+            seen, info = super().reset(**options)
+            self.reset_times += 1
+            return (np.full(3, np.nan) if self.number == 1 and self.reset_times == 2 else seen), info
+
+    agent = agent_in(Later)
+    Later.made = 0
+    assert trpo.evaluate(agent, Later, episodes=3, count=2).lengths == (5, 5, 5)
+
+
+def test_environments_that_are_handed_in_are_evaluated_as_they_are_and_stay_open() -> None:
+    agent = agent_in(Counter)
+    Counter.made = 0
+    envs = trpo.make_envs(Counter, 3)
+    for _ in range(2):
+        assert trpo.evaluate(agent, envs, episodes=4, deterministic=False).lengths == (1, 1, 20, 1)
+    assert envs._envs
+    envs.close()
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_environments_is_a_mistake(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"count={count}: must be ≥ 1"):
+        trpo.evaluate(agent_in("probe:endless"), episodes=2, count=count)

@@ -22,7 +22,7 @@ from trpo.rules import Repeated
 from trpo.rules.protocol import Result
 from trpo.training import learner as stages
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, Learner, Program
+from trpo.training.learner import Hyper, IterationInfo, Learner, Program
 from trpo.types import Params
 from trpo.value_fits.fit import predict
 
@@ -118,14 +118,15 @@ class Account:
     def __post_init__(self) -> None:
         statistics = self.case.learner.observations
         self.mean = np.asarray(statistics.mean, np.float64)
-        self.std = np.sqrt(np.asarray(statistics.deviations, np.float64) / float(statistics.count))
+        deviations = np.asarray(statistics.deviations, np.float64) * np.asarray(statistics.unit, np.float64) ** 2
+        self.std = np.sqrt(deviations / float(statistics.count))
 
     def seen(self, raw: np.ndarray) -> np.ndarray:
         return np.clip((raw.astype(np.float64) - self.mean) / self.std, -10, 10)
 
     def value(self, raw: np.ndarray) -> np.ndarray:
         state = self.case.learner.value
-        scale = np.sqrt(float(state.returns.deviations) / float(state.returns.count))
+        scale = np.sqrt(float(state.returns.deviations) / float(state.returns.count)) * float(state.returns.unit)
         module = self.case.agent.value.bind(state.params)
         return scale * network(module.trunk, self.seen(raw))[..., 0]
 
@@ -365,16 +366,71 @@ def test_a_nonfinite_value_function_changes_nothing(pendulum: Case) -> None:
     assert_refused(pendulum, broken, pendulum.trajectory)
 
 
+@pytest.mark.parametrize("size", [1e18, 1e25])
 @pytest.mark.parametrize("field", ["observation", "reward"])
-def test_numbers_whose_squares_overflow_do_not_spoil_the_statistics(pendulum: Case, field: str) -> None:
-    """1e25 is finite in float32, but a running variance that has seen it is infinite for ever."""
+def test_numbers_whose_squares_overflow_are_numbers(pendulum: Case, field: str, size: float) -> None:
+    """Finite in float32 though their squares are not: the run goes on, and statistics are those of the data."""
     array = getattr(pendulum.trajectory, field).copy()
-    array[3, 1] = 1e25
+    array[3, 1] = size
     new, batch, info = pendulum.improve(trajectory=dataclasses.replace(pendulum.trajectory, **{field: array}))
     value, fitted = pendulum.refit(batch, new)
-    assert not (bool(info.finite) and bool(fitted.finite))
-    for statistics in (new.observations, value.returns):
-        assert np.isfinite(statistics.variance).all()
+    assert bool(info.finite)
+    assert bool(fitted.finite)
+    assert int(info.update.result) == Result.ACCEPTED
+    count = float(new.observations.count)
+    one = size * np.sqrt(1 / count - 1 / count**2)
+    if field == "observation":
+        np.testing.assert_allclose(new.observations.std, one, rtol=1e-4)
+    else:
+        assert 0.1 * one < float(value.scale) < 100 * one
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new, value)))
+
+
+@pytest.mark.parametrize("fit", ["adam", "gauss-newton"])
+def test_the_unit_of_reward_does_not_matter(pendulum: Case, fit: str) -> None:
+    """PITFALLS row 36: from the first batch on, for powers of two (which round nothing) bit for bit."""
+    config = configure("Pendulum-v1", value=trpo.ValueConfig(method=fit, hidden=(8,)))
+    agent = trpo.make_agent(config.env.id, config)
+    program, hyper = agent.program(), Hyper.of(config)
+
+    def learned(c: float) -> tuple[Learner, list[IterationInfo]]:
+        learner, infos = agent.learner, []
+        rewards = pendulum.trajectory.reward * np.float32(c)
+        for reward in (rewards, rewards[::-1]):
+            trajectory = dataclasses.replace(pendulum.trajectory, reward=reward)
+            learner, batch, info = improve(program, hyper, learner, trajectory)
+            value, fitted = refit(program, hyper, learner.value, batch, jax.random.key(1))
+            assert bool(fitted.finite)
+            learner = dataclasses.replace(learner, value=value)
+            infos.append(info)
+        return learner, infos
+
+    one, infos = learned(1.0)
+    assert float(infos[1].explained_variance) != 0
+    for c in (2.0**-100, 2.0**-27, 2.0**27, 2.0**80):
+        other, others = learned(c)
+        assert_same_bits((other.policy, other.value.params), (one.policy, one.value.params))
+        assert float(other.value.scale) == float(one.value.scale) * c
+        assert_same_bits(others, infos)
+    for c in (1e-12, 1e-8, 1e8, 1e12):
+        other, others = learned(c)
+        np.testing.assert_allclose(other.value.scale, float(one.value.scale) * c, rtol=1e-2)
+        got, expected = ([float(info.explained_variance) for info in each] for each in (others, infos))
+        np.testing.assert_allclose(got, expected, atol=2e-2)
+
+
+def test_before_a_reward_was_seen_values_are_zero(pendulum: Case) -> None:
+    """Else the first targets would be in the network's unit, not in that of the rewards to come."""
+    learner = pendulum.agent.learner
+    nothing = dataclasses.replace(pendulum.trajectory, reward=np.zeros_like(pendulum.trajectory.reward))
+    for _ in range(2):
+        learner, batch, info = pendulum.improve(learner, nothing)
+        assert int(info.update.result) == Result.NO_SIGNAL
+        np.testing.assert_array_equal(batch.target, 0)
+        value, fitted = pendulum.refit(batch, learner)
+        assert bool(fitted.finite)
+        learner = dataclasses.replace(learner, value=value)
+        assert float(value.scale) == 0
 
 
 def assert_refused(case: Case, learner: Learner, trajectory: Trajectory) -> None:

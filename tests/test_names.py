@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 import trpo
-from trpo.envs import Box, Choice
+from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device import JaxEnv
 from trpo.envs.device.probes import make_probe
 from trpo.envs.host.probes import Probe
@@ -66,11 +70,72 @@ def test_environments_that_are_handed_in_are_the_caller_s() -> None:
     envs.close()
 
 
-@pytest.mark.parametrize("env", [None, 5, ["CartPole-v1"], {"id": "CartPole-v1"}], ids=str)
-def test_what_nothing_can_be_made_from_is_refused(env: Any) -> None:
-    unchecked = inspect.unwrap(resolve)  # in tests, annotations would refuse it first
-    with pytest.raises(ValueError, match="must be an environment id or a function without arguments"):
-        unchecked(env, trpo.EnvConfig())
+class NotMade:
+    """An environment in JAX, as a class."""
+
+    spec = EnvSpec("not made", Box((1,)), Choice(2))
+    cheap_reset = True
+
+    def reset(self, key: Any) -> Any: ...
+    def step(self, state: Any, action: Any, key: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        (None, ["env=None", "such as 'CartPole-v1'"]),
+        (5, ["env=5"]),
+        (["CartPole-v1"], ["env=['CartPole-v1']", "one kind of environment", "env.count"]),
+        (("CartPole-v1", "Pendulum-v1"), ["one kind of environment"]),
+        ({"id": "CartPole-v1"}, ["env={'id': 'CartPole-v1'}"]),
+        (Path("CartPole-v1"), ["env=PosixPath"]),
+        (gym.make("CartPole-v1"), ["made already", "pass 'CartPole-v1', or lambda: …"]),
+        (Probe("both"), ["made already", "pass lambda: … that makes a new one"]),
+        (gym.make_vec("CartPole-v1", 2), ["made already", "'CartPole-v1'"]),
+        (gym.spec("CartPole-v1"), ["a description is none", "pass its id, 'CartPole-v1'"]),
+        (EnvSpec("CartPole-v1", Box((4,)), Choice(2)), ["a description is none", "'CartPole-v1'"]),
+        (NotMade, ["env=<class NotMade>", "pass an instance"]),
+        (int, ["env=<class int>"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_nothing_can_be_made_from_is_refused_with_what_to_pass(env: Any, words: list[str]) -> None:
+    """At every door; in tests, annotations would refuse it first."""
+    unchecked: list[Any] = [inspect.unwrap(resolve), inspect.unwrap(make_envs)]
+    doors: list[Any] = [lambda: unchecked[0](env, trpo.EnvConfig()), lambda: unchecked[1](env, 2)]
+    for door in doors:
+        with pytest.raises(ValueError, match="must be an environment id or a function without arguments") as caught:
+            door()
+        for word in words:
+            assert word in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 350
+
+
+def test_environments_in_a_file_of_mistakes_are_refused_by_train_itself(tmp_path: Path) -> None:
+    """As a user meets it: without annotations that are enforced, and nothing is left behind."""
+    program = """
+        import gymnasium, trpo
+        config = trpo.Config(steps=8)
+        for env in (gymnasium.make("CartPole-v1"), [gymnasium.make("CartPole-v1")], None):
+            for train in (trpo.train, trpo.sweep):
+                try:
+                    train(env, config=config, out="run", quiet=True)
+                except ValueError as error:
+                    print(error)
+        agent = trpo.make_agent("probe:both", config)
+        for env in (gymnasium.make("CartPole-v1"), 5):
+            try:
+                trpo.evaluate(agent, env)
+            except ValueError as error:
+                print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 8
+    assert all("must be an environment id or a function" in line for line in lines)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("env", ["probe:continuous", "jax-probe:continuous", MIXED])

@@ -74,13 +74,43 @@ def test_normalise_centres_scales_and_clips() -> None:
     assert np.abs(z).max() == np.float32(1.5)
 
 
-@pytest.mark.parametrize("constant", [0.0, 1000.0, -0.1])
+@pytest.mark.parametrize("scale", [1e-32, 1e-18, 1e-7, 1.0, 1e7, 1e18, 1e36])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_the_unit_of_data_does_not_matter(scale: float, order: tuple[int, ...]) -> None:
+    """PITFALLS row 36: squares of the outer ones are not in float32's range; parts differ in size, too."""
+    data = np.random.default_rng(7).normal(0.5, 1, (60, 3)) * np.repeat([1e-3, 1, 10], 20)[:, None]
+    parts = np.split((data * scale).astype(np.float32), 3)
+    statistics = merged([parts[i] for i in order])
+    np.testing.assert_allclose(statistics.mean, data.mean(0) * scale, rtol=1e-5)
+    np.testing.assert_allclose(statistics.std, data.std(0) * scale, rtol=1e-5)
+    z = statistics.normalise((data * scale).astype(np.float32), 5.0)
+    np.testing.assert_allclose(z, np.clip((data - data.mean(0)) / data.std(0), -5, 5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e18, -1e36])
+def test_one_huge_number_is_a_number(size: float) -> None:
+    data = np.random.default_rng(8).normal(size=(40, 2)).astype(np.float32)
+    data[7, 0] = size
+    for parts in (np.split(data, 4), np.split(data[::-1], 4)):
+        statistics = merged(parts)
+        np.testing.assert_allclose(statistics.mean, data.astype(np.float64).mean(0), rtol=1e-5)
+        np.testing.assert_allclose(statistics.std, data.astype(np.float64).std(0), rtol=1e-5)
+        assert np.isfinite(statistics.normalise(data, 10.0)).all()
+
+
+def test_what_varies_after_it_was_zero_has_its_own_scale() -> None:
+    small = np.float32(1e-25) * np.where(np.arange(60)[:, None] % 2, 1, -1).astype(np.float32)
+    statistics = merged([np.zeros((20, 1), np.float32), small])
+    np.testing.assert_allclose(statistics.std, 1e-25 * np.sqrt(0.75), rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1000.0, -0.1, 1e-7, 1e-30, 1e30])
 def test_an_element_that_never_varied_is_only_centred(constant: float) -> None:
     data = np.random.default_rng(5).normal(size=(64, 2)).astype(np.float32)
     data[:, 1] = constant
     statistics = merged(list(np.split(data, 8)))
-    z = np.asarray(statistics.normalise(jnp.array([[0.0, constant], [0.0, constant + 0.5]]), 10.0))
-    np.testing.assert_allclose(z[:, 1], [0.0, 0.5], atol=2e-4)
+    z = np.asarray(statistics.normalise(jnp.array([[0.0, constant], [0.0, 1.5 * constant]]), 1e38))
+    np.testing.assert_allclose(z[:, 1], [0.0, 0.5 * constant], atol=2e-7 * abs(constant))
 
 
 def test_numpy_path_is_the_jax_path() -> None:

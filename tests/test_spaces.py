@@ -9,11 +9,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple, UnsupportedSpaceError
 from trpo.envs.host.gymnasium import space_of
 from trpo.envs.names import make_envs
 from trpo.envs.spec import flat
+from trpo.policies.encoders import make_encoder
 
 INF = float("inf")
 
@@ -236,7 +239,147 @@ def test_a_policy_s_actions_lie_in_the_space(space: gym.Space, rescale: bool) ->
     assert all(space.contains(row) for row in rows)
 
 
+# ---------------------------------------------------------------- every action is in its space
+
+WIDE = float(np.finfo(np.float32).max)
+TYPES = ("uint8", "int8", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64", "bool")
+
+
+@st.composite
+def action_spaces(draw: Any) -> gym.Space:
+    """Spaces of actions of any type, with bounds that are absent, at the ends of the type, huge, or ordinary."""
+    kind = draw(st.sampled_from(["box", "box", "box", "discrete", "multi", "bits"]))
+    start = st.integers(-(2**62), 2**62)
+    if kind == "discrete":
+        return spaces.Discrete(draw(st.integers(1, 5)), start=draw(start))
+    if kind == "multi":
+        return spaces.MultiDiscrete(draw(st.lists(st.integers(1, 5), min_size=2, max_size=2)), start=[draw(start), -1])
+    if kind == "bits":
+        return spaces.MultiBinary(draw(st.sampled_from([2, (2, 2)])))
+    dtype = np.dtype(draw(st.sampled_from(TYPES)))
+    if dtype.kind == "b":
+        return spaces.Box(0, 1, (2,), bool)
+    if dtype.kind == "f":
+        wide = float(np.finfo(dtype).max)
+        bound = st.one_of(st.floats(-wide, wide, width=8 * dtype.itemsize), st.sampled_from([wide, -wide, 0.0]))
+        none = st.sampled_from([INF])
+    else:
+        limits = np.iinfo(dtype)
+        bound = st.one_of(st.integers(limits.min, limits.max), st.sampled_from([limits.min, limits.max, 0, 3]))
+        none = st.sampled_from([INF] if dtype.kind == "i" else [limits.max])
+    first, second = draw(bound), draw(bound)
+    low, high = min(first, second), max(first, second)
+    low = -INF if dtype.kind != "u" and draw(st.booleans()) else low
+    high = draw(none) if draw(st.booleans()) else high
+    return spaces.Box(low, high, (2,), dtype.type)
+
+
+NUMBERS = st.one_of(st.floats(-3, 3, width=32), st.floats(width=32), st.sampled_from([-1.0, 1.0, 0.0]))
+
+
+@given(action_spaces(), st.booleans(), st.lists(NUMBERS, min_size=8, max_size=8), st.integers(0, 2**32 - 1))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_policy_chooses_is_in_the_space(space: gym.Space, rescale: bool, numbers: Any, seed: int) -> None:
+    """NaN and infinities too; and after a journey through a file."""
+    action = EnvSpec("", Box((1,)), actions_of(space)).with_options(rescale, flatten=False).action
+    assert EnvSpec.from_json(json.loads(json.dumps(EnvSpec("", Box((1,)), action).to_json()))).action == action
+    random = np.random.default_rng(seed)
+    if isinstance(action, Box):
+        chosen = np.array(numbers, np.float32).reshape(4, 2)
+    elif isinstance(action, Choice):
+        chosen = random.integers(action.n, size=4).astype(np.int32)
+    else:
+        sizes = action.sizes if isinstance(action, Choices) else (2,) * action.size  # type: ignore[attr-defined]
+        chosen = np.stack([random.integers(n, size=4) for n in sizes], axis=-1).astype(np.int32)
+    for row in action.to_env(chosen):
+        assert space.contains(row), (row, row.dtype)
+        assert np.all(np.isfinite(row))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, INF, (2,), np.int64),
+        spaces.Box(-INF, INF, (2,), np.int32),
+        spaces.Box(0, np.iinfo(np.int32).max, (2,), np.int32),
+        spaces.Box(-INF, 3, (2,), np.int8),
+        spaces.Box(0, 2**32 - 1, (2,), np.uint32),
+        spaces.Box(-WIDE, WIDE, (2,)),
+        spaces.Box(-WIDE, WIDE, (2,), np.float64),
+        spaces.Box(-2.0, float(np.finfo(np.float64).max), (2,), np.float64),
+        spaces.Box(-INF, INF, (2,), np.float16),
+    ],
+    ids=str,
+)
+def test_what_has_no_two_bounds_is_not_rescaled(space: gym.Space) -> None:
+    """Neither the ends of floats nor those of integers of 32 bits are bounds; nor what Gymnasium puts for infinity."""
+    for rescale in (False, True):
+        got = converted(actions_of(space), [[0.0, 1.0], [2.4, 1.6]], rescale)
+        expected = [[0.0, 1.0], [2.4, 1.6]] if got.dtype.kind == "f" else [[0, 1], [2, 2]]
+        np.testing.assert_allclose(got, np.asarray(expected, got.dtype), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "middle"),
+    [
+        (spaces.Box(0, 255, (1,), np.uint8), 128),
+        (spaces.Box(0, 100, (1,), np.uint32), 50),  # 0 is the end of the type, and a bound
+        (spaces.Box(0, 2**62, (1,), np.int64), 2**61),
+        (spaces.Box(-1e30, 3e30, (1,)), 1e30),
+    ],
+    ids=str,
+)
+def test_large_and_small_bounds_are_bounds(space: gym.Space, middle: float) -> None:
+    got = converted(actions_of(space), [[0.0], [-1.0], [1.0]], rescale=True)[:, 0]
+    low, high = (float(x[0]) for x in (space.low, space.high))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(got.astype(float), [middle, low, high], rtol=1e-6)
+
+
+def test_bounds_that_no_double_is_lose_nothing() -> None:
+    space = spaces.Box(2**62 + 1, 2**62 + 10, (1,), np.int64)
+    assert actions_of(space).low == 2**62 + 1
+    got = converted(actions_of(space), [[-5.0], [5.0], [np.nan]], rescale=True)
+    assert all(space.contains(row) for row in got)
+    old = Box((1,), "int64", low=0.0, high=float(2**63 - 1))  # as a file of before has it
+    assert converted(old, [[INF], [-1.0], [0.4]], rescale=True)[:, 0].tolist() == [2**63 - 1024, 0, 0]
+
+
 # ---------------------------------------------------------------- what is not supported
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "what"),
+    [
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), r"its observation space Box\(.*\(0,\), float32\) is empty"),
+        (spaces.Box(0, 1, (2, 0)), spaces.Discrete(2), "its observation space"),
+        (spaces.Dict({}), spaces.Discrete(2), r"its observation space Dict\(\) is empty"),
+        (spaces.Tuple([]), spaces.Discrete(2), r"its observation space Tuple\(\) is empty"),
+        (spaces.Dict(a=spaces.Box(0, 1, (0,))), spaces.Discrete(2), "its observation space"),
+        (spaces.Discrete(2), spaces.Box(0, 1, (0,)), r"environment 'Env': its action space Box.* is empty"),
+        (spaces.Discrete(2), spaces.MultiDiscrete(np.zeros(0, int)), "its action space"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("flatten", [False, True])
+def test_empty_spaces_are_refused_by_name(observation: gym.Space, action: gym.Space, what: str, flatten: bool) -> None:
+    with pytest.raises(UnsupportedSpaceError, match=what):
+        make_envs(text_env(observation, action), 1, flatten=flatten)
+
+
+def test_a_part_of_an_observation_may_be_empty() -> None:
+    space = Dict((("nothing", Box((0,))), ("something", Box((2,)))))
+    encoder = make_encoder(space)
+    assert encoder.size == 2
+    seen = {"nothing": np.zeros((3, 0)), "something": np.ones((3, 2))}
+    np.testing.assert_array_equal(encoder(seen), np.ones((3, 2)))
+    np.testing.assert_array_equal(flat(space, seen), np.ones((3, 2)))
+
+
+def test_numbers_of_choices_beyond_32_bits_are_refused_as_observations() -> None:
+    for space in (spaces.Discrete(3, start=2**31), spaces.MultiDiscrete([2, 2], start=[0, -(2**40)])):
+        with pytest.raises(UnsupportedSpaceError, match="32 bits"):
+            space_of(spaces.Dict(a=space))
+        assert actions_of(space)
 
 
 def text_env(observation: gym.Space, action: gym.Space) -> Any:

@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +26,7 @@ from helpers import bits, untimed
 import trpo
 import trpo.envs
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
+from trpo.envs.host.probes import Probe
 from trpo.envs.spec import Box, Choice
 from trpo.rollout import Snapshot
 from trpo.training.agent import Agent
@@ -195,6 +198,70 @@ def test_resuming_without_snapshots_begins_new_episodes() -> None:
     assert [state.iteration for state in resumed] == [2, 3]
     assert metrics[-1]["steps"] == config.steps
     assert resumed[-1].episodes["episodes"] >= states[0].episodes["episodes"]
+
+
+def longer(config: trpo.Config, iterations: int = 2, **changes: Any) -> trpo.Config:
+    """The same with changes (``count`` and ``workers`` are the environments'), for so many more iterations."""
+    env = {name: changes.pop(name) for name in ("count", "workers") if name in changes}
+    changed = dataclasses.replace(config, env=dataclasses.replace(config.env, **env), **changes)
+    return dataclasses.replace(changed, steps=config.steps + iterations * changed.batch)
+
+
+@pytest.mark.parametrize("count", [3])
+def test_going_on_with_another_number_of_environments_begins_new_episodes_and_says_so(count: int) -> None:
+    config = configure("probe:endless", iterations=2)
+    _, states, _ = run(config)
+    said = f"new episodes begin: the state is that of 4 environments, not of {count}"
+    with pytest.warns(UserWarning, match=said):
+        _, resumed, rows = run(longer(config, count=count), state=states[-1])
+    assert [state.iteration for state in resumed] == [3, 4]
+    assert rows[-1]["steps"] == config.steps + 2 * 8 * count
+    assert len(resumed[-1].episodes["running_return"]) == count
+    # 16 steps of episodes of 10: one ended in each environment, after those that had ended before.
+    assert resumed[-1].episodes["episodes"] == states[-1].episodes["episodes"] + count
+
+
+def test_going_on_with_another_fragment_or_processes_goes_on_with_the_episodes() -> None:
+    config = configure("probe:endless", iterations=2)
+    _, states, _ = run(config)
+    for changes in ({"fragment": 3}, {"workers": 1}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _, resumed, _ = run(longer(config, 1, **changes), state=states[-1])
+        steps = changes.get("fragment", 8)
+        assert resumed[-1].episodes["running_length"] == [(16 + steps) % 10] * 4
+
+
+def test_going_on_elsewhere_begins_new_episodes_and_says_so() -> None:
+    """On the device with a state of the host's, and the other way round; in another environment of the same spaces."""
+
+    class Bare(gym.Wrapper):
+        """What it wraps has snapshots, this has none."""
+
+    agents, states = {}, {}
+    for name in ("probe:action", "jax-probe:action"):
+        config = configure(name, iterations=1)
+        agents[name], states[name], _ = run(config)
+    doors: list[tuple[Any, str, str]] = [
+        ("jax-probe:action", "probe:action", "environments on the host"),
+        ("probe:action", "jax-probe:action", "environments in JAX"),
+        ("probe:both", "probe:action", "that of 'probe:action', not of 'probe:both'"),
+        (lambda: Bare(Probe("action")), "probe:action", "that of 'probe:action', not of '<lambda>'"),
+    ]
+    for env, before, said in doors:
+        agent = agents[before]
+        with pytest.warns(UserWarning, match=f"new episodes begin: .*{said}"):
+            pairs = list(trpo.iterations(env, agent, longer(agent.config, 1), states[before][-1]))
+        assert [state.iteration for state, _ in pairs] == [2]
+
+
+def test_a_run_whose_file_has_another_number_of_environments_goes_on(tmp_path: Path, capsys: Any) -> None:
+    config = configure("probe:endless", iterations=1)
+    trpo.train("probe:endless", config=config, out=tmp_path, quiet=True)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"count": 4', '"count": 2'))
+    trpo.resume(tmp_path, steps=config.steps + 16)
+    assert "new episodes begin: the state is that of 4 environments, not of 2" in capsys.readouterr().err
 
 
 def test_a_finished_run_goes_on_only_with_more_steps() -> None:

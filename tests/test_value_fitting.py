@@ -212,6 +212,9 @@ def test_explained_variance_is_its_definition() -> None:
 
     expected = 1 - variance(target - value) / variance(target)
     np.testing.assert_allclose(explained(value, target, weight), expected, rtol=1e-4)
+    for unit in (1e-30, 1e30):  # whose squares are not in float32's range
+        scaled = explained(np.float32(unit) * value, np.float32(unit) * target, weight)
+        np.testing.assert_allclose(scaled, expected, rtol=1e-4)
     assert explained(target, target, weight) == 1
     np.testing.assert_allclose(explained(np.full(50, 3, np.float32), target, weight), 0, atol=1e-5)
     assert explained(value, np.full(50, 2, np.float32), weight) == 0

@@ -21,7 +21,7 @@ class CGInfo(eqx.Module):
     iterations: Int[Array, ""]
     """Products that were used."""
     residual: Float[Array, ""]
-    """‖b − A x‖ / ‖b‖, from the recurrence; 0 where b = 0."""
+    """‖b − A x‖ / ‖b‖ from the recurrence, and what rounding may have added to it; 0 where b = 0."""
 
 
 _dot = partial(jnp.vdot, precision=jax.lax.Precision.HIGHEST)  # scalars decide the whole solve; no TF32 here
@@ -32,6 +32,9 @@ class _State(NamedTuple):
     residual: Float[Array, "n"]
     direction: Float[Array, "n"]
     residual_dot: Scalar
+    least: Scalar
+    """The least and the most pᵀA p / pᵀp so far: eigenvalues of A lie at or beyond them."""
+    most: Scalar
     iterations: Array
     running: Array
 
@@ -51,8 +54,9 @@ def conjugate_gradient(
         tolerance: stop when ‖r‖² ≤ tolerance · ‖b‖².
 
     Returns:
-        ``(x, CGInfo)``. A zero ``b`` gives zero. On non-positive or non-finite curvature pᵀA p the solve stops
-        and keeps the last x, which is finite whenever ``b`` is.
+        ``(x, CGInfo)``. A zero ``b`` gives zero. Where the curvature pᵀA p is not finite, or zero or negative up to
+        rounding (relative to the largest met), or the next x would be out of the type's range, the solve stops and
+        keeps the last x, which is finite whenever ``b`` is.
 
     This differs from ``jax.scipy.sparse.linalg.cg`` in:
 
@@ -69,33 +73,53 @@ def conjugate_gradient(
     flat, unravel = ravel_pytree(b)
     largest = jnp.max(jnp.abs(flat))
     usable = jnp.isfinite(largest) & (largest > 0)
-    scale = jnp.where(usable, largest, 1.0)
+    # Not beyond where its reciprocal is a normal number: compilers multiply by that, and round smaller ones to 0.
+    floats = jnp.finfo(flat.dtype)
+    scale = jnp.where(usable, jnp.clip(largest, floats.tiny, 1 / floats.tiny), 1.0)
     unit = flat / scale
     norm_squared = _dot(unit, unit)
+    rounding = 8 * floats.eps
 
     def step(state: _State) -> _State:
         product_p, _ = ravel_pytree(product(unravel(state.direction)))
         curvature = _dot(state.direction, product_p)
+        quotient = curvature / _dot(state.direction, state.direction)
+        least, most = jnp.minimum(state.least, quotient), jnp.maximum(state.most, quotient)
         alpha = state.residual_dot / curvature
+        x = state.x + alpha * state.direction
         residual = state.residual - alpha * product_p
         residual_dot = _dot(residual, residual)
         beta = residual_dot / state.residual_dot
-        spent = state._replace(iterations=state.iterations + 1, running=jnp.asarray(False))
+        spent = state._replace(most=most, iterations=state.iterations + 1, running=jnp.asarray(False))
         further = spent._replace(
-            x=state.x + alpha * state.direction,
+            x=x,
+            least=least,
             residual=residual,
             direction=residual + beta * state.direction,
             residual_dot=residual_dot,
             running=residual_dot > tolerance * norm_squared,
         )
-        sound = (curvature > 0) & jnp.isfinite(curvature) & jnp.isfinite(residual_dot)
+        # Below that the quotient is rounding: a step along what A sends to zero has no right length.
+        sound = (least > 4 * rounding * most) & jnp.isfinite(quotient) & jnp.isfinite(residual_dot)
+        sound &= jnp.isfinite(scale * jnp.max(jnp.abs(x)))
         return tree_where(sound, further, spent)
 
     final = jax.lax.while_loop(
         lambda state: state.running & (state.iterations < iterations),
         step,
-        _State(jnp.zeros_like(unit), unit, unit, norm_squared, jnp.asarray(0), usable),
+        _State(
+            x=jnp.zeros_like(unit),
+            residual=unit,
+            direction=unit,
+            residual_dot=norm_squared,
+            least=jnp.full_like(norm_squared, jnp.inf),
+            most=jnp.zeros_like(norm_squared),
+            iterations=jnp.asarray(0),
+            running=usable,
+        ),
     )
     safe_norm = jnp.where(norm_squared > 0, norm_squared, 1.0)
-    info = CGInfo(final.iterations, jnp.where(usable, jnp.sqrt(final.residual_dot / safe_norm), 0.0))
+    lost = jnp.where(final.most < jnp.inf, rounding * final.most * jnp.sqrt(_dot(final.x, final.x)), 0.0)
+    residual = jnp.sqrt(final.residual_dot / safe_norm + lost**2 / safe_norm)
+    info = CGInfo(final.iterations, jnp.where(usable, residual, 0.0))
     return unravel(final.x * scale), info

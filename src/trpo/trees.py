@@ -103,6 +103,16 @@ def weighted_sum(weight: Float[Array, "*batch"], x: Float[Array, "*batch"]) -> S
     return jnp.sum(weight * jnp.where(weight > 0, x, 0))
 
 
+def power_of_two(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the largest power of two ≤ |x| that is a normal number, as is its reciprocal; for 0 the smallest.
+
+    Dividing by it rounds nothing: a unit in which numbers of any size can be squared.
+    """
+    tiny = jnp.finfo(x.dtype).tiny
+    size = jnp.abs(x)
+    return jnp.clip(jnp.ldexp(jnp.sign(size), jnp.frexp(size)[1] - 1), tiny, 1 / tiny)
+
+
 def per_state(weight: Shaped[Array, "*batch"], leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Give ``weight`` trailing axes of length one, so that it multiplies ``leaf`` state by state."""
     return jnp.reshape(weight, weight.shape + (1,) * (leaf.ndim - weight.ndim))
@@ -117,3 +127,9 @@ def number(x: Any) -> float | int | None:
     """Return a plain number, or None where it is not finite: strict JSON has no NaN."""
     value = np.asarray(x).item()
     return value if math.isfinite(value) else None
+
+
+def single(value: Any) -> float:
+    """Return a number in single precision, as a float: infinity or 0 where it is beyond its range."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(value))

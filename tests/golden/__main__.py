@@ -123,7 +123,8 @@ def sorted_statistics(tree: Any) -> list[float]:
     import trpo
 
     parts = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, trpo.RunningStatistics))
-    return flat([parts[0].count, *(p.mean for p in parts), *(p.deviations for p in parts)])
+    deviations = (p.deviations * getattr(p, "unit", 1) ** 2 for p in parts)
+    return flat([parts[0].count, *(p.mean for p in parts), *deviations])
 
 
 def make(out: Path, only: list[str]) -> None:

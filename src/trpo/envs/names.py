@@ -145,19 +145,45 @@ def resolve(env: EnvLike, options: DoorOptions) -> Origin:
     Raises:
         ValueError: it is nothing that environments can be made from.
     """
-    if not isinstance(env, HostEnv | JaxEnv):
+    if isinstance(env, type) or not isinstance(env, HostEnv | JaxEnv):
         _maker(env)
     return Origin(env, options.rescale_actions, options.flatten)
 
 
 def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
     if not isinstance(env, str):
-        if not callable(env):
-            raise ValueError(f"env={env!r}: must be an environment id or a function without arguments that makes one")
+        if not callable(env) or (isinstance(env, type) and not issubclass(env, gym.Env)):
+            raise ValueError(f"env={_shown(env)}: must be {_LIKE}; {_cure(env)}")
         return getattr(env, "__name__", type(env).__name__), env
     if env.startswith("probe:"):
         return env, partial(Probe, env.removeprefix("probe:"))
     return env, partial(make_registered, env, **kwargs)
+
+
+_LIKE = "an environment id or a function without arguments that makes one, environments in JAX or those of make_envs"
+
+
+def _shown(env: Any) -> str:
+    text = f"<class {env.__qualname__}>" if isinstance(env, type) else " ".join(repr(env).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _cure(env: Any) -> str:
+    """Return what to pass instead of something that is near to an environment."""
+    match env:
+        case gym.Env() | gym.vector.VectorEnv():
+            name = getattr(env.spec, "id", None)
+            by_id = f"{name!r}, or " if name else ""
+            return f"this one is made already, and several are needed: pass {by_id}lambda: … that makes a new one"
+        case gym.envs.registration.EnvSpec() | EnvSpec():
+            return f"a description is none: pass its id, {env.id!r}"
+        case list() | tuple() | set():
+            return "a run has one kind of environment, as many copies as env.count says: pass one of them"
+        case type():
+            return "a class of these is none: pass an instance"
+        case HostEnv():
+            return "these are made already"
+    return "a Source of your own is for training alone" if hasattr(env, "collect") else "such as 'CartPole-v1'"
 
 
 def make_envs(

@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from trpo.envs.bounds import Bound, affine, whole
+
 Tree: TypeAlias = Any
 """Arrays in the form of a :class:`Space`: nested dicts and tuples of NumPy's on the host, of JAX's in compiled code."""
 
-Bound = float | tuple[float, ...]
-"""One number where it is the same for all elements, else one for each, flattened; ±inf where there is none."""
+_DOUBLE = np.dtype(np.float64)
 
 
 class UnsupportedSpaceError(ValueError):
@@ -24,6 +25,10 @@ class UnsupportedSpaceError(ValueError):
 
 class Space(abc.ABC):
     """A leaf (:class:`Box`, :class:`Choice`, :class:`Choices`, :class:`Bits`), or a dict or tuple of spaces."""
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """Return what a person reads, in Gymnasium's words."""
 
     @abc.abstractmethod
     def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
@@ -40,7 +45,7 @@ class Space(abc.ABC):
     def fits(self, x: Tree) -> tuple[int, ...] | None:
         """Return the leading axes that ``x`` has before this space's own shapes, or None if it does not fit."""
         try:
-            found = {_leading(leaf, _part(x, path)) for path, leaf in self.leaves()}
+            found = {_leading(leaf, at(x, path)) for path, leaf in self.leaves()}
         except (KeyError, IndexError, TypeError):
             return None
         return found.pop() if len(found) == 1 else None
@@ -56,14 +61,22 @@ class Space(abc.ABC):
 
 def flat(space: Space, x: Tree) -> Any:
     """Return the numbers of ``x``, all leaves side by side in the space's order, ``[..., size]``."""
-    rows: list[Any] = []
+    parts = []
     for path, leaf in space.leaves():
-        part = _part(x, path)
-        rows.append(leaf.to_numbers(part).reshape((*part.shape[: part.ndim - len(leaf.shape)], -1)))
-    return rows[0] if len(rows) == 1 else rows[0].__array_namespace__().concatenate(rows, axis=-1)
+        part = at(x, path)
+        numbers = leaf.to_numbers(part)
+        parts.append(rows(numbers, numbers.ndim - part.ndim + len(leaf.shape)))
+    return parts[0] if len(parts) == 1 else parts[0].__array_namespace__().concatenate(parts, axis=-1)
 
 
-def _part(x: Tree, path: tuple[str | int, ...]) -> Any:
+def rows(x: Any, ndim: int) -> Any:
+    """Return ``x`` with its last ``ndim`` axes in one."""
+    leading = x.shape[: x.ndim - ndim]
+    return x.reshape((*leading, math.prod(x.shape[x.ndim - ndim :])))
+
+
+def at(x: Tree, path: tuple[str | int, ...]) -> Any:
+    """Return the part of a tree at the path of a leaf."""
     return functools.reduce(lambda tree, key: tree[key], path, x)
 
 
@@ -103,6 +116,14 @@ class Leaf(Space):
         """Convert a policy's actions ``[N, size]``, or ``[N]`` for a single choice, to ``[N, *shape]``."""
 
 
+def _short(values: Bound) -> str:
+    if not isinstance(values, tuple):
+        return f"{values:.6g}"
+    ends = values if len(values) <= 8 else (*values[:4], *values[-3:])
+    words = [f"{x:.6g}" for x in ends]
+    return f"[{' '.join(words if ends is values else [*words[:4], '…', *words[4:]])}]"
+
+
 def _float(x: Any) -> Any:
     xp = x.__array_namespace__()
     return x if xp.issubdtype(x.dtype, xp.floating) else x.astype("float32")
@@ -122,8 +143,11 @@ class Box(Leaf):
     low: Bound = -math.inf
     high: Bound = math.inf
     rescale: bool = False
-    """For actions: map [−1, 1] onto the bounds of every element where both are finite, so that the initial σ means the
-    same share of the range everywhere."""
+    """For actions: map [−1, 1] onto the bounds of every element that has both, so that the initial σ means the same
+    share of the range everywhere. The ends of floats and of integers of 32 bits and more are no bounds."""
+
+    def __str__(self) -> str:
+        return f"Box({_short(self.low)}, {_short(self.high)}, {self.shape}, {self.dtype})"
 
     def to_numbers(self, x: Any) -> Any:
         return _float(x)
@@ -131,22 +155,18 @@ class Box(Leaf):
     def to_env_action(self, action: Any) -> Any:
         # Only what the simulator gets is clipped; in the data the policy's own action stays as it is. A NaN becomes 0:
         # the batch is refused anyway, and a simulator that is fed NaN may never recover.
-        low, high, middle, half, dtype = _affine(self)
         xp = action.__array_namespace__()
+        dtype = np.dtype(self.dtype)
+        low, high, middle, half = affine(self, _DOUBLE if xp is np else action.dtype)
         value = middle + half * action
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
-        if dtype.kind in "iu":
+        if dtype.kind in "iub":
             value = xp.rint(value)
-        return value.astype(dtype).reshape(action.shape[:1] + self.shape)
-
-
-@functools.lru_cache(maxsize=64)
-def _affine(box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
-    """Return bounds and the map middle + half·a of a Box as rows ``[1, size]``, computed once for each space."""
-    low, high = (np.broadcast_to(np.asarray(bound, float), (box.size,))[None] for bound in (box.low, box.high))
-    bounded = np.isfinite(low) & np.isfinite(high) & box.rescale
-    top, bottom = np.where(bounded, high, 1.0), np.where(bounded, low, -1.0)
-    return low, high, (top + bottom) / 2, (top - bottom) / 2, np.dtype(box.dtype)
+        value = value.astype(dtype)
+        if dtype.kind in "iu":  # a large integer may have no double between its bounds
+            least, most = whole(self, value.dtype)
+            value = xp.minimum(xp.maximum(value, least), most)
+        return value.reshape(action.shape[:1] + self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +178,14 @@ class Choice(Leaf):
     dtype: str = "int32"
     shape: tuple[int, ...] = ()
 
+    def __str__(self) -> str:
+        return f"Discrete({self.n}{f', start={self.start}' if self.start else ''})"
+
     def to_numbers(self, x: Any) -> Any:
         return _one_hot(x, self.n, self.start)
 
     def to_env_action(self, action: Any) -> Any:
-        return (action + self.start).astype(self.dtype)
+        return action.astype(self.dtype) + np.asarray(self.start, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +197,10 @@ class Choices(Leaf):
     shape: tuple[int, ...]
     dtype: str = "int32"
 
+    def __str__(self) -> str:
+        start = f", start={_short(self.start)}" if any(self.start) else ""
+        return f"MultiDiscrete({_short(self.sizes)}{start}{f', {self.shape}' if len(self.shape) != 1 else ''})"
+
     def to_numbers(self, x: Any) -> Any:
         rows = x.reshape((*x.shape[: x.ndim - len(self.shape)], self.size))
         each = zip(self.sizes, self.start, strict=True)
@@ -181,7 +208,8 @@ class Choices(Leaf):
         return x.__array_namespace__().concatenate(parts, axis=-1)
 
     def to_env_action(self, action: Any) -> Any:
-        return (action + np.asarray(self.start)[None]).astype(self.dtype).reshape(action.shape[:1] + self.shape)
+        numbers = action.astype(self.dtype) + np.asarray(self.start, self.dtype)[None]
+        return numbers.reshape(action.shape[:1] + self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +218,9 @@ class Bits(Leaf):
 
     shape: tuple[int, ...]
     dtype: str = "int8"
+
+    def __str__(self) -> str:
+        return f"MultiBinary({self.shape})"
 
     def to_numbers(self, x: Any) -> Any:
         return _float(x)
@@ -204,6 +235,9 @@ class Dict(Space):
 
     items: tuple[tuple[str, Space], ...]
 
+    def __str__(self) -> str:
+        return f"Dict({', '.join(f'{name}: {space}' for name, space in self.items)})"
+
     def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
         return {name: space.map(f, *(tree[name] for tree in trees)) for name, space in self.items}
 
@@ -217,6 +251,9 @@ class Tuple(Space):
     """Spaces by position."""
 
     items: tuple[Space, ...]
+
+    def __str__(self) -> str:
+        return f"Tuple({', '.join(map(str, self.items))})"
 
     def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
         return tuple([space.map(f, *parts) for space, *parts in zip(self.items, *trees, strict=True)])
@@ -261,6 +298,15 @@ class EnvSpec:
     id: str
     observation: Space
     action: Space
+
+    def __post_init__(self) -> None:
+        for what, space in (("observation", self.observation), ("action", self.action)):
+            sizes = [leaf.size for _, leaf in space.leaves()]
+            # A part of an observation may be empty; a part of an action that is has no distribution.
+            if not sum(sizes) or (what == "action" and not all(sizes)):
+                raise UnsupportedSpaceError(
+                    f"environment {self.id!r}: its {what} space {space} is empty: it must have at least one element"
+                )
 
     def flattened(self) -> EnvSpec:
         """Return the same with the numbers of an observation as one vector, see :func:`flat`."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 
-from trpo.envs.spec import Bits, Box, Choice, Choices, Leaf, Space
+from trpo.envs.spec import Bits, Box, Choice, Choices, Leaf, Space, at, rows
 from trpo.trees import namespace
 
 Path = tuple[str | int, ...]
@@ -50,7 +50,7 @@ class Flatten(eqx.Module):
 
     def __call__(self, x: Any) -> Any:
         if self.ndim != 1:
-            x = x.reshape((*x.shape[: x.ndim - self.ndim], -1))
+            x = rows(x, self.ndim)
         return x if self.whole else x[..., self.begin : self.end]
 
 
@@ -70,14 +70,8 @@ class Join(eqx.Module):
         return sum(part.size for part in self.parts)
 
     def __call__(self, observation: Any) -> Any:
-        rows = [part(_at(observation, path)) for path, part in zip(self.paths, self.parts, strict=True)]
-        return rows[0] if len(rows) == 1 else namespace(rows[0]).concatenate(rows, axis=-1)
-
-
-def _at(tree: Any, path: Path) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
+        seen = [part(at(observation, path)) for path, part in zip(self.paths, self.parts, strict=True)]
+        return seen[0] if len(seen) == 1 else namespace(seen[0]).concatenate(seen, axis=-1)
 
 
 def make_encoder(space: Space, sees: str = "") -> Encoder:
@@ -93,12 +87,14 @@ def make_encoder(space: Space, sees: str = "") -> Encoder:
     chosen: dict[Path, Encoder] = {}
     for word in sees.split() or [""]:
         name, begin, end = _parsed(word, sees)
-        found = [at for key, at in leaves.items() if name in ("", key) or key.startswith(f"{name}/")]
+        found = [part for key, part in leaves.items() if name in ("", key) or key.startswith(f"{name}/")]
         if not found or (word and not name and len(leaves) > 1):
             has = ", ".join(filter(None, leaves)) or "only elements, such as :27"
             raise ValueError(f"sees={sees!r}: an observation has no part {word!r}; it has {has}")
         for path, leaf in found:
             size = math.prod(leaf.number_shape)
+            if not (word or size):
+                continue  # a part without elements has nothing to see
             first, last = begin or 0, size if end is None else end
             if not 0 <= first < last <= size:
                 raise ValueError(f"sees={sees!r}: {word!r} is not within the {size} elements of that part")

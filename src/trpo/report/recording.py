@@ -17,8 +17,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
-from trpo.envs import EnvironmentFailure, MissingExtraError
+from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
 from trpo.envs.host.gymnasium import quiet_mujoco, space_of
+from trpo.envs.meeting import require_same_spaces, taken
 from trpo.envs.names import as_jax_env, make_single
 from trpo.envs.spec import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
@@ -160,6 +161,9 @@ def _frames(
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
     step, space = 0, space_of(env.observation_space)
+    here = EnvSpec(agent.spec.id, space, space_of(env.action_space, of_actions=True))
+    options = agent.config.env
+    require_same_spaces(agent.spec, here.with_options(options.rescale_actions, options.flatten))
     try:
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
@@ -167,8 +171,12 @@ def _frames(
             while not done:
                 if step % every == 0:
                     yield _frame(env, agent.spec.id)
-                seen = space.map(lambda leaf, part: np.asarray(part, leaf.dtype), observation)
-                seen = flat(space, seen) if agent.config.env.flatten else seen
+                try:
+                    seen, _ = taken(space, observation)
+                except ValueError as error:
+                    raise EnvironmentFailure(f"environment {agent.spec.id} gave an observation: {error}") from error
+                seen = space.map(lambda leaf, part: part[0], seen)
+                seen = flat(space, seen) if options.flatten else seen
                 key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
                 action, carry = agent.act(seen, carry, deterministic=deterministic, seed=key)
                 observation, _, terminated, truncated, _ = env.step(action)

@@ -52,6 +52,8 @@ class EpisodeStatistics:
     def __init__(self, count: int, data: dict[str, Any] | None = None):
         self.recent = RecentEpisodes(data)
         data = data or {}
+        if len(data.get("running_return", ())) != count:
+            data = {}  # another number of environments: their episodes are not these
         self.running_return = np.array(data.get("running_return", np.zeros(count)), np.float64)
         self.running_length = np.array(data.get("running_length", np.zeros(count)), np.int64)
         self.first = np.array(data.get("first", np.full(count, not data)), bool)

@@ -115,7 +115,7 @@ class HostSource:
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
         # Copied: a simulator may hand out what it goes on to change.
-        return None if environments is None else Snapshot(to_plain(environments), self.seat)
+        return None if environments is None else Snapshot(to_plain(environments), self.seat, self.spec.id)
 
     def restore(self, snapshot: Snapshot) -> None:
         self.envs.restore(from_plain(snapshot.environments))

@@ -33,6 +33,8 @@ class Snapshot:
     """The simulators' state as JSON-able data."""
     seat: Seat | dict[str, Any]
     """What the policy meets next; its arrays by name, as loaded."""
+    id: str = ""
+    """Of the environments; empty where that is not known."""
 
 
 class Trajectory(eqx.Module):

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo.envs import HostEnv
+from trpo.envs import EnvironmentFailure, HostEnv
+from trpo.envs.meeting import not_finite
 from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import HostPolicy, noise_of
@@ -61,7 +62,8 @@ def whole_episodes(
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
     total, length, step = np.zeros(count), np.zeros(count, int), 0
-    while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
+    while (going := np.array([len(r) < q for r, q in zip(returns, quota, strict=True)])).any():
+        _require_finite(envs, observation, going)
         action, carry = policy(observation, carry, reset, None if noise is None else noise(step))
         after = envs.step(action)
         total += np.where(after.valid, after.reward, 0.0)
@@ -74,6 +76,15 @@ def whole_episodes(
         reset = after.terminated | after.truncated | ~after.valid
     kept = [(r[:q], n[:q]) for r, n, q in zip(returns, lengths, quota, strict=True)]
     return EvaluationResult(tuple(x for r, _ in kept for x in r), tuple(x for _, n in kept for x in n))
+
+
+def _require_finite(envs: HostEnv, observation: Any, going: np.ndarray) -> None:
+    """Refuse what no policy can act on; environments that have run their share may show what they like."""
+    space = envs.spec.observation
+    if bad := not_finite(space, observation):
+        bad = not_finite(space, space.map(lambda leaf, x: x[going], observation))
+    if bad:
+        raise EnvironmentFailure(f"environment {envs.spec.id} gave an observation that is not finite: {bad}")
 
 
 def drawn_noise(policy: PolicyFunction, actor: Actor, count: int, seed: int) -> Callable[[int], Any]:

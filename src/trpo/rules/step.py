@@ -16,7 +16,7 @@ from trpo.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo.line_search import SearchInfo
 from trpo.problem import LocalModel
 from trpo.rules.protocol import Result
-from trpo.trees import all_finite
+from trpo.trees import all_finite, single
 from trpo.types import Params, Scalar
 
 _ALLOWED = {
@@ -123,8 +123,14 @@ def check_fields(rule: Any, **cures: str) -> None:
 
 
 def check(name: str, value: Any, low: float, high: float, cure: str, *, strict: bool = True) -> None:
-    """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass."""
-    if isinstance(value, numbers.Real) and not (low < float(value) < high if strict else low <= float(value) <= high):
-        left, right = "()" if strict else "[]"
+    """Raise ``ValueError`` unless ``low`` < ``value`` < ``high`` (or ≤ with ``strict=False``); tracers pass.
+
+    It must also be finite in single precision, and above ``low`` there where it is here.
+    """
+    if not isinstance(value, numbers.Real):
+        return
+    x = single(value)
+    if not (low < x < high if strict else low <= x <= high) or math.isinf(x):
+        left, right = "(" if strict else "[", ")" if strict or math.isinf(high) else "]"
         upper = "∞" if math.isinf(high) else f"{high:g}"
         raise ValueError(f"{name}={value}: must be in {left}{low:g}, {upper}{right}; {cure}")

@@ -50,12 +50,13 @@ class CheckpointError(ValueError):
 def write_checkpoint(directory: Path, state: TrainingState) -> Path:
     """Write ``state`` below ``directory``."""
     arrays, source = named_arrays(state.learner), state.source
-    prefix, tree, environments = _DEVICE, source, None
+    prefix, tree, environments, of = _DEVICE, source, None, ""
     if isinstance(source, Snapshot):
-        prefix, tree, environments = _SEAT, source.seat, source.environments
+        prefix, tree, environments, of = _SEAT, source.seat, source.environments, source.id
     named = tree if isinstance(tree, dict) else named_arrays(tree)
     arrays |= {f"{prefix}{name}": leaf for name, leaf in named.items()}
     data = {"format": FORMAT} | {name: getattr(state, name) for name in _COUNTERS} | {"environments": environments}
+    data["environment"] = of
     if state.value_fit is not None:
         data["value_fit"] = [number(state.value_fit.loss), bool(state.value_fit.finite)]
     contents = {
@@ -144,12 +145,12 @@ def _state(arrays: dict[str, np.ndarray], data: dict[str, Any], like: Any) -> Tr
     if data["format"] == 1:
         arrays, device, seat = arrays_today(arrays, like), with_reset(device), with_reset(seat)
     try:
-        learner = from_named_arrays(like, _with_average(arrays, like))
+        learner = from_named_arrays(like, _with_average(_with_units(arrays), like))
     except ValueError as error:
         raise CheckpointError(f"does not fit this agent ({error})") from error
     _refuse_nonfinite(learner, like)
     on_host = bool(seat) or data["environments"] is not None
-    source = Snapshot(data["environments"], seat) if on_host else device or None
+    source = Snapshot(data["environments"], seat, data.get("environment", "")) if on_host else device or None
     fit = None
     if said := data.get("value_fit"):
         fit = ValueInfo(jnp.asarray(np.nan if said[0] is None else said[0], float), jnp.asarray(said[1]))
@@ -167,6 +168,13 @@ def _refuse_nonfinite(learner: Any, like: Any) -> None:
 def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Take the arrays with a prefix out, under their names without it."""
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+
+
+def _with_units(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give running statistics that were written without a unit the one that they have: 1."""
+    kept = [name for name in arrays if name.startswith(("observations", "value.returns"))]
+    ends = [name for name in kept if name.endswith(".deviations")]
+    return {f"{name.removesuffix('deviations')}unit": np.ones_like(arrays[name]) for name in ends} | arrays
 
 
 def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndarray]:

@@ -71,8 +71,6 @@ def read_run(
         agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
     check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
     state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after, check)
-    if (count := _count(state, config.env.count)) != config.env.count:
-        raise ValueError(f"{run / CONFIG}: env.count={config.env.count}, but its checkpoints are of {count}")
     return agent.at(state), state, problems
 
 
@@ -85,14 +83,10 @@ def _env_of_run(run: Path, data: dict[str, Any], trust: bool) -> EnvLike:
     return env_id if allowed else Untrusted(run, env_id)
 
 
-def _count(state: TrainingState, default: int) -> int:
-    """Return how many environments a state on the host is of."""
-    return len((state.episodes or {}).get("running_return", range(default)))
-
-
 def _check_state(agent: Agent, own_env: bool, state: TrainingState) -> None:
     """Raise ValueError unless a state on the host is one of environments with these spaces."""
-    episodes, count = state.episodes or {}, _count(state, agent.config.env.count)
+    episodes = state.episodes or {}
+    count = len(episodes.get("running_return", range(agent.config.env.count)))
     for name in ("running_length", "first"):
         if len(episodes.get(name, range(count))) != count:
             raise ValueError(f"{name} has {len(episodes[name])} entries, expected {count}")

@@ -89,6 +89,7 @@ class StateFile(TypedDict):
     seconds: Annotated[Finite, lambda x: 0 <= x < 1e15]
     episodes: Episodes | None
     environments: Any
+    environment: NotRequired[Name]
     value_fit: NotRequired[tuple[float | None, bool] | None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import tyro
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
 from trpo.spelling import did_you_mean
+from trpo.trees import single
 from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
 
@@ -30,15 +32,18 @@ def _is_number(value: Any) -> bool:
 
 
 _RANGES: dict[str, Callable[[Any], bool]] = {
-    "≥ 0": lambda x: x >= 0,
-    "≥ 1": lambda x: x >= 1,
-    "> 0": lambda x: x > 0,
+    "≥ 0": lambda x: 0 <= single(x) < math.inf,
+    "≥ 1": lambda x: 1 <= x < math.inf,
+    "> 0": lambda x: 0 < single(x) < math.inf,
+    "> 0, inf for none": lambda x: single(x) > 0,
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
-    "> 0, or auto": lambda x: x == "auto" or (_is_number(x) and x > 0),
+    "> 0, or auto": lambda x: x == "auto" or (_is_number(x) and 0 < single(x) < math.inf),
     "positive widths, such as 64 64": lambda x: all(width >= 1 for width in x),
 }
-"""What numbers may be, as it is said to the user; a field's annotation adds advice, in which {} is its default."""
+"""What numbers may be, as it is said to the user; a field's annotation adds advice, in which {} is its default.
+
+All but those with ``inf`` must be finite, in single precision too."""
 Widths = Annotated[tuple[int, ...], "positive widths, such as 64 64"]
 LayerGain = Annotated[Gain, "> 0, or auto; √2 is usual"]
 
@@ -187,10 +192,10 @@ class ValueConfig:
     """Adam's minibatch; 0 uses the whole batch at once."""
     steps: int = GaussNewtonFit.steps
     """Gauss-Newton steps for each batch."""
-    max_change: Annotated[float, "> 0; {} is usual"] = float(GaussNewtonFit.max_change)
+    max_change: Annotated[float, "> 0, inf for none; {} is usual"] = float(GaussNewtonFit.max_change)
     """Gauss-Newton's trust region."""
     normalise_returns: bool = True
-    """Train on returns divided by their running standard deviation."""
+    """Train on returns divided by their running standard deviation; without it the unit of reward matters."""
 
     def __post_init__(self) -> None:
         _check(self, "value.")
@@ -227,7 +232,7 @@ class Config:
     """k > 1: Fisher products use a fixed 1/k of the states."""
     standardise_advantages: bool = True
     normalise_observations: bool = True
-    observation_clip: Annotated[float, "> 0; {} is usual"] = 10.0
+    observation_clip: Annotated[float, "> 0, inf for none; {} is usual"] = 10.0
     """Bound on normalised observations, in standard deviations."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""

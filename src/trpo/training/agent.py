@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo.envs.meeting import require_same_spaces, taken
 from trpo.envs.names import EnvLike, resolve
-from trpo.envs.spec import Box, EnvSpec
+from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
 from trpo.policies.protocol import PolicyFunction, PolicyLike
@@ -104,16 +105,16 @@ class Agent:
     def act(self, observation: Any, carry: Any = None, *, deterministic: bool = True, seed: int | None = None) -> Any:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
 
+        Observations are taken as the environment gives them, in the form of ``spec.observation``: see
+        :func:`~trpo.envs.meeting.taken`, which refuses any other with a ValueError, and NaN and infinity too.
         The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the
         distribution's mode, otherwise a sample (from ``seed``, or fresh randomness). With the ``carry`` of a policy
         with memory, from :meth:`start` or the call before, ``(action, carry)`` is returned.
         """
         if isinstance(carry, bool):
             raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
-        x, single = self._batched(observation)
-        host, leading = self._host_policy, self.spec.observation.fits(x)
-        assert leading is not None
-        count = leading[0]
+        x, single = taken(self.spec.observation, observation)
+        host, count = self._host_policy, len(jax.tree.leaves(x)[0])
         memory = host.start(count) if carry is None else carry
         if carry is not None and single:
             memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None], memory)
@@ -126,25 +127,6 @@ class Agent:
         if single:
             action, memory = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (action, memory))
         return action if carry is None else (action, memory)
-
-    def _batched(self, observation: Any) -> tuple[Any, bool]:
-        """Return an observation with a leading axis, and whether it had none."""
-        space = self.spec.observation
-        try:
-            x = space.map(lambda leaf, part: np.asarray(part, leaf.dtype), observation)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"observation {observation!r}: must be one of {space}, or a batch of that") from error
-        if isinstance(space, Box):  # numbers in a row are taken too
-            size = space.size
-            if x.shape != space.shape and x.shape[1:] != space.shape:
-                if size == 0 or x.size % size:
-                    raise ValueError(f"observation of shape {x.shape}: must have {size} numbers, or a batch of that")
-                single = x.size == size and (x.ndim <= 1 or x.shape[0] != 1)
-                x = x.reshape(space.shape if single else (-1, *space.shape))
-        leading = space.fits(x)
-        if leading is None or len(leading) > 1:
-            raise ValueError(f"observation {jax.tree.map(np.shape, x)}: must be one of {space}, or a batch of that")
-        return (x, False) if leading else (jax.tree.map(lambda leaf: leaf[None], x), True)
 
     @property
     def _host_policy(self) -> HostPolicy:
@@ -170,16 +152,26 @@ def evaluate(
     """Run exactly ``episodes`` whole episodes with frozen statistics.
 
     Up to ``count`` environments are stepped together. Environment i runs a share of episodes that is fixed beforehand:
-    taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for.
+    taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for;
+    environments that are handed in are stepped as they are, all of them, and stay open.
+
+    Raises:
+        ValueError: the environment's spaces are not the agent's.
+        EnvironmentFailure: the environment raised, or an observation to act on is not finite.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: must be ≥ 1; 10 is usual")
+    for name, value, usual in (("episodes", episodes, 10), ("count", count, 32)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
-    env = env if env is not None else agent.env if agent.env is not None else agent.spec.id
-    envs = resolve(env, agent.config.env).open(count)
+    origin = resolve(
+        env if env is not None else agent.env if agent.env is not None else agent.spec.id, agent.config.env
+    )
+    envs = origin.open(count)
     try:
+        require_same_spaces(agent.spec, envs.spec)
         actor = agent.actor()
-        noise = None if deterministic else drawn_noise(agent.policy, actor, count, seed)
+        noise = None if deterministic else drawn_noise(agent.policy, actor, envs.count, seed)
         return whole_episodes(envs, HostPolicy(agent.policy, actor), episodes, seed, noise)
     finally:
-        envs.close()
+        if origin.ours:
+            envs.close()

@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from trpo.envs.device.extras import quiet
-from trpo.rollout.device import DeviceSource
+from trpo.envs.meeting import require_same_spaces
+from trpo.rollout import Snapshot
+from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.rollout.episodes import RecentEpisodes
 from trpo.training.agent import Agent
 from trpo.training.chunk import ROWS, Member, Row, Setup, begin, run_chunk
@@ -45,6 +47,7 @@ def setup_for(source: DeviceSource, agent: Agent, runs: int = 1) -> Setup:
         ValueError: fewer steps than one iteration takes, processes for the environments, devices that do not divide
             them, or a batch that is larger than the device.
     """
+    require_same_spaces(agent.spec, source.spec)
     config = agent.config
     if config.steps < config.batch:
         raise ValueError(
@@ -77,6 +80,8 @@ class DeviceLoop:
         self.keys = self._join([jax.random.key(config.seed) for config in self.configs])
         self.episodes = [RecentEpisodes(state.episodes) for state in states]
         self._fits = [state.value_fit for state in states]
+        self.begins_anew = ""
+        """Why new episodes begin although the states have the simulators'; empty if it is not so."""
         with quiet():
             self.members = self._begin()
             self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
@@ -100,14 +105,15 @@ class DeviceLoop:
     def _begin(self) -> Member:
         learners = self._join([state.learner for state in self.states])
         members: Member = _begin(self.setup, learners, self.keys)
+        template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
+        rollout = members.rollout
         if self.states[0].source is not None:
-            template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
-            restored = [
-                from_named_arrays(template, state.source) if isinstance(state.source, dict) else state.source
-                for state in self.states
-            ]
-            iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
-            members = Member(learners, self._join(restored), self._join(iterations))
+            try:
+                rollout = self._join([_restored(template, state.source) for state in self.states])
+            except ValueError as error:
+                self.begins_anew = f"the state is not that of these environments ({error})"
+        iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
+        members = Member(learners, rollout, self._join(iterations))
         return Member(
             self.layout.place_learned(members.learner),
             self.layout.place_rollout(members.rollout, self.setup.stacked),
@@ -183,6 +189,16 @@ class DeviceLoop:
             )
             for m, state in enumerate(states)
         ]
+
+
+def _restored(template: DeviceRollout, source: Any) -> DeviceRollout:
+    """Return environments as they were saved; ValueError if they are not such as ``template``."""
+    if isinstance(source, Snapshot):
+        raise ValueError("it is that of environments on the host")
+    if not isinstance(source, dict):
+        from_named_arrays(template, named_arrays(source))  # raises; what it makes has lost its sharding
+        return source
+    return from_named_arrays(template, source)
 
 
 def _arrays(hyper: Hyper) -> Hyper:

@@ -10,11 +10,13 @@ from functools import partial
 import jax
 import numpy as np
 
-from trpo.rollout import EpisodeStatistics, HostPolicy, Source
+from trpo.envs.meeting import require_same_spaces
+from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper, improve, prepare, refit
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
+from trpo.trees import named_arrays
 from trpo.value_fits import ValueInfo
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
@@ -26,6 +28,26 @@ def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
     return [int(np.random.SeedSequence([seed, iteration, i]).generate_state(1)[0]) for i in range(count)]
 
 
+def _unfit(source: Source, agent: Agent, state: TrainingState) -> str:
+    """Return why the simulators' state cannot be put back into ``source``; empty if it can, or if there is none."""
+    if state.source is None:
+        return ""
+    if not isinstance(state.source, Snapshot):
+        return "the state is that of environments in JAX"
+    if (of := state.source.id or agent.spec.id) != source.spec.id:
+        return f"the state is that of {of!r}, not of {source.spec.id!r}"
+    now = source.snapshot()
+    if now is None or now.environments is None:
+        return "these environments take no state"
+    before, after = (
+        {name: np.shape(x) for name, x in (seat if isinstance(seat, dict) else named_arrays(seat)).items()}
+        for seat in (state.source.seat, now.seat)
+    )
+    if before != after:
+        return f"the state is that of {before.get('reset', ('other',))[0]} environments, not of {source.count}"
+    return ""
+
+
 class HostLoop:
     """One run over a source on the host."""
 
@@ -33,6 +55,7 @@ class HostLoop:
         config = agent.config
         if source.count != config.env.count:
             raise ValueError(f"env.count={config.env.count}, but {source.count} environments were handed in")
+        require_same_spaces(agent.spec, source.spec)
         self.source, self.config, self.state = source, config, state
         self.hyper = Hyper.of(config, agent.rule)
         program = agent.program()
@@ -41,7 +64,9 @@ class HostLoop:
         self._refit = partial(_refit, program, self.hyper)
         self._restart(state.iteration)
         source.episodes = EpisodeStatistics(source.count, state.episodes)
-        if state.source is None:
+        self.begins_anew = _unfit(source, agent, state)
+        """Why new episodes begin although the state has the simulators'; empty if it is not so."""
+        if state.source is None or self.begins_anew:
             source.episodes.restart()  # the episodes that were under way are gone
         else:
             source.restore(state.source)

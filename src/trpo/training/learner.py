@@ -245,7 +245,7 @@ def settle(
         statistics = program.space.map(
             lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
         )
-    # The statistics too: an observation of 1e25 is finite, but a variance that has seen its square never recovers.
+    # The statistics too: finite numbers at the very end of the type's range have sums that are not.
     met = steps.observation, steps.next_observation, steps.reward
     finite = all_finite((*met, estimates.target, statistics))
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -79,7 +80,7 @@ def advance(
     agents: Sequence[Agent],
     states: Sequence[TrainingState],
     longest: int = ROWS,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Progress]:
     """Train one run, or on the device several at once, yielding now and then; each follows its agent's configuration.
 
@@ -88,31 +89,44 @@ def advance(
         agents: of the same structure.
         states: where each run goes on.
         longest: the most iterations without a word.
-        tell: what to do with a line that a user should see before the first iteration.
+        tell: what to do with a line that a user should see before the first iteration; None: only what is unexpected
+            is said, as a warning.
     """
     if isinstance(env, Source):
-        yield from _on_host(env, agents, states)
+        yield from _on_host(env, agents, states, tell)
         return
     config = agents[0].config.env
     origin = resolve(env, config)
     source = device_source(origin)
     if source is not None:
         loop = DeviceLoop(source, agents, states)
-        tell(loop.describe())
+        if tell is not None:
+            tell(loop.describe())
+        _say_anew(loop, tell)
         for metrics, gather in loop.run(longest):
             yield Progress(metrics, gather)
         return
     envs = origin.open(config.count, config.workers)
     try:
-        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states)
+        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
     finally:
         if origin.ours:
             envs.close()
 
 
-def _on_host(source: Source, agents: Sequence[Agent], states: Sequence[TrainingState]) -> Iterator[Progress]:
+def _say_anew(loop: HostLoop | DeviceLoop, tell: Callable[[str], None] | None) -> None:
+    if loop.begins_anew:
+        text = f"new episodes begin: {loop.begins_anew}"
+        warnings.warn(text, stacklevel=4) if tell is None else tell(text)
+
+
+def _on_host(
+    source: Source, agents: Sequence[Agent], states: Sequence[TrainingState], tell: Callable[[str], None] | None
+) -> Iterator[Progress]:
     ((agent,), (state,)) = agents, states
-    for after, record in HostLoop(source, agent, state).run():
+    loop = HostLoop(source, agent, state)
+    _say_anew(loop, tell)
+    for after, record in loop.run():
         yield Progress([[record]], partial(list, [after]))
 
 
@@ -126,13 +140,15 @@ def iterations(
             caller's to close.
         agent: from :func:`trpo.make_agent` or :func:`trpo.load`.
         config: settings; the agent's own by default.
-        state: where to go on; the agent's beginning by default.
+        state: where to go on; the agent's beginning by default. If it is that of another number of environments, or of
+            others, new episodes begin, and a warning says so.
 
     With environments on the host, yields after iteration k while the value fit of k runs in the background; reading
     ``state`` waits for it. Environments in JAX come back to the host after every iteration here, and about once a
     second in :func:`trpo.train`. Stops after ``config.steps`` environment steps.
 
     Raises:
+        ValueError: the environment's spaces are not the agent's.
         NonFiniteBatchError: a batch had a NaN or infinity and ``config.on_nonfinite`` is ``stop``.
         EnvironmentFailure: an environment raised.
 

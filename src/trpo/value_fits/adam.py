@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from trpo.trees import single
 from trpo.types import Params, Scalar
 from trpo.value_fits.fit import ValueApply, ValueBatch, squared_loss
 
@@ -36,8 +37,8 @@ class AdamFit(eqx.Module):
             raise ValueError(f"value.epochs={self.epochs}: must be ≥ 1; 10 is usual")
         if self.minibatch < 0:
             raise ValueError(f"value.minibatch={self.minibatch}: must be ≥ 0; 0 uses the whole batch, 128 is usual")
-        if not isinstance(self.learning_rate, jax.core.Tracer) and not float(self.learning_rate) > 0:
-            raise ValueError(f"value.learning_rate={self.learning_rate}: must be > 0; 1e-3 is usual")
+        if not isinstance(self.learning_rate, jax.core.Tracer) and not 0 < single(self.learning_rate) < math.inf:
+            raise ValueError(f"value.learning_rate={self.learning_rate}: must be > 0 and finite; 1e-3 is usual")
 
     def init(self, params: Params) -> Any:
         return _ADAM.init(params)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo.running_statistics import RunningStatistics
-from trpo.trees import all_finite, per_state, tree_where, weighted_sum
+from trpo.trees import all_finite, per_state, power_of_two, tree_where, weighted_sum
 from trpo.types import Params, Scalar
 
 ValueApply = Callable[[Params, Any], Float[Array, "*batch"]]
@@ -38,13 +38,15 @@ class ValueState(eqx.Module):
 
     @property
     def scale(self) -> Scalar:
-        """The network's unit: the running standard deviation of returns, 1 before any was seen.
+        """The network's unit: the running standard deviation of returns.
 
         It is at least a tenth of their root mean square, so that (nearly) constant returns don't blow the unit up.
+        It is 0 until a return other than 0 was seen: the unit of reward is not known then, and whatever the network
+        says, V = 0.
         """
-        std = jnp.sqrt(self.returns.variance)
-        scale = jnp.maximum(std, 0.1 * jnp.sqrt(std**2 + self.returns.mean**2))
-        return jnp.where((self.returns.count > 0) & (scale > 0), scale, 1.0)
+        std = self.returns.std
+        scale = jnp.maximum(std, 0.1 * jnp.hypot(std, self.returns.mean))
+        return jnp.where(self.returns.count > 0, scale, 0.0)
 
 
 @runtime_checkable
@@ -80,11 +82,12 @@ def explained_variance(
 ) -> Scalar:
     """Return 1 − Var[target − V] / Var[target]: 1 is perfect, 0 no better than a constant; 0 for constant targets."""
 
-    def variance(x: Array) -> Scalar:
-        return weighted_sum(weight, (x - weighted_sum(weight, x)) ** 2)
+    def centred(x: Array) -> Array:
+        return jnp.where(weight > 0, x - weighted_sum(weight, x), 0)
 
-    total = variance(target)
-    return jnp.where(total > 0, 1.0 - variance(target - value) / jnp.where(total > 0, total, 1.0), 0.0)
+    unit = power_of_two(jnp.max(jnp.abs(centred(target))))
+    total, error = (weighted_sum(weight, (centred(x) / unit) ** 2) for x in (target, target - value))
+    return jnp.where(total > 0, 1.0 - error / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 def squared_loss(apply: ValueApply, params: Params, batch: ValueBatch) -> Scalar:
@@ -105,9 +108,10 @@ def fit_value(
     after = ValueState(state.params, state.optimiser, returns)
     # The network's outputs mean V / scale, so V moves a little with the scale until this fit, on targets in the new
     # unit, catches up; the running deviation changes slowly.
+    scale = jnp.where(after.scale > 0, after.scale, 1.0) if normalise else 1.0
     scaled = ValueBatch(
         jax.tree.map(lambda x: jnp.where(per_state(batch.weight > 0, x), x, 0), batch.observation),
-        jnp.where(batch.weight > 0, batch.target, 0) / (after.scale if normalise else 1.0),
+        jnp.where(batch.weight > 0, batch.target, 0) / scale,
         batch.weight,
     )
     params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)

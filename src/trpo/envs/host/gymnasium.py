@@ -10,8 +10,10 @@ import gymnasium as gym
 import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
+from trpo.envs.bounds import Bound, Number
+from trpo.envs.meeting import kept
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import Bound, Leaf, flat
+from trpo.envs.spec import Leaf, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -34,8 +36,13 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
             return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
         case gym.spaces.Tuple() if not of_actions:
             return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
+        case gym.spaces.Discrete() | gym.spaces.MultiDiscrete() if not of_actions and not _has_room(space):
+            where = f"observation space{f' at {part}' if part else ''}: {space}"
+            raise UnsupportedSpaceError(f"{where}: its numbers must fit 32 bits; begin at 0")
         case gym.spaces.Box():
-            return Box(shape, dtype, bound_of(space.low), bound_of(space.high))
+            # Gymnasium puts the ends of an integer type for infinity, but remembers that it did.
+            low = bound_of(space.low, space.bounded_below, -np.inf)
+            return Box(shape, dtype, low, bound_of(space.high, space.bounded_above, np.inf))
         case gym.spaces.Discrete():
             return Choice(int(space.n), int(space.start), dtype, shape)
         case gym.spaces.MultiDiscrete():
@@ -47,9 +54,23 @@ def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Spac
     raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
 
 
-def bound_of(values: Any) -> Bound:
-    """Return the bounds of every element of an array: one number, where they are all the same."""
-    each = tuple(float(x) for x in np.ravel(values))
+def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
+    sizes = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
+    each = zip(np.ravel(space.start).tolist(), np.ravel(sizes).tolist(), strict=True)
+    return all(start >= -(2**31) and start + n <= 2**31 for start, n in each)
+
+
+def bound_of(values: Any, present: Any = True, missing: float = 0.0) -> Bound:
+    """Return the bounds of every element of an array: one number, where they are all the same.
+
+    Where not ``present``, it is ``missing``. Numbers are floats, except integers that no float is.
+    """
+
+    def plain(x: Any) -> Number:
+        return float(x) if float(x) == x else x
+
+    pairs = zip(np.ravel(values).tolist(), np.ravel(np.broadcast_to(present, np.shape(values))).tolist(), strict=True)
+    each = tuple(plain(x) if there else float(missing) for x, there in pairs)
     return each[0] if len(set(each)) == 1 else each
 
 
@@ -116,11 +137,10 @@ def _writer(space: Space) -> Callable[[Tree, int, Tree], Any]:
     if not isinstance(space, Leaf):
         writers = space.map(_writer)
         return lambda columns, i, x: space.map(lambda _, write, to, part: write(to, i, part), writers, columns, x)
-    shape, choice = space.shape, space if isinstance(space, Choice) else None
+    shape, plain = space.shape, isinstance(space, Box) and np.dtype(space.dtype).kind == "f"
 
     def write(column: np.ndarray, i: int, x: Any) -> None:
-        if choice is not None and not choice.start <= x < choice.start + choice.n:
-            raise ValueError(f"observation {x} is none of the {choice.n} numbers from {choice.start} on")
+        x = x if plain else kept(space, x)
         # Without the test, what has one element would silently fill the row.
         column[i] = x if getattr(x, "shape", None) == shape else np.reshape(x, shape)
 
@@ -143,7 +163,8 @@ class GymnasiumEnvs:
             first = self._envs[0]
             self._space = space_of(first.observation_space)
             self._write, self._flatten = _writer(self._space), flatten
-            shape = self._space.shape if isinstance(self._space, Box) else ()
+            seen = self._space
+            shape = seen.shape if isinstance(seen, Box) and seen.dtype == "float32" else ()
             self._length = shape[0] if len(shape) == 1 else -1
             spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
