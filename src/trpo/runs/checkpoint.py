@@ -173,6 +173,8 @@ def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def _with_units(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Give running statistics that were written without a unit the one that they have: 1."""
     kept = [name for name in arrays if name.startswith(("observations", "value.returns"))]
+    if any(name.endswith(".unit") for name in kept):
+        return arrays
     ends = [name for name in kept if name.endswith(".deviations")]
     return {f"{name.removesuffix('deviations')}unit": np.ones_like(arrays[name]) for name in ends} | arrays
 
