@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -25,7 +26,7 @@ from gymnasium import spaces
 from trpo.envs import Box, Choice, EnvironmentFailure, HostEnv, Space
 from trpo.envs.host.probes import TIME_LIMIT, Probe
 from trpo.envs.names import make_envs, make_single
-from trpo.envs.protocol import UnknownEnvironmentError
+from trpo.envs.protocol import UnknownEnvironmentError, UnusableEnvironmentError
 
 SEEDS = [11, 7, 2**32 - 1, 0]
 
@@ -328,22 +329,8 @@ def test_a_choice_outside_its_space_is_refused() -> None:
 
     envs = make_envs(Wild, 2)
     envs.reset([0, 1])
-    with pytest.raises(
-        EnvironmentFailure, match=r"Wild raised ValueError: observation 4 is not of Discrete\(3, start=1\)"
-    ):
+    with pytest.raises(EnvironmentFailure, match=r"Wild: observation 4 is not of Discrete\(3, start=1\)"):
         envs.step(np.zeros(2, int))
-
-
-def test_an_observation_that_does_not_fit_its_space_is_refused() -> None:
-    class Small(env_seeing(spaces.Box(-1, 1, (3,)))):  # type: ignore[misc]
-        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-            return np.zeros(1), 0.0, False, False, {}
-
-    envs = make_envs(Small, 2)
-    envs.reset([0, 1])
-    with pytest.raises(EnvironmentFailure, match="Small raised ValueError"):
-        envs.step(np.zeros(2, int))
-    envs.close()
 
 
 # ---------------------------------------------------------------- names
@@ -422,6 +409,160 @@ def test_arguments_out_of_range() -> None:
         make_envs("CartPole-v1", 1, -1)
     with pytest.raises(ValueError, match=r"env\.workers=3.*env\.count=2"):
         make_envs("CartPole-v1", 2, 3)
+
+
+# ---------------------------------------------------------------- answers that are not those of the interface
+
+
+class Answering(gym.Env):
+    """Answers as the interface asks for, but for what a test replaces."""
+
+    observation_space: gym.Space = spaces.Box(-9, 9, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    answers: dict[str, Any] = {}  # noqa: RUF012
+
+    def _shown(self) -> Any:
+        return np.zeros(2, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        return self.answers.get("reset", (self._shown(), {}))
+
+    def step(self, action: Any) -> Any:
+        fields = {"observation": self._shown(), "reward": 1.0, "terminated": False, "truncated": False, "info": {}}
+        return self.answers.get("step", tuple((fields | self.answers).get(name) for name in fields))
+
+
+def answering(space: gym.Space | None = None, **answers: Any) -> Callable[[], gym.Env]:
+    def make() -> gym.Env:
+        env = Answering()
+        env.answers, env.observation_space = answers, space or Answering.observation_space
+        return env
+
+    return make
+
+
+def first_step(make: Callable[[], gym.Env], workers: int = 0) -> Any:
+    envs = make_envs(make, 2, workers)
+    try:
+        envs.reset([0, 1])
+        return envs.step(np.zeros(2, int))
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize(
+    "one", [np.array([2.0]), np.array(2), np.array([[2]], np.int8), np.float16(2), 2, jnp.ones(1) * 2]
+)
+@pytest.mark.parametrize("true", [np.array([True]), np.array(1), np.array([1.0]), 1, np.True_, True])
+def test_arrays_of_one_number_are_numbers(one: Any, true: Any) -> None:
+    after = first_step(answering(reward=one, truncated=true, terminated=np.array([False])))
+    np.testing.assert_array_equal(after.reward, np.float32([2, 2]))
+    assert after.truncated.all()
+    assert not after.terminated.any()
+    assert after.reward.dtype == np.float32
+
+
+A, O = spaces.Box(-9, 9, (2,), np.float32), np.zeros(2, np.float32)  # noqa: E741
+WRONG: list[tuple[str, dict[str, Any], gym.Space, str]] = [
+    ("no reward", {"reward": None}, A, "reward is None"),
+    ("a string", {"reward": "1"}, A, "reward is '1'"),
+    ("two", {"reward": np.zeros(2)}, A, r"reward is an array of shape \(2,\)"),
+    ("complex", {"reward": 1j}, A, "reward is 1j"),
+    ("an object", {"reward": object()}, A, "reward is <object"),
+    ("a list", {"reward": [1.0, 2.0]}, A, "reward is a list of 2"),
+    ("empty", {"reward": np.zeros(0)}, A, r"reward is an array of shape \(0,\)"),
+    ("no end", {"terminated": None}, A, "terminated is None"),
+    ("a word", {"terminated": "no"}, A, "terminated is 'no'"),
+    ("two ends", {"truncated": np.zeros(2, bool)}, A, r"truncated is an array of shape \(2,\)"),
+    ("NaN", {"truncated": np.nan}, A, "truncated is nan"),
+    ("four", {"step": (O, 1.0, False, {})}, A, "step returned a tuple of 4: must be a tuple .*gym before 0.26"),
+    ("none", {"step": None}, A, "step returned None"),
+    ("no info", {"reset": O}, A, r"reset returned an array of shape \(2,\): must be a tuple .*gym before 0.26"),
+    ("one", {"reset": np.zeros(1)}, spaces.Box(-9, 9, (1,)), r"reset returned an array of shape \(1,\)"),
+    ("a pair", {"reset": (0.0, 0.0)}, A, "reset returned a tuple of 2"),
+    ("reset a list", {"reset": [O, {}]}, A, "reset returned a list of 2"),
+    ("longer", {"observation": np.zeros(3)}, A, r"observation has shape \(3,\), but its space has \(2,\)"),
+    ("a column", {"observation": np.zeros((2, 1))}, A, r"observation has shape \(2, 1\)"),
+    ("at reset", {"reset": (np.zeros(4), {})}, A, r"observation has shape \(4,\)"),
+    ("words", {"observation": ["a", "b"]}, A, "observation .* is not a number or an array of numbers"),
+    ("nothing", {"observation": [None, None]}, A, "observation .* is not a number or an array of numbers"),
+    ("two complex", {"observation": O + 1j}, A, "is not a number or an array of numbers"),
+    ("halves", {"reset": (O + 0.5, {})}, spaces.Box(0, 255, (2,), np.uint8), "must be whole numbers that uint8 holds"),
+    (
+        "negative",
+        {"reset": ([-1, 0], {})},
+        spaces.Box(0, 255, (2,), np.uint8),
+        "must be whole numbers that uint8 holds",
+    ),
+    ("an image", {"reset": (np.zeros((4, 3), "u1"), {})}, spaces.Box(0, 255, (3, 4), np.uint8), r"shape \(4, 3\)"),
+    ("bits", {"reset": ([0, 2], {})}, spaces.MultiBinary(2), "is not of "),
+    ("choices", {"reset": ([0, 2], {})}, spaces.MultiDiscrete([2, 2]), "is not of "),
+    ("a part", {"reset": ({"b": O}, {})}, spaces.Dict(a=A), "observation is .*: its space asks for a part 'a'"),
+    ("in a part", {"reset": ({"a": 0}, {})}, spaces.Dict(a=A), r"observation\['a'\] has shape \(\)"),
+]
+
+
+@pytest.mark.parametrize(("answers", "space", "words"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
+def test_what_is_wrong_with_an_answer_is_said_with_the_environment(
+    answers: dict[str, Any], space: gym.Space, words: str
+) -> None:
+    with pytest.raises(EnvironmentFailure, match=f"^environment make: .*{words}") as caught:
+        first_step(answering(space, **answers))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_answer_in_a_worker_is_said_as_here() -> None:
+    def make() -> gym.Env:
+        from trpo.envs.host.probes import Probe
+
+        class Nothing(Probe):
+            def step(self, action: Any) -> Any:
+                observation, _, *rest = super().step(action)
+                return observation, None, *rest
+
+        return Nothing("endless")
+
+    with pytest.raises(EnvironmentFailure, match=r"^environment make: reward is None: [^\n]*$"):
+        first_step(make, 2)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("no\nlicence"), ValueError("odd"), GeneratorExit()])
+def test_whatever_an_environment_raises_is_said_with_its_name(error: BaseException) -> None:
+    class Raising(Answering):
+        when = "init"
+
+        def __init__(self) -> None:
+            if self.when == "init":
+                raise error
+
+        def reset(self, **keywords: Any) -> Any:
+            if self.when == "reset":
+                raise error
+            return super().reset()
+
+        def close(self) -> None:
+            raise error
+
+    said = rf"{type(error).__name__}(: .*)?$"
+    with pytest.raises(UnusableEnvironmentError, match=f"^environment 'Raising' cannot be made: {said}") as caught:
+        make_envs(Raising, 1)
+    assert caught.value.__cause__ is error
+    Raising.when = "reset"
+    envs = make_envs(Raising, 1)
+    with pytest.raises(EnvironmentFailure, match=f"^environment Raising raised {said}") as failed:
+        envs.reset([0])
+    assert failed.value.__cause__ is error
+    with pytest.warns(UserWarning, match=f"environment Raising raised {said[:-1]} when it was closed"):
+        envs.close()
+
+
+def test_a_module_that_raises_when_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, code in {"exits": "raise SystemExit(4)", "breaks": "1 / 0", "garbled": "def"}.items():
+        (tmp_path / f"{name}_at_import.py").write_text(code)
+        for env in (f"{name}_at_import:Own-v0", f"jax:{name}_at_import:make"):
+            with pytest.raises(ValueError, match=f"^environment '{env}' cannot be (made|imported): (Sys|Zero|Synt)"):
+                make_envs(env, 1)
 
 
 # ---------------------------------------------------------------- processes
@@ -521,11 +662,6 @@ def breaking_env(when: str) -> Callable[[], gym.Env]:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("when", ["init", "reset", "auto-reset", "step"])
 def test_an_environment_that_raises(when: str, workers: int, either_way: None, shared_memory: list[str]) -> None:
-    if when == "init" and workers < 2:  # with one worker, one of the two environments is this process's
-        with pytest.raises(Exception, match="door 1 of 2 is locked"):  # its own, with its own traceback
-            make_envs(breaking_env(when), 2, workers)
-        assert multiprocessing.active_children() == []
-        return
 
     def run() -> None:
         envs = make_envs(breaking_env(when), 2, workers)
@@ -536,8 +672,10 @@ def test_an_environment_that_raises(when: str, workers: int, either_way: None, s
         finally:
             envs.close()
 
-    with pytest.raises(EnvironmentFailure, match="OwnError: door 1 of 2 is locked"):
+    kind, done = (UnusableEnvironmentError, "cannot be made:") if when == "init" else (EnvironmentFailure, "raised")
+    with pytest.raises(kind, match=rf"^environment '?make'? {done} OwnError: door 1 of 2 is locked$") as caught:
         run()
+    assert "OwnError" in repr(caught.value.__cause__)  # the error itself, or a worker's traceback as text
     assert multiprocessing.active_children() == []
     assert len(shared_memory) == (workers > 0 and when in ("auto-reset", "step"))  # the first step is what needs it
 
@@ -606,6 +744,117 @@ def test_workers_leave_nothing_behind_and_print_nothing() -> None:
     """
     done = run_program(program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_environment_registered_under_the_main_guard_alone(tmp_path: Path) -> None:
+    """Workers import the script anew, and do not see what stands there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import gymnasium as gym
+            from trpo.envs.host.probes import Probe
+            from trpo.envs.names import make_envs
+            if __name__ == "__main__":
+                gym.register("Guarded-v0", lambda: Probe("endless"))
+                try:
+                    make_envs("Guarded-v0", 2, 1)
+                except ValueError as error:
+                    print(error)
+        """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    assert "'Guarded-v0' is registered in this process, but not in its workers" in done.stdout, done
+    assert "register it at the top of a module" in done.stdout
+
+
+def test_a_script_without_the_main_guard_is_told_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from trpo.envs.names import make_envs\nmake_envs('probe:endless', 2, 1)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    assert "EnvironmentFailure: environment worker 0 died" in done.stderr
+    assert 'outside of `if __name__ == "__main__":`' in done.stderr
+
+
+def parent_env(where: str) -> Callable[[], gym.Env]:
+    """Make a function for an environment whose steps are taken by a process of its own, known by a file in ``where``.
+
+    It ends neither when it is asked to nor when its parent does.
+    """
+
+    def make() -> gym.Env:
+        import multiprocessing
+        import pathlib
+        import signal
+        import time
+
+        from trpo.envs.host.probes import Probe
+
+        def serve() -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
+
+        class Parent(Probe):
+            def __init__(self) -> None:
+                super().__init__("endless")
+                self.child = multiprocessing.get_context("fork").Process(target=serve)
+                self.child.start()
+                (pathlib.Path(where) / str(self.child.pid)).touch()
+
+        return Parent()
+
+    return make
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid) for pid in pids):
+        assert time.monotonic() < until, "left behind"
+        time.sleep(0.05)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("end", ["closed", "worker killed", "parent killed"])
+def test_an_environment_in_a_worker_may_start_processes_and_none_is_left(end: str, tmp_path: Path) -> None:
+    if end == "parent killed":
+        program = tmp_path / "program.py"
+        program.write_text(
+            "import sys, time\nimport numpy as np\nfrom test_envs import parent_env\n"
+            "from trpo.envs.names import make_envs\n"
+            "if __name__ == '__main__':\n"
+            "    envs = make_envs(parent_env(sys.argv[1]), 2, 2)\n    envs.reset([0, 1])\n"
+            "    envs.step(np.zeros(2, int))\n    print('ready', flush=True)\n    time.sleep(600)\n"
+        )
+        (tmp_path / "pids").mkdir()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        process = subprocess.Popen(
+            [sys.executable, program, tmp_path / "pids"], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        pids = [int(file.name) for file in (tmp_path / "pids").iterdir()]
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    else:
+        envs = make_envs(parent_env(str(tmp_path)), 2, 2)
+        pids = [int(file.name) for file in tmp_path.iterdir()]
+        if end == "worker killed":
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            with pytest.raises(EnvironmentFailure, match="died"):
+                envs.reset([0, 1])
+        else:
+            envs.reset([0, 1])
+            envs.step(np.zeros(2, int))
+        envs.close()
+    assert len(pids) == 2
+    wait_until_gone(pids)
 
 
 def test_processes_give_what_one_gives(closing: Callable, either_way: None) -> None:

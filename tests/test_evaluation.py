@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +16,7 @@ from gymnasium import spaces
 
 import trpo
 from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
+from trpo.rollout.whole_episodes import MAX_STEPS
 from trpo.training.agent import Agent
 
 SMALL: dict[str, Any] = {
@@ -65,7 +67,66 @@ def test_exactly_as_many_episodes_as_asked_for(episodes: int, count: int) -> Non
     result = trpo.evaluate(agent_in("probe:endless"), episodes=episodes, count=count)
     assert result.returns == (10.0,) * episodes
     assert result.lengths == (10,) * episodes
-    assert set(result.to_json()) == {"mean_return", "std_return", "returns", "lengths"}
+    assert set(result.to_json()) == {"mean_return", "std_return", "returns", "lengths", "max_steps", "cut"}
+
+
+class Endless(Counter):
+    """Every second episode never ends; its reward is the episode's number, from 0."""
+
+    def __init__(self) -> None:
+        self.steps, self.episode = 0, -1
+
+    def reset(self, **keywords: Any) -> tuple[np.ndarray, dict]:
+        self.episode += 1
+        self.length = 3 if self.episode % 2 else 10**9
+        return super().reset(**keywords)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        seen, _, *rest = super().step(action)
+        return seen, float(self.episode), *rest
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_episodes_that_do_not_end_are_cut_and_counted(workers: int) -> None:
+    """Two environments: 0, 1, 2 and 0, 1. The second has ended when the first goes on, and counts nothing more."""
+    envs = trpo.make_envs(Endless, 2, workers)
+    result = trpo.evaluate(agent_in(Endless), envs, episodes=5, count=2, max_steps=7)
+    envs.close()
+    assert result.lengths == (7, 3, 7, 7, 3)
+    assert result.returns == (0.0, 3.0, 14.0, 0.0, 3.0)
+    assert (result.cut, result.max_steps) == (3, 7)
+    assert {"cut": 3, "max_steps": 7}.items() <= result.to_json().items()
+
+
+def test_jax_environments_are_cut_too() -> None:
+    result = trpo.evaluate(agent_in("jax-probe:endless"), episodes=5, count=2, max_steps=4)
+    assert (result.lengths, result.cut) == ((4,) * 5, 5)
+    assert trpo.evaluate(agent_in("jax-probe:endless"), episodes=3, count=2, max_steps=10).cut == 0
+
+
+def test_the_command_line_says_what_was_cut(here: Any, tmp_path: Any) -> None:
+    config = trpo.Config(steps=32, fragment=4, env=trpo.EnvConfig(count=8), **SMALL)
+    trpo.train("probe:endless", config=config, out=tmp_path / "run", quiet=True)
+    assert "2 cut at 4 steps (--max-steps)" in here("evaluate", "run", "--episodes", 2, "--max-steps", 4).stdout
+    done = json.loads(here("evaluate", "run", "--episodes", 2, "--max-steps", 4, "--json").stdout)
+    assert (done["cut"], done["max_steps"], done["lengths"]) == (2, 4, [4, 4])
+    assert "cut" not in here("evaluate", "run", "--episodes", 2).stdout
+    for command in ("evaluate", "record"):
+        shown = here(command, "--help").stdout
+        assert "--max-steps" in shown
+        assert f"(default: {MAX_STEPS})" in shown
+    refused = here("evaluate", "run", "--max-steps", 0)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "max_steps=0: must be ≥ 1" in refused.stderr
+
+
+def test_closing_that_fails_loses_no_result() -> None:
+    class Stuck(Counter):
+        def close(self) -> None:
+            raise OSError("window")
+
+    with pytest.warns(UserWarning, match="environment Stuck raised OSError: window when it was closed"):
+        assert len(agent_in(Stuck).evaluate(episodes=2).returns) == 2
 
 
 def test_no_episodes_is_a_mistake() -> None:
@@ -469,7 +530,7 @@ def test_an_environment_that_observes_what_is_not_finite_is_named(
     from trpo.report.recording import record
 
     agent = agent_in(in_spaces(observation, PAIR, fault))
-    words = r"environment Elsewhere .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
+    words = r"environment Elsewhere:? .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
     with pytest.raises(trpo.EnvironmentFailure, match=words):
         agent.evaluate(episodes=1)
     with pytest.raises(trpo.EnvironmentFailure, match=words):

@@ -385,6 +385,68 @@ class Places:
         return (place, time), Step(seen, jax.random.uniform(key), jnp.asarray(False), time == self.lives)
 
 
+class Telling(Places):
+    """Tells something else than it must, in one field of a step, in its state or its first observation."""
+
+    def __init__(self, field: str, what: Any):
+        super().__init__(True)
+        self.field, self.what = field, what
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        state, seen = super().reset(key)
+        return state, self.what if self.field == "first" else seen
+
+    def step(self, state: Any, action: Any, key: Any) -> Any:
+        after, seen = super().step(state, action, key)
+        if self.field == "state":
+            return (after[0], self.what), seen
+        if self.field == "step":
+            return self.what
+        return after, seen if self.field == "first" else seen._replace(**{self.field: self.what})
+
+
+@pytest.mark.parametrize(
+    ("one", "end"),
+    [(2, True), (np.array([2.0]), np.array([True])), (jnp.full((1, 1), 2), jnp.ones(1)), (jnp.bfloat16(2), 1)],
+)
+def test_arrays_of_one_number_are_numbers(one: Any, end: Any) -> None:
+    for field, what, found in (("reward", one, 2.0), ("terminated", end, True)):
+        (trajectory,) = fragments(Telling(field, what), 3, 2, 1)
+        got = getattr(trajectory, field)
+        assert (got.shape, got.dtype) == ((2, 3), np.float32 if field == "reward" else bool)
+        assert (got == found).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "what", "words"),
+    [
+        ("reward", None, "reward is NoneType"),
+        ("reward", "1", "reward is str"),
+        ("reward", jnp.zeros(2), r"reward has shape \(2,\)"),
+        ("reward", 1j, "reward is of type complex64"),
+        ("reward", object(), "reward is object"),
+        ("truncated", None, "truncated is NoneType"),
+        ("truncated", jnp.zeros(2, bool), r"truncated has shape \(2,\)"),
+        ("observation", jnp.zeros(3), r"observation has shape \(3,\), but its space has \(2,\)"),
+        ("first", jnp.zeros((2, 1)), r"observation has shape \(2, 1\)"),
+        ("first", {"a": 1}, "observation is dict"),
+        ("state", 0.5, r"state\[1\] as int32\(\), and returned float32\(\)"),
+        ("state", (1, 2), "state of another structure"),
+        ("step", (0, 1, 2, 3), "must return a tuple"),
+        ("step", None, "must return a tuple"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_said_with_the_environment(field: str, what: Any, words: str) -> None:
+    call = "reset" if field == "first" else "step"
+    said = f"^environment places: {call} cannot be compiled: TypeError: .*{words}"
+    envs = make_envs(Telling(field, what), 2)
+    with pytest.raises(ValueError, match=said):
+        envs.reset([0, 1]), envs.step(np.zeros(2, int))
+    config = trpo.Config(steps=8, fragment=2, env=trpo.EnvConfig(count=2))
+    with pytest.raises(ValueError, match=said):
+        trpo.train(Telling(field, what), config=config, quiet=True)
+
+
 @memoryless
 def fair(params: Any, observation: Any) -> trpo.Categorical:
     return trpo.Categorical(params + jnp.zeros((*observation.shape[:-1], 2)))

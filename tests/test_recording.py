@@ -112,6 +112,65 @@ def test_stops_at_max_frames_in_an_endless_environment(tmp_path: Path) -> None:
     assert len(frames_of(record(agent, tmp_path / "clock.gif", max_frames=3))) == 3
 
 
+def test_what_is_cut_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    out = record(clock_agent(length=10**9)[0], tmp_path / "a.gif", episodes=2, max_steps=4, tell=said.append)
+    assert len(frames_of(out)) == 10  # each with the frame after its last step
+    assert said == [f"episode {i} was cut at 4 steps (max_steps)" for i in (1, 2)]
+    said.clear()
+    record(clock_agent(length=10**9)[0], tmp_path / "a.gif", max_frames=3, tell=said.append)
+    assert said == ["the recording was cut at 3 frames, before the last episode had ended"]
+    said.clear()
+    record(clock_agent(length=6)[0], tmp_path / "a.gif", max_frames=7, max_steps=6, tell=said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("step", (np.zeros(1), 0.0, False, {}), "step returned a tuple of 4"),
+        ("step", (np.zeros(1), None, False, False, {}), "reward is None"),
+        ("step", (np.zeros(2), 0.0, False, False, {}), "observation has shape"),
+        ("reset", np.zeros(1), "reset returned an array"),
+    ],
+)
+def test_wrong_answers_are_named(tmp_path: Path, name: str, answer: Any, words: str) -> None:
+    agent, _ = clock_agent()
+
+    def make() -> Clock:
+        env = Clock()
+        setattr(env, name, lambda *_, **__: answer)
+        return env
+
+    with pytest.raises(trpo.EnvironmentFailure, match=f"^environment make: {words}"):
+        record(dataclasses.replace(agent, env=make), tmp_path / "a.gif")
+
+
+def test_a_picture_that_fails_names_environment_and_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setattr(Clock, "render", lambda self: 1 / 0)
+    with pytest.raises(
+        trpo.EnvironmentFailure, match=r"make cannot be drawn: ZeroDivisionError.*; MUJOCO_GL=glfw: unset"
+    ):
+        record(clock_agent()[0], tmp_path / "a.gif")
+
+
+def test_an_opengl_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    agent = trpo.train(
+        "Hopper-v5", config=trpo.Config(steps=8, fragment=1, env=trpo.EnvConfig(count=8)), out=tmp_path / "r"
+    )
+    assert agent.spec.id == "Hopper-v5"
+    done = subprocess.run(
+        [sys.executable, "-m", "trpo", "record", tmp_path / "r"],
+        env=os.environ | {"MUJOCO_GL": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "'Hopper-v5' cannot be made: RuntimeError: invalid value" in done.stderr
+    assert "MUJOCO_GL=nonsense: unset it" in done.stderr
+
+
 def test_deterministic_and_sampled_actions(tmp_path: Path) -> None:
     agent, made = clock_agent()
     for seed, deterministic in ((0, True), (1, True), (0, False), (0, False), (1, False)):

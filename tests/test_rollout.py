@@ -20,7 +20,7 @@ from helpers import assert_same_bits
 import trpo
 from trpo.envs import EnvironmentFailure, Transition
 from trpo.envs.names import make_envs
-from trpo.envs.spec import Bits, Box, Choice, Dict, Space
+from trpo.envs.spec import Bits, Box, Choice, Dict, EnvSpec, Space
 from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
 from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostSource, Trajectory, noise_of
@@ -682,3 +682,80 @@ def test_environments_that_cannot_be_restarted_are_left_alone() -> None:
     envs.close()
     ends = [sum(episode["done"] for episode in log) for log in logs]
     assert (trajectory.terminated | trajectory.truncated).sum(0).tolist() == ends
+
+
+class Vector:
+    """Two environments in one, handed in, which show the same arrays every time: ± the number of steps."""
+
+    def __init__(self, **fields: Any):
+        self.spec, self.count, self.fields = EnvSpec("vector", Dict((("x", Box((1,))),)), Choice(2)), 2, fields
+        self.seen, self.rewards, self.flags = np.zeros((2, 1), np.float32), np.zeros(2, np.float32), np.zeros(2, bool)
+
+    def reset(self, seeds: list[int]) -> Any:
+        self.seen[:] = 0
+        return {"x": self.seen}
+
+    def step(self, action: Any) -> Transition:
+        self.seen += np.float32([[1], [-1]])
+        self.rewards[:] = self.seen[:, 0]
+        step = Transition({"x": self.seen}, self.rewards, self.flags, self.flags, {"x": self.seen}, ~self.flags)
+        return step._replace(**self.fields)
+
+    def snapshot(self) -> None:
+        return
+
+    def restore(self, snapshot: Any) -> None:
+        raise TypeError
+
+    def close(self) -> None:
+        return
+
+
+def gathered(envs: Vector) -> list[Trajectory]:
+    """Two fragments of three steps."""
+    agent = trpo.make_agent(envs, trpo.Config(env=trpo.EnvConfig(count=2)))
+    source, actor = HostSource(envs), agent.actor()
+    source.restart([0, 1])
+    noise = to_numpy(noise_of(agent.policy, actor, 2, (3,), jax.random.key(0)))
+    return [source.collect(HostPolicy(agent.policy, actor), noise) for _ in range(2)]
+
+
+def test_environments_handed_in_may_show_the_same_arrays_every_time() -> None:
+    first, second = gathered(Vector())
+    for trajectory, begin in ((first, 0), (second, 3)):
+        steps = begin + np.float32([[0, 0], [1, -1], [2, -2]])
+        steps[:, 1] -= 2 * begin
+        np.testing.assert_array_equal(trajectory.observation["x"][..., 0], steps)
+        np.testing.assert_array_equal(trajectory.next_observation["x"][..., 0], steps + np.float32([1, -1]))
+        np.testing.assert_array_equal(trajectory.reward, steps + np.float32([1, -1]))
+
+
+def test_columns_of_numbers_are_rows_of_them() -> None:
+    envs = Vector(reward=np.ones((2, 1)), truncated=np.ones(2, np.int8))
+    for trajectory in gathered(envs):
+        assert (trajectory.reward == np.ones((3, 2))).all()
+        assert trajectory.truncated.dtype == bool
+        assert trajectory.truncated.shape == trajectory.reward.shape == (3, 2)
+    assert trpo.evaluate(trpo.make_agent(envs), envs, episodes=2, count=2).returns == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [
+        ("reward", None),
+        ("reward", np.ones(3)),
+        ("reward", np.ones((2, 2))),
+        ("reward", np.array(["a", "b"])),
+        ("reward", 1.0),
+        ("terminated", False),
+        ("truncated", None),
+        ("terminated", np.zeros(2, complex)),
+    ],
+)
+def test_a_vector_that_tells_something_else_is_named(field: str, what: Any) -> None:
+    envs = Vector(**{field: what})
+    said = rf"^environment vector: step returned {field} of shape .*must be an array of shape \(2,\)"
+    with pytest.raises(EnvironmentFailure, match=said):
+        gathered(envs)
+    with pytest.raises(EnvironmentFailure, match=said):
+        trpo.evaluate(trpo.make_agent(envs), envs, episodes=2, count=2)

@@ -784,3 +784,35 @@ def test_double_precision_end_to_end() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["probe:continuous float32 3"]
+
+
+@pytest.mark.parametrize("env", ["probe:both", "jax-probe:both"])
+@pytest.mark.parametrize("check", ["jax_debug_nans", "jax_debug_infs"])
+def test_nothing_makes_a_nan_or_an_infinity_on_purpose(env: str, check: str) -> None:
+    """JAX then looks at the results of every compiled function."""
+    config = trpo.Config(
+        steps=2 * 8 * 4, fragment=4, env=trpo.EnvConfig(count=8), policy=trpo.PolicyConfig(hidden=(4,))
+    )
+    jax.config.update(check, True)
+    try:
+        agent = trpo.train(env, config=config, quiet=True)
+        agent.evaluate(episodes=2, deterministic=False)
+    finally:
+        jax.config.update(check, False)
+
+
+def test_a_reward_that_is_not_finite_is_named() -> None:
+    class Infinite(gym.Env):
+        observation_space, action_space, steps = spaces.Box(-1, 1, (1,)), spaces.Discrete(2), 0
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            return np.zeros(1, np.float32), math.nan if self.steps == 3 else 1.0, False, False, {}
+
+    config = trpo.Config(steps=64, fragment=4, env=trpo.EnvConfig(count=2), on_nonfinite="stop")
+    said = r"iteration 1: .*; environment Infinite: reward nan of copy 0, at step 2 of the fragment"
+    with pytest.raises(trpo.RunFailed, match=said):
+        trpo.train(Infinite, config=config, quiet=True)

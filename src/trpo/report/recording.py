@@ -10,19 +10,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
+import jax
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
-from trpo.envs.host.gymnasium import quiet_mujoco, space_of
-from trpo.envs.meeting import require_same_spaces, taken
-from trpo.envs.names import as_jax_env, make_single
+from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
+from trpo.envs.host.returned import WrongAnswerError, begun, described, taken, writer
+from trpo.envs.meeting import not_finite, require_same_spaces
+from trpo.envs.names import is_in_jax, make_single
+from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.envs.spec import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
+from trpo.rollout.whole_episodes import MAX_STEPS
 from trpo.training.agent import Agent
 
 PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
@@ -43,6 +48,8 @@ def record(
     seed: int = 0,
     fps: float | None = None,
     max_frames: int = 10_000,
+    max_steps: int = MAX_STEPS,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Film whole episodes of ``agent`` and return the file.
 
@@ -59,6 +66,8 @@ def record(
         seed: of environments and samples.
         fps: simulator steps shown in a second; by default real time, as the environment's metadata has it.
         max_frames: the recording ends here even if an episode has not.
+        max_steps: an episode that has not ended after so many steps is cut.
+        tell: what to do with a line that says that something was cut.
 
     Raises:
         ValueError: the file type is unknown, the environment offers no images, or a package is missing; the message
@@ -68,7 +77,7 @@ def record(
     if out is None and run is None:
         raise ValueError("out: give a file that ends in .mp4 or .gif, or a run directory")
     out = Path(out or default_path(Path(str(run))))
-    for name, value in (("episodes", episodes), ("max_frames", max_frames)):
+    for name, value in (("episodes", episodes), ("max_frames", max_frames), ("max_steps", max_steps)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
@@ -78,10 +87,12 @@ def record(
     try:
         speed = fps or float(env.metadata.get("render_fps") or 30)
         every = math.ceil(speed / FASTEST[out.suffix.lower()])
-        frames = _frames(env, agent, episodes, deterministic, seed, every)
+        frames = _frames(env, agent, episodes, deterministic, seed, every, max_steps, tell)
         write_video(out, speed / every, frames, max_frames)
+        if next(frames, None) is not None:
+            tell(f"the recording was cut at {max_frames:,} frames, before the last episode had ended")
     finally:
-        with contextlib.suppress(Exception):  # some renderers fail in closing what they never opened
+        with contextlib.suppress(Exception, SystemExit):  # some renderers fail in closing what they never opened
             env.close()
     return out
 
@@ -101,15 +112,15 @@ def can_record(env: str) -> bool:
 
 def _make_env(agent: Agent) -> gym.Env:
     source = agent.env if agent.env is not None else agent.spec.id
-    if as_jax_env(source) is not None:
+    if is_in_jax(source):
         raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
     displayed = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     backend = "display" if displayed else headless_backend()
     try:
         with quiet_mujoco():
-            env = make_single(source, render_mode="rgb_array")
-    except TypeError as error:
-        if "render_mode" not in str(error):
+            env = make_single(source, **{**agent.config.env.kwargs, "render_mode": "rgb_array"})
+    except UnusableEnvironmentError as error:
+        if not isinstance(error.__cause__, TypeError) or "render_mode" not in str(error):
             raise
         raise ValueError(f"environment {agent.spec.id!r} offers no images: it takes no render_mode") from error
     if env.render_mode != "rgb_array":
@@ -157,45 +168,56 @@ def _working_backend() -> str | None:
 
 
 def _frames(
-    env: gym.Env, agent: Agent, episodes: int, deterministic: bool, seed: int, every: int
+    env: gym.Env,
+    agent: Agent,
+    episodes: int,
+    deterministic: bool,
+    seed: int,
+    every: int,
+    max_steps: int,
+    tell: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
-    step, space = 0, space_of(env.observation_space)
-    here = EnvSpec(agent.spec.id, space, space_of(env.action_space, of_actions=True))
-    options = agent.config.env
+    step, space, name = 0, space_of(env.observation_space), agent.spec.id
+    here = EnvSpec(name, space, space_of(env.action_space, of_actions=True))
+    options, write = agent.config.env, writer(space)
     require_same_spaces(agent.spec, here.with_options(options.rescale_actions, options.flatten))
-    try:
-        for episode in range(episodes):
-            observation, _ = env.reset(seed=seed + episode)
-            carry, done = agent.start(), False
-            while not done:
-                if step % every == 0:
-                    yield _frame(env, agent.spec.id)
-                try:
-                    seen, _ = taken(space, observation)
-                except ValueError as error:
-                    raise EnvironmentFailure(f"environment {agent.spec.id} gave an observation: {error}") from error
-                seen = space.map(lambda leaf, part: part[0], seen)
-                seen = flat(space, seen) if options.flatten else seen
-                key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-                action, carry = agent.act(seen, carry, deterministic=deterministic, seed=key)
-                observation, _, terminated, truncated, _ = env.step(action)
-                done = bool(terminated or truncated)
-                step += 1
-            yield _frame(env, agent.spec.id)
-    except gym.error.DependencyNotInstalled as error:
-        extra = re.search(r"gymnasium\[([\w,-]+)\]", str(error))
-        cure = f"pip install 'gymnasium[{extra[1]}]'" if extra else error
-        message = f"drawing environment {agent.spec.id!r} needs a package that is not installed: {cure}"
-        raise MissingExtraError(message) from error
-    except (ValueError, EnvironmentFailure):
-        raise
-    except Exception as error:
-        raise EnvironmentFailure(f"environment {agent.spec.id} raised {type(error).__name__}: {error}") from error
+
+    def seen(observation: Any) -> Any:
+        columns = space.zeros(1)
+        write(columns, 0, observation)
+        if bad := not_finite(space, columns):
+            raise WrongAnswerError(f"gave an observation that is not finite: {bad}")
+        columns = flat(space, columns) if options.flatten else columns
+        return jax.tree.map(lambda column: column[0], columns)
+
+    for episode in range(episodes):
+        with named(name):
+            observation = seen(begun(env.reset(seed=seed + episode)))
+        carry, done, began = agent.start(), False, step
+        while not done and step - began < max_steps:
+            if step % every == 0:
+                yield _frame(env, name)
+            key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+            action, carry = agent.act(observation, carry, deterministic=deterministic, seed=key)
+            with named(name):
+                after, done = taken(env.step(action))
+                observation, step = seen(after), step + 1
+        if not done:
+            tell(f"episode {episode + 1} was cut at {max_steps:,} steps (max_steps)")
+        yield _frame(env, name)
 
 
 def _frame(env: gym.Env, env_id: str) -> np.ndarray:
-    frame = np.asarray(env.render())
+    try:
+        frame = np.asarray(env.render())
+    except gym.error.DependencyNotInstalled as error:
+        extra = re.search(r"gymnasium\[([\w,-]+)\]", str(error))
+        cure = f"pip install 'gymnasium[{extra[1]}]'" if extra else error
+        message = f"drawing environment {env_id!r} needs a package that is not installed: {cure}"
+        raise MissingExtraError(message) from error
+    except Exception as error:
+        raise EnvironmentFailure(f"environment {env_id} cannot be drawn: {described(error)}{opengl_cure()}") from error
     if frame.ndim != 3 or frame.shape[-1] not in (3, 4):
         raise ValueError(f"environment {env_id!r} rendered an array of shape {frame.shape}, not an RGB image")
     return np.ascontiguousarray(frame[..., :3], dtype=np.uint8)

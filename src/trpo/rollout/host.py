@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo.envs import HostEnv, RestartableEnv, SplitEnv, Transition
+from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
 from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
 from trpo.trees import from_named_arrays, from_plain, to_plain
 
+BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
 TRIALS = 8
 """Random batches on which it is tried whether a policy may act for parts of one."""
 
@@ -28,8 +29,20 @@ def _steps(noise: Any) -> Iterator[Any]:
     return (jax.tree.unflatten(structure, rows) for rows in zip(*leaves, strict=True))
 
 
-def _stack(rows: list[Any]) -> Any:
-    return np.stack(rows) if isinstance(rows[0], np.ndarray) else jax.tree.map(lambda *x: np.stack(x), *rows)
+class _Rows:
+    """Rows of a fragment, copied at once: environments handed in may show the same arrays every time."""
+
+    def __init__(self, length: int):
+        self._length = length
+        self.columns: Any = None
+
+    def put(self, t: int, row: Any) -> None:
+        if self.columns is None:
+            self.columns = jax.tree.map(lambda x: np.empty((self._length, *x.shape), x.dtype), row)
+        if isinstance(row, np.ndarray):
+            self.columns[t] = row
+        else:
+            jax.tree.map(lambda column, x: column.__setitem__(t, x), self.columns, row)
 
 
 def run_fragment(
@@ -40,35 +53,59 @@ def run_fragment(
     ``after`` sees each step and may change it.
     """
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
-    met: list[Any] = []
-    actions: list[Any] = []
-    steps: list[Transition] = []
-    for now in _steps(noise):
+    length = len(jax.tree.leaves(noise)[0])
+    met, actions, following, *columns = (_Rows(length) for _ in range(7))
+    for t, now in enumerate(_steps(noise)):
         action, carry = act(observation, carry, reset, now)
-        step = envs.step(action)
+        met.put(t, observation)
+        step = step_all(envs, action)
         if after is not None:
             step = after(step)
-        met.append(observation)
-        actions.append(action)
-        steps.append(step)
+        actions.put(t, action)
+        following.put(t, step.final_observation)
+        for column, row in zip(columns, (step.reward, step.terminated, step.truncated, step.valid), strict=True):
+            column.put(t, row)
         observation = step.observation
         if memory:
             # The step after an auto-reset is where the episode really begins.
             reset = step.terminated | step.truncated | ~step.valid
-    last = steps[-1]
+    reward, terminated, truncated, valid = (column.columns for column in columns)
     # New arrays for every fragment: the previous one may still be read by a value fit under way.
     trajectory = Trajectory(
-        observation=_stack(met),
-        action=_stack(actions),
-        reward=np.stack([step.reward for step in steps]),
-        terminated=np.stack([step.terminated for step in steps]),
-        truncated=np.stack([step.truncated for step in steps]),
-        next_observation=_stack([step.final_observation for step in steps]),
-        valid=np.stack([step.valid for step in steps]),
+        observation=met.columns,
+        action=actions.columns,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        next_observation=following.columns,
+        valid=valid,
         carry=seat.carry,
         reset=seat.reset,
     )
-    return trajectory, Seat(observation, carry, last.terminated | last.truncated | ~last.valid)
+    last = step.terminated | step.truncated | ~step.valid
+    return trajectory, Seat(jax.tree.map(np.copy, observation), carry, last)
+
+
+def step_all(envs: HostEnv, action: Any) -> Transition:
+    """Step environments, and see that each tells one number, or one truth, for each field."""
+    step, shape = envs.step(action), (envs.count,)
+    if all(
+        type(x) is np.ndarray and x.shape == shape and x.dtype is kind
+        for x, kind in ((step.reward, FLOAT), (step.terminated, BOOL), (step.truncated, BOOL), (step.valid, BOOL))
+    ):
+        return step
+
+    def mended(name: str, kinds: str, dtype: Any) -> np.ndarray:
+        x = np.asarray(getattr(step, name))
+        if x.size != envs.count or x.ndim == 0 or x.dtype.kind not in kinds:
+            raise EnvironmentFailure(
+                f"environment {envs.spec.id}: step returned {name} of shape {x.shape} and type {x.dtype}: must be an "
+                f"array of shape {shape} of {np.dtype(dtype)}, one for each environment"
+            )
+        return x.reshape(shape).astype(dtype)
+
+    ends = {name: mended(name, "biuf", bool) for name in ("terminated", "truncated", "valid")}
+    return step._replace(reward=mended("reward", "biuf", np.float32), **ends)
 
 
 def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: Any) -> tuple[Trajectory, Seat]:

@@ -9,15 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo.envs import EnvironmentFailure, HostEnv
+from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv
 from trpo.envs.meeting import not_finite
 from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import HostPolicy, noise_of
+from trpo.rollout.host import step_all
 from trpo.rollout.trajectory import Actor
 
 NOISE = 200
 """Steps whose noise is drawn at once."""
+MAX_STEPS = 30_000
+"""Steps after which an episode is cut unless another number is given: more than the 27,000 of Atari games have."""
 _noise = jax.jit(noise_of, static_argnums=(0, 2, 3))
 
 
@@ -27,6 +30,10 @@ class EvaluationResult:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    max_steps: int = MAX_STEPS
+    """Steps after which an episode that had not ended was cut."""
+    cut: int = 0
+    """Episodes that were; their returns are those until then."""
 
     @property
     def mean_return(self) -> float:
@@ -45,15 +52,23 @@ class EvaluationResult:
             "std_return": self.std_return,
             "returns": list(self.returns),
             "lengths": list(self.lengths),
+            "max_steps": self.max_steps,
+            "cut": self.cut,
         }
 
 
 def whole_episodes(
-    envs: HostEnv, policy: HostPolicy, episodes: int, seed: int, noise: Callable[[int], Any] | None = None
+    envs: HostEnv,
+    policy: HostPolicy,
+    episodes: int,
+    seed: int,
+    noise: Callable[[int], Any] | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> EvaluationResult:
     """Run exactly ``episodes`` whole episodes, a share in each environment that is fixed beforehand.
 
-    ``noise`` gives the standard noise of a step by its number; None takes the distributions' modes.
+    ``noise`` gives the standard noise of a step by its number; None takes the distributions' modes. Episodes that have
+    not ended after ``max_steps`` are cut, and new ones begin.
     """
     count = envs.count
     quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
@@ -61,21 +76,49 @@ def whole_episodes(
     observation = envs.reset([int(s) for s in np.random.SeedSequence([seed, 0xE7A1]).generate_state(count)])
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
-    total, length, step = np.zeros(count), np.zeros(count, int), 0
-    while (going := np.array([len(r) < q for r, q in zip(returns, quota, strict=True)])).any():
-        _require_finite(envs, observation, going)
+    total, length, step, cuts = np.zeros(count), np.zeros(count, int), 0, 0
+    missing = quota.copy()
+    while (missing > 0).any():
+        _require_finite(envs, observation, missing > 0)
         action, carry = policy(observation, carry, reset, None if noise is None else noise(step))
-        after = envs.step(action)
+        after = step_all(envs, action)
         total += np.where(after.valid, after.reward, 0.0)
         length += after.valid
-        for i in np.flatnonzero(after.terminated | after.truncated):
+        done = after.terminated | after.truncated
+        due = ~done & (missing > 0) & (length >= max_steps)
+        for i in np.flatnonzero(done | due):
             returns[i].append(float(total[i]))
             lengths[i].append(int(length[i]))
             total[i], length[i] = 0.0, 0
-        observation, step = after.observation, step + 1
-        reset = after.terminated | after.truncated | ~after.valid
+            missing[i] -= 1
+        observation, step, cuts = after.observation, step + 1, cuts + int(due.sum())
+        if (again := due & (missing > 0)).any():
+            observation = _restarted(envs, observation, np.flatnonzero(again), max_steps)
+        reset = done | due | ~after.valid
     kept = [(r[:q], n[:q]) for r, n, q in zip(returns, lengths, quota, strict=True)]
-    return EvaluationResult(tuple(x for r, _ in kept for x in r), tuple(x for _, n in kept for x in n))
+    return EvaluationResult(
+        returns=tuple(x for r, _ in kept for x in r),
+        lengths=tuple(x for _, n in kept for x in n),
+        max_steps=max_steps,
+        cut=cuts,
+    )
+
+
+def _restarted(envs: HostEnv, observation: Any, which: np.ndarray, max_steps: int) -> Any:
+    if not isinstance(envs, RestartableEnv):
+        raise EnvironmentFailure(
+            f"environment {envs.spec.id}: an episode has not ended after max_steps={max_steps}, and without "
+            f"`restart` no other can begin; evaluate at most {envs.count} episodes"
+        )
+    return envs.spec.observation.map(
+        lambda leaf, now, first: _replaced(now, which, first), observation, envs.restart(which)
+    )
+
+
+def _replaced(rows: np.ndarray, which: np.ndarray, new: np.ndarray) -> np.ndarray:
+    rows = rows.copy()
+    rows[which] = new
+    return rows
 
 
 def _require_finite(envs: HostEnv, observation: Any, going: np.ndarray) -> None:

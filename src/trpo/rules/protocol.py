@@ -142,10 +142,9 @@ class UpdateInfo(eqx.Module):
         )
 
     def refused(self) -> UpdateInfo:
-        """Return what stands in this record's place if the batch was not finite: no update, entropy unknown."""
+        """Return what stands in this record's place if the batch was not finite: no update, and zeros."""
         nothing = jax.tree.map(jnp.zeros_like, self)
-        unknown = jnp.full_like(self.entropy, jnp.nan)
-        return dataclasses.replace(nothing, result=jnp.full_like(self.result, Result.NONFINITE_BATCH), entropy=unknown)
+        return dataclasses.replace(nothing, result=jnp.full_like(self.result, Result.NONFINITE_BATCH))
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ import numpy as np
 
 from trpo.envs import EnvSpec
 from trpo.envs.names import EnvLike, imported_module
+from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
 from trpo.rollout import Seat, Snapshot, Source
 from trpo.rules.protocol import Rule
@@ -32,8 +33,8 @@ from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.schema import check_spec, explained
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
 from trpo.runs.trust import Untrusted, remember, trained_here
-from trpo.settings.config import Config
-from trpo.settings.presets import AUTO, apply_preset
+from trpo.settings.config import Config, merge
+from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.loop import advance, check_runs, make_agent
@@ -101,7 +102,9 @@ _MODULE = "a module of the same structure"
 
 
 def _missing_env() -> Any:
-    raise ValueError("this run's environment was given as an object, which is not stored: pass it as env=…")
+    raise UnknownEnvironmentError(
+        "this run's environment was given as an object, which is not stored: pass it as env=…"
+    )
 
 
 def load(
@@ -151,7 +154,8 @@ def train(
         seed: overrides the configuration's.
         out: directory of the run (created; must be empty). Without it nothing is written.
         config: settings, used as they are; by default those of the preset.
-        preset: name of a preset, ``auto`` (by environment id) or ``none``; only without ``config``.
+        preset: name of a preset, ``auto`` (by environment id) or ``none``. A preset's name and ``config`` together are
+            refused: which of the two should win cannot be told.
         policy: a policy of your own: any callable pytree from observations to a distribution.
         rule: an update rule of your own (see :class:`~trpo.rules.protocol.Rule`), in place of the configuration's.
         value: a value function of your own: any callable pytree from observations to numbers.
@@ -182,11 +186,17 @@ def train(
 
 def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
     """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None."""
+    if config is not None and preset not in (AUTO, NONE):
+        raise ValueError(
+            f"preset={preset!r}: a config is used as it is; pass one of the two, or "
+            f"config=trpo.settings.presets.apply_preset(config, {preset!r})[0] to have the preset's settings in it"
+        )
     settings = config or Config()
     if isinstance(env, str):
         settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, id=env))
-        settings = apply_preset(settings, preset)[0] if config is None else settings
-    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    if config is None and (isinstance(env, str) or preset != AUTO):
+        settings = apply_preset(settings, preset)[0]
+    return merge(settings, {name: value for name, value in changes.items() if value is not None})
 
 
 def resume(
@@ -266,9 +276,9 @@ class Run:
             if not self.agent.custom["env"]:
                 remember(self.identity, self.agent.config.env.id)
 
-    def change_steps(self, steps: int) -> None:
+    def change_steps(self, steps: Any) -> None:
         """Train to another number of steps, and remember it."""
-        self.agent = dataclasses.replace(self.agent, config=dataclasses.replace(self.agent.config, steps=steps))
+        self.agent = dataclasses.replace(self.agent, config=merge(self.agent.config, {"steps": steps}))
         self.describe()
 
     def open_sinks(self) -> list[Sink]:

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo.envs.names import EnvLike, as_jax_env, is_jax_name
+import numpy as np
+
+from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.runs.aggregate import interval
 from trpo.runs.disk import refuse_link
@@ -24,8 +26,9 @@ from trpo.runs.lock import RunLock
 from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, train_runs
 from trpo.runs.schema import SweepFile, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
-from trpo.settings.config import Config, merge
+from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
+from trpo.settings.values import converted
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
@@ -121,11 +124,11 @@ def sweep(
     [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
     """
     base = configure(env, config, preset, steps=steps)
-    plan = variants(_seeds(seeds, base.seed), vary or {})
+    vary = _varied(env, vary or {})
+    plan = variants(_seeds(seeds, base.seed), vary)
     if base.env.devices != 1 and is_jax_name(env):
         use_cores(len(plan))
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
-    _check_varied(env, vary or {})
     agents = [make_agent(env, c, policy, value=value) for c in configs]
     check_runs(env, agents)
     with new_directory(out) as lock, contextlib.ExitStack() as members:
@@ -148,8 +151,9 @@ def _describe(lock: RunLock, plan: Sequence[Variant]) -> None:
         write_json(lock.directory / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
 
 
-def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
-    chosen = list(range(first, first + seeds) if isinstance(seeds, int) else seeds)
+def _seeds(seeds: Any, first: int) -> list[int]:
+    several = converted(seeds, tuple[int, ...] if np.ndim(seeds) else int, "seeds")
+    chosen = list(range(first, first + several) if isinstance(several, int) else several)
     if not chosen:
         raise ValueError(f"seeds={seeds}: must be ≥ 1")
     if len(set(chosen)) != len(chosen):
@@ -157,20 +161,26 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     return chosen
 
 
-def _check_varied(env: EnvLike, vary: Mapping[str, Sequence[Any]]) -> None:
-    in_jax = as_jax_env(env) is not None
+def _varied(env: EnvLike, vary: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what varies by today's names, with values as settings keep them."""
+    in_jax = is_in_jax(env)
+    found: dict[str, list[Any]] = {}
     for name, values in vary.items():
         setting = name.replace("-", "_")
         if setting in ("seed", "env.id"):
             cure = "use seeds (--seeds N)" if setting == "seed" else "a sweep has one environment"
             raise ValueError(f"vary {setting!r}: {cure}")
-        if not values or len({str(value) for value in values}) != len(values):
-            raise ValueError(f"vary {setting!r}: must have one or more values, each once, not {list(values)}")
+        if isinstance(values, str) or not np.iterable(values):
+            raise ValueError(f"vary {setting!r}: must be a list of values, not {values!r}")
+        found[setting] = kept = [of_setting(setting, value) for value in values]
+        if not kept or len({str(value) for value in kept}) != len(kept):
+            raise ValueError(f"vary {setting!r}: must have one or more values, each once, not {kept}")
         if in_jax and setting not in TRACED:
             raise ValueError(
                 f"vary {setting!r}: runs in JAX train as one compiled function, which has this setting compiled in; "
                 f"train them one by one, or vary one of {', '.join(sorted(TRACED))}"
             )
+    return found
 
 
 def _train(env: EnvLike, runs: list[Run], quiet: bool, lock: RunLock | None, plan: Sequence[Variant]) -> list[Agent]:
@@ -179,7 +189,7 @@ def _train(env: EnvLike, runs: list[Run], quiet: bool, lock: RunLock | None, pla
         for run in runs:
             run.renew_above = functools.partial(_describe, lock, plan)
     place = None if lock is None else lock.directory
-    together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
+    together = [runs] if is_in_jax(env) else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
         try:
@@ -258,7 +268,7 @@ def resume_sweep(
         runs = [Run.go_on(*read(each.directory)[:2], each) for each in locks]
         target = env_of(runs[0].agent)
         # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
-        while as_jax_env(target) is not None and len({run.state.iteration for run in runs}) > 1:
+        while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
             earliest = min(run.state.iteration for run in runs)
             for run, each in zip(runs, locks, strict=True):
                 if run.state.iteration > earliest:

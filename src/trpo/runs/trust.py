@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo.envs.names import imported_module
+from trpo.envs.protocol import UnknownEnvironmentError
 
 
 def trained_here(identity: str | None, env_id: str) -> bool:
@@ -53,7 +54,7 @@ class Untrusted:
 
     def __call__(self) -> Any:
         """Raise ValueError, which says what to do."""
-        raise ValueError(
+        raise UnknownEnvironmentError(
             f"{self.run} imports the module {imported_module(self.env_id)!r} for its environment {self.env_id!r}, and "
             "was not trained here: if you trust that module, add --trust (in Python trust=True)"
         )

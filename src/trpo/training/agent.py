@@ -16,7 +16,7 @@ from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
 from trpo.policies.protocol import PolicyFunction, PolicyLike
 from trpo.rollout import Actor, HostPolicy, noise_of
-from trpo.rollout.whole_episodes import EvaluationResult, drawn_noise, whole_episodes
+from trpo.rollout.whole_episodes import MAX_STEPS, EvaluationResult, drawn_noise, whole_episodes
 from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
@@ -136,9 +136,11 @@ class Agent:
             object.__setattr__(self, "_host", cached)  # a cache on a frozen record: same inputs, same outputs
         return cached
 
-    def evaluate(self, episodes: int = 10, deterministic: bool = True, seed: int = 0) -> EvaluationResult:
-        """Run whole episodes and return their returns and lengths."""
-        return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed)
+    def evaluate(
+        self, episodes: int = 10, deterministic: bool = True, seed: int = 0, max_steps: int = MAX_STEPS
+    ) -> EvaluationResult:
+        """Run whole episodes, cut after ``max_steps``, and return their returns and lengths."""
+        return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
 
 
 def evaluate(
@@ -148,18 +150,20 @@ def evaluate(
     deterministic: bool = True,
     seed: int = 0,
     count: int = 32,
+    max_steps: int = MAX_STEPS,
 ) -> EvaluationResult:
     """Run exactly ``episodes`` whole episodes with frozen statistics.
 
     Up to ``count`` environments are stepped together. Environment i runs a share of episodes that is fixed beforehand:
     taking whichever end first would favour short episodes. ``env`` is by default what the agent was made for;
-    environments that are handed in are stepped as they are, all of them, and stay open.
+    environments that are handed in are stepped as they are, all of them, and stay open. Episodes that have not ended
+    after ``max_steps`` are cut, and counted in the result's ``cut``.
 
     Raises:
         ValueError: the environment's spaces are not the agent's.
         EnvironmentFailure: the environment raised, or an observation to act on is not finite.
     """
-    for name, value, usual in (("episodes", episodes, 10), ("count", count, 32)):
+    for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
@@ -171,7 +175,7 @@ def evaluate(
         require_same_spaces(agent.spec, envs.spec)
         actor = agent.actor()
         noise = None if deterministic else drawn_noise(agent.policy, actor, envs.count, seed)
-        return whole_episodes(envs, HostPolicy(agent.policy, actor), episodes, seed, noise)
+        return whole_episodes(envs, HostPolicy(agent.policy, actor), episodes, seed, noise, max_steps)
     finally:
         if origin.ours:
             envs.close()

@@ -169,7 +169,9 @@ class DeviceLoop:
                 self._fits[m] = row.value if row.info.finite else None
                 if not (row.info.finite and row.value.finite):
                     which = f"seed {config.seed}, " if self.setup.stacked else ""
-                    bad.append(which + nonfinite_message(state.iteration, bool(row.info.finite)))
+                    bad.append(
+                        which + nonfinite_message(state.iteration, bool(row.info.finite), self.setup.source.spec.id)
+                    )
             self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json(), value_fit=self._fits[m])
             metrics.append(records)
         if bad and self.setup.stop:

@@ -143,8 +143,8 @@ class IterationInfo(eqx.Module):
     """Of all updates of the batch together: gains and backtracks summed, KL cumulative from the sampling policy."""
     explained_variance: Float[Array, ""]
     """Of the λ-returns by the value function before its fit."""
-    std: Float[Array, ""]
-    """Mean σ of a Gaussian policy over the batch before the update; NaN for other distributions."""
+    std: Float[Array, ""] | None
+    """Mean σ of a Gaussian policy over the batch before the update; None for other distributions."""
     finite: Bool[Array, ""]
     """False if the batch had a NaN or infinity."""
 
@@ -284,6 +284,6 @@ def _where_valid(valid: Array, leaf: Array) -> Array:
     return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
-def _mean_std(distribution: Any) -> Scalar:
+def _mean_std(distribution: Any) -> Scalar | None:
     log_std = getattr(distribution, "log_std", None)
-    return jnp.full((), jnp.nan) if log_std is None else jnp.mean(jnp.exp(log_std))
+    return None if log_std is None else jnp.mean(jnp.exp(log_std))

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from trpo.rollout.episodes import RecentEpisodes
+from trpo.rollout.trajectory import Trajectory
 from trpo.rules.protocol import Result, Rule
 from trpo.training.learner import IterationInfo
 from trpo.training.state import TrainingState
@@ -45,19 +47,32 @@ def record_of(
         "result": Result(int(update.result)).name.lower(),
         "max_kl": bound,
         "explained_variance": number(info.explained_variance),
-        "std": number(info.std),
+        "std": None if info.std is None else number(info.std),
         "value_loss": None if value_loss is None else number(value_loss),
     }
     for field in dataclasses.fields(update):
         if field.name != "result":
             metrics[field.name] = number(getattr(update, field.name))
+    if metrics["result"] == Result.NONFINITE_BATCH.name.lower():
+        metrics["entropy"] = None  # unknown
     return metrics
 
 
-def nonfinite_message(iteration: int, bad_fit: bool) -> str:
-    """Say what was not finite."""
+def nonfinite_message(iteration: int, bad_fit: bool, env: str, trajectory: Trajectory | None = None) -> str:
+    """Say what was not finite; ``trajectory``, in NumPy, shows which of the environment's numbers."""
     if bad_fit:
         return (
             f"iteration {iteration}: the value fit of the iteration before gave a NaN or infinite loss and was refused"
         )
-    return f"iteration {iteration}: {Result.NONFINITE_BATCH.reason}"
+    found = "" if trajectory is None else _culprit(trajectory)
+    return f"iteration {iteration}: {Result.NONFINITE_BATCH.reason}; environment {env}{found}"
+
+
+def _culprit(trajectory: Trajectory) -> str:
+    for name in ("reward", "observation", "next_observation"):
+        for leaf in jax.tree.leaves(getattr(trajectory, name)):
+            for step, which, *rest in np.argwhere(~np.isfinite(leaf)):
+                if trajectory.valid[step, which]:
+                    found = leaf[(step, which, *rest)]
+                    return f": {name} {found} of copy {which}, at step {step} of the fragment"
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Key, PRNGKeyArray, UInt32
 
 from trpo.envs import Space, Transition, Tree
 from trpo.envs.device.protocol import JaxEnv
+from trpo.envs.device.returned import begun, stepped
 from trpo.trees import per_state
 
 
@@ -35,7 +37,7 @@ def start(env: JaxEnv, key: PRNGKeyArray, count: int) -> BatchState:
 
 def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
     """Begin an episode in one environment for each key."""
-    state, observation = jax.vmap(lambda k: env.reset(jax.random.fold_in(k, 1)))(keys)
+    state, observation = jax.vmap(lambda k: begun(env, jax.random.fold_in(k, 1)))(keys)
     # A state made from Python numbers has weak types, which would change after the first step.
     state, observation = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), (state, observation))
     return BatchState(state, observation, keys, jnp.ones(keys.shape, jnp.uint32))
@@ -43,7 +45,7 @@ def start_each(env: JaxEnv, keys: Key[Array, "n"]) -> BatchState:
 
 def fresh(env: JaxEnv, batch: BatchState) -> tuple[Any, Tree]:
     """Draw an initial state and observation for each environment, from its key and time."""
-    state, observation = jax.vmap(env.reset)(_keys(batch, 1))
+    state, observation = jax.vmap(partial(begun, env))(_keys(batch, 1))
     return jax.tree.map(lambda new, old: new.astype(old.dtype), (state, observation), (batch.env, batch.observation))
 
 
@@ -63,7 +65,7 @@ def step(
 
     ``initial`` returns the states and observations to begin from, given where episodes have ended.
     """
-    following, seen = jax.vmap(env.step)(batch.env, actions.to_env(action), _keys(batch, 0))
+    following, seen = jax.vmap(partial(stepped, env))(batch.env, actions.to_env(action), _keys(batch, 0))
     done = seen.terminated | seen.truncated
     state, first = initial(done)
 

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trpo.envs import Space, Transition, Tree
 from trpo.envs.device import batch
 from trpo.envs.device.extras import quiet
 from trpo.envs.device.protocol import Flattened, JaxEnv
+from trpo.trees import per_state
 
 _start = jax.jit(batch.start_each, static_argnums=0)
 
@@ -22,8 +24,20 @@ def _step(env: JaxEnv, actions: Space, state: batch.BatchState, action: Tree) ->
     return batch.step(env, actions, state, action, partial(batch.fresh_if_any, env, state))
 
 
+@partial(jax.jit, static_argnums=0)
+def _restart(env: JaxEnv, state: batch.BatchState, which: Any) -> batch.BatchState:
+    new = batch.fresh(env, state)
+    at, observation = jax.tree.map(
+        lambda a, b: jnp.where(per_state(which, a), a, b), new, (state.env, state.observation)
+    )
+    return batch.BatchState(at, observation, state.key, state.time + 1)
+
+
 class HostedJaxEnvs:
     """N environments in JAX behind the host's protocol."""
+
+    time_limit: int | None = None
+    """Theirs is their own affair."""
 
     def __init__(self, env: JaxEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
         self.spec, self.count = env.spec.with_options(rescale_actions, flatten), count
@@ -34,6 +48,12 @@ class HostedJaxEnvs:
         with quiet():
             self._state = _start(self._env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
         return jax.tree.map(np.asarray, self._state.observation)
+
+    def restart(self, which: np.ndarray) -> Tree:
+        """Start new episodes in some of them, as :class:`~trpo.envs.RestartableEnv` has it."""
+        with quiet():
+            self._state = _restart(self._env, self._state, np.isin(np.arange(self.count), which))
+        return jax.tree.map(lambda x: np.asarray(x)[which], self._state.observation)
 
     def step(self, action: Tree) -> Transition:
         with quiet():

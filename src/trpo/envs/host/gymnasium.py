@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +14,16 @@ import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.bounds import Bound, Number
-from trpo.envs.meeting import kept
-from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
+from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.packages import PREFIXES, package_of
+from trpo.envs.protocol import (
+    EnvironmentFailure,
+    MissingExtraError,
+    Transition,
+    UnknownEnvironmentError,
+    UnusableEnvironmentError,
+    made_with,
+)
 from trpo.envs.spec import Leaf, flat
 from trpo.spelling import nearest
 
@@ -24,11 +35,14 @@ SUPPORTED = (
 )
 
 
-def space_of(space: gym.Space, of_actions: bool = False, part: str = "") -> Space:
+def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") -> Space:
     """Describe a space; where a part of it (of actions, all of it) is not supported, raise, naming that part.
 
     Actions keep the environment's own type. Observations are kept in one that JAX has: see :func:`_kept`.
     """
+    if not isinstance(space, gym.Space):
+        kind = "action" if of_actions else "observation"
+        raise UnsupportedSpaceError(f"{kind} space {space!r} is not one of gymnasium.spaces")
     shape = tuple(space.shape or ())
     dtype = str(space.dtype if of_actions else _kept(space))
     match space:
@@ -92,7 +106,7 @@ def quiet_mujoco() -> Iterator[None]:
     """
     try:
         import mujoco
-    except ImportError:
+    except Exception:  # not installed, or no such backend as MUJOCO_GL says: those who need it will hear of it
         yield
         return
     previous = mujoco.get_mju_user_warning()
@@ -111,40 +125,74 @@ def quiet_mujoco() -> Iterator[None]:
 def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
     """Make a Gymnasium environment by id."""
     try:
-        return gym.make(env_id, disable_env_checker=True, **kwargs)
+        with made_with(env_id, kwargs):
+            return gym.make(env_id, disable_env_checker=True, **kwargs)
     except ImportError as error:
-        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be imported: {error}") from error
+        module = env_id.partition(":")[0]
+        missing = isinstance(error, ModuleNotFoundError) and ":" in env_id and f"'{module}'" in str(error)
+        cure = (package_of(env_id, []) or nearest(module, PREFIXES, "")) if missing else ""
+        cure = cure and f"; {cure}"
+        said = str(error).partition(". Environment registration")[0]
+        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be imported: {said}{cure}") from error
     except gym.error.DependencyNotInstalled as error:
         raise UnknownEnvironmentError(f"environment {env_id!r} needs another package: {error}") from error
     except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
-        if env_id.split(":")[-1] in gym.registry:
+        name, known = env_id.split(":")[-1], list(gym.registry)
+        if name in gym.registry:
             raise
-        near = nearest(env_id, list(gym.registry), "see `gymnasium.pprint_registry()` for the names", cutoff=0.5)
-        raise UnknownEnvironmentError(f"unknown environment {env_id!r}; {near}") from error
+        near = nearest(name, known, "see `gymnasium.pprint_registry()` for the names", cutoff=0.5)
+        cure = "" if ":" in env_id else package_of(env_id, known)
+        raise UnknownEnvironmentError(f"unknown environment {env_id!r}; {cure or near}") from error
 
 
-def make_one(make: MakeEnv) -> gym.Env:
+def make_one(name: str, make: MakeEnv) -> gym.Env:
     """Make one environment, quietly."""
-    with quiet_mujoco():
-        env = make()
+    try:
+        with quiet_mujoco():
+            env = make()
+    except (
+        KeyboardInterrupt,
+        UnknownEnvironmentError,
+        UnusableEnvironmentError,
+        UnsupportedSpaceError,
+        MissingExtraError,
+    ):
+        raise
+    except BaseException as error:  # whatever the user's code raises, SystemExit included
+        cure = "" if "mujoco" in sys.modules else opengl_cure()
+        raise UnusableEnvironmentError(f"environment {name!r} cannot be made: {described(error)}{cure}") from error
     if not isinstance(env, gym.Env):
         raise ValueError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
     return env
 
 
-def _writer(space: Space) -> Callable[[Tree, int, Tree], Any]:
-    """Return ``(columns, i, x) ↦``, which writes one environment's observation into row i."""
-    if not isinstance(space, Leaf):
-        writers = space.map(_writer)
-        return lambda columns, i, x: space.map(lambda _, write, to, part: write(to, i, part), writers, columns, x)
-    shape, plain = space.shape, isinstance(space, Box) and np.dtype(space.dtype).kind == "f"
+def close_one(env: gym.Env, name: str) -> None:
+    """Close an environment; if that fails, it is said and nothing more, since there may be a result to keep."""
+    try:
+        env.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        warnings.warn(f"environment {name} raised {described(error)} when it was closed", stacklevel=2)
 
-    def write(column: np.ndarray, i: int, x: Any) -> None:
-        x = x if plain else kept(space, x)
-        # Without the test, what has one element would silently fill the row.
-        column[i] = x if getattr(x, "shape", None) == shape else np.reshape(x, shape)
 
-    return write
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Say of whatever an environment raises, or returns that is wrong, that it was this one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except WrongAnswerError as error:
+        raise EnvironmentFailure(f"environment {name}: {error}") from error
+    except BaseException as error:  # an environment may even call sys.exit
+        raise EnvironmentFailure(f"environment {name} raised {described(error)}") from error
+
+
+def opengl_cure() -> str:
+    """Return what to do about OpenGL where the user has chosen how to draw."""
+    chosen = os.environ.get("MUJOCO_GL")
+    return f"; MUJOCO_GL={chosen}: unset it, or set it to one of egl, osmesa, glfw that works here" if chosen else ""
 
 
 class GymnasiumEnvs:
@@ -156,36 +204,32 @@ class GymnasiumEnvs:
     """
 
     def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
-        self.count, self._valid = count, np.ones(count, bool)
+        self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
         try:
-            self._envs.extend(make_one(make) for _ in range(count))
+            for _ in range(count):
+                self._envs.append(make_one(name, make))
             first = self._envs[0]
-            self._space = space_of(first.observation_space)
-            self._write, self._flatten = _writer(self._space), flatten
-            seen = self._space
-            shape = seen.shape if isinstance(seen, Box) and seen.dtype == "float32" else ()
-            self._length = shape[0] if len(shape) == 1 else -1
-            spec = EnvSpec(name, self._space, space_of(first.action_space, of_actions=True))
+            self._space = space_of(getattr(first, "observation_space", None))
+            self._write, self._flatten = writer(self._space), flatten
+            leaf = self._space if isinstance(self._space, Leaf) else None
+            self._shape: tuple[int, ...] | None
+            self._shape, self._plain = (None, "") if leaf is None else (leaf.shape, plain(leaf))
+            spec = EnvSpec(name, self._space, space_of(getattr(first, "action_space", None), of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
             self.time_limit = None if first.spec is None else first.spec.max_episode_steps
         except BaseException:
             self.close()
             raise
 
-    def _failure(self, error: Exception) -> EnvironmentFailure:
-        return EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}")
-
     def _seen(self, columns: Tree) -> Tree:
         return flat(self._space, columns) if self._flatten else columns
 
     def _begin(self, keywords: dict[int, dict[str, Any]]) -> Tree:
         columns = self._space.zeros(len(keywords))
-        try:
+        with named(self._name):
             for row, (i, keyword) in enumerate(keywords.items()):
-                self._write(columns, row, self._envs[i].reset(**keyword)[0])
-        except Exception as error:
-            raise self._failure(error) from error
+                self._write(columns, row, begun(self._envs[i].reset(**keyword)))
         return self._seen(columns)
 
     def reset(self, seeds: list[int]) -> Tree:
@@ -195,28 +239,29 @@ class GymnasiumEnvs:
         return self._begin({i: {} for i in which.tolist()})
 
     def step(self, action: Tree) -> Transition:
-        write, length, converted = self._write, self._length, self.spec.action.to_env(action)
+        write, shape, usual, converted = self._write, self._shape, self._plain, self.spec.action.to_env(action)
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
-        reward: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
+        gains: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
-        try:
+        with named(self._name):
             for i, env in enumerate(self._envs):
-                after, gained, ended, cut, _ = env.step(converted[i])
-                reward.append(gained)
-                try:  # the usual case, one vector, without a call
-                    if len(after) != length:
-                        raise ValueError
-                    final[i] = after
+                answer = env.step(converted[i])
+                try:
+                    after, gained, ended, cut, _ = answer
                 except (TypeError, ValueError):
+                    raise not_a_step(answer) from None
+                gains.append(gained)
+                if type(after) is np.ndarray and after.dtype.char in usual and after.shape == shape:
+                    final[i] = after  # the usual case, without a call
+                else:
                     write(final, i, after)
-                if ended or cut:
-                    terminated[i], truncated[i] = ended, cut
-                    first = self._space.zeros(self.count) if first is None else first
-                    write(first, i, env.reset()[0])
-            final = self._seen(final)
-        except Exception as error:
-            raise self._failure(error) from error
-        observation = final
+                if ended is not False or cut is not False:
+                    terminated[i], truncated[i] = flag(ended, "terminated"), flag(cut, "truncated")
+                    if terminated[i] or truncated[i]:
+                        first = self._space.zeros(self.count) if first is None else first
+                        write(first, i, begun(env.reset()))
+            reward = rewards(gains)
+        observation = final = self._seen(final)
         if first is not None:
             done = terminated | truncated
             observation = self.spec.observation.map(
@@ -224,17 +269,19 @@ class GymnasiumEnvs:
                 self._seen(first),
                 final,
             )
-        return Transition(observation, np.array(reward, np.float32), terminated, truncated, final, self._valid.copy())
+        return Transition(observation, reward, terminated, truncated, final, self._valid.copy())
 
     def snapshot(self) -> Any | None:
         able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)
-        return [env.snapshot() for env in self._envs] if able else None
+        with named(self._name):
+            return [env.snapshot() for env in self._envs] if able else None
 
     def restore(self, snapshot: Any) -> None:
-        for env, state in zip(self._envs, snapshot, strict=True):
-            env.restore(state)
+        with named(self._name):
+            for env, state in zip(self._envs, snapshot, strict=True):
+                env.restore(state)
 
     def close(self) -> None:
         for env in self._envs:
-            env.close()
+            close_one(env, self._name)
         self._envs = []

@@ -22,6 +22,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.spelling import nearest
 
 TIME_LIMIT = 10
@@ -55,7 +56,9 @@ class Probe(gym.Env):
 
     def __init__(self, name: str):
         if name not in NAMES:
-            raise ValueError(f"unknown probe {name!r}; {nearest(name, NAMES, NAMES, prefix='probe:', cutoff=0.3)}")
+            raise UnknownEnvironmentError(
+                f"unknown probe {name!r}; {nearest(name, NAMES, NAMES, prefix='probe:', cutoff=0.3)}"
+            )
         self.name = name
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = (

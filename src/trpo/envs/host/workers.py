@@ -8,67 +8,69 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 
+from trpo.envs.host.exchange import copied, exchanged, size_of, views_of, write_rows
+from trpo.envs.host.families import end, end_left, end_own, lead
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv
+from trpo.envs.host.returned import described
 from trpo.envs.host.signals import LINE, PATIENCE, Signals, can_look
-from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError
-from trpo.envs.spec import Bits, Box, EnvSpec, Leaf, Space, Tree, Tuple, UnsupportedSpaceError
+from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError, UnusableEnvironmentError
+from trpo.envs.spec import Tree, UnsupportedSpaceError
 
-SENT = (UnknownEnvironmentError, UnsupportedSpaceError, ValueError, EnvironmentFailure, Exception)
+SENT = (
+    UnknownEnvironmentError,
+    UnusableEnvironmentError,
+    UnsupportedSpaceError,
+    ValueError,
+    EnvironmentFailure,
+    BaseException,
+)
 """What a worker's error is reported as, the first that fits: a user's own class may not survive the journey."""
 
+LOOK = 0.2
+"""Seconds between two looks at whether a worker that says nothing is alive."""
 
-def _exchanged(spec: EnvSpec, action: np.ndarray) -> Tuple:
-    """What a step exchanges: the policy's actions, and the fields of a :class:`Transition`."""
-    flag, seen = Bits((), "bool"), spec.observation
-    return Tuple((Box(action.shape[1:], str(action.dtype)), Tuple((seen, Box(()), flag, flag, seen, flag))))
-
-
-def _bytes(leaf: Leaf, count: int) -> int:
-    return -(-count * leaf.size * np.dtype(leaf.dtype).itemsize // 64) * 64  # every array on a cache line of its own
+UNGUARDED = (
+    '; before it had made its environments: if your script starts training outside of `if __name__ == "__main__":`, '
+    "put it there, since a worker imports the script anew"
+)
 
 
-def _views(memory: SharedMemory, space: Space, count: int) -> Tree:
-    offset = 0
-
-    def view(leaf: Leaf) -> np.ndarray:
-        nonlocal offset
-        begin, offset = offset, offset + _bytes(leaf, count)
-        return np.ndarray((count, *leaf.shape), leaf.dtype, buffer=memory.buf, offset=begin)
-
-    return space.map(view)
+class WorkerTraceback(Exception):
+    """The traceback of a worker's error, as text: the cause of what is raised here."""
 
 
-def _write(views: Tree, rows: slice, parts: Tree) -> None:
-    if isinstance(views, np.ndarray):
-        views[rows] = parts
-        return
-    for key in views if isinstance(views, dict) else range(len(views)):
-        _write(views[key], rows, parts[key])
-
-
-def _copied(views: Tree) -> Tree:
-    if isinstance(views, dict):
-        return {name: _copied(view) for name, view in views.items()}
-    return views.copy() if isinstance(views, np.ndarray) else tuple([_copied(view) for view in views])
+def _pickled(name: str, make: MakeEnv, *options: Any) -> bytes:
+    try:
+        return cloudpickle.dumps((name, make, *options))
+    except Exception as error:
+        raise ValueError(
+            f"environment {name!r} cannot be sent to a worker ({described(error)}): pass a function that makes it from "
+            "plain data, or set env.workers=0"
+        ) from error
 
 
 def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
     """Serve one worker's environments until told to close."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    lead()
     memory: SharedMemory | None = None
     views: Tree = None
-    stepping = False
+    stepping = orphaned = False
+    envs = None
     try:
         name, make, rows, *options = cloudpickle.loads(pickled)
         envs = GymnasiumEnvs(name, make, rows.stop - rows.start, *options)
@@ -81,9 +83,9 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
             if command == "attach":
                 memory_name, *of_step = argument
                 memory = SharedMemory(memory_name)
-                views = _views(memory, *of_step)
+                views = views_of(memory, *of_step)
             elif command == "step":
-                _write(views[1], rows, envs.step(views[0][rows]))
+                write_rows(views[1], rows, envs.step(views[0][rows]))
             elif command == "call":
                 function, arguments = cloudpickle.loads(argument)
                 answer = function(envs, *arguments)
@@ -93,19 +95,22 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
                 signals.answer(failed=False)
             else:
                 pipe.send(("ok", answer))
-        envs.close()
     except (EOFError, BrokenPipeError):
-        pass  # the parent is gone
-    except Exception as error:
+        orphaned = True
+    except BaseException as error:
         kind = next(kind for kind in SENT if isinstance(error, kind))
         with contextlib.suppress(OSError):
-            pipe.send(("error", (kind, f"{type(error).__name__}: {error}", str(error), traceback.format_exc())))
+            pipe.send(("error", (kind, described(error), str(error), traceback.format_exc())))
         if signals is not None and stepping:
             signals.answer(failed=True)
     finally:
         views = None
         if memory is not None:
             memory.close()
+        if envs is not None:
+            envs.close()
+        if orphaned:
+            end_own()
 
 
 class WorkerEnvs:
@@ -124,7 +129,9 @@ class WorkerEnvs:
         context = multiprocessing.get_context("spawn")  # forking a process that runs JAX's threads deadlocks
         counters = context.RawArray(ctypes.c_int64, workers * LINE)
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[Any] = []
+        self._begun = False
+        weakref.finalize(self, end_left, self._processes, os.getpid())
         self._signals: list[Signals | None] = [None] * workers
         if can_look(workers):
             self._signals = [Signals(counters, worker, context.Semaphore(0)) for worker in range(workers)]
@@ -133,7 +140,7 @@ class WorkerEnvs:
         try:
             for rows, signals in zip(self._rows, self._signals, strict=True):
                 ours, theirs = context.Pipe()
-                pickled = cloudpickle.dumps((name, make, rows, rescale_actions, flatten))
+                pickled = _pickled(name, make, rows, rescale_actions, flatten)
                 process = context.Process(target=work, args=(theirs, pickled, signals), daemon=True)
                 process.start()
                 theirs.close()
@@ -142,21 +149,36 @@ class WorkerEnvs:
             if self._own.stop:
                 self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten)
             self.spec, self.time_limit = self._collect()[0]
+            self._begun = True
+        except UnknownEnvironmentError as error:
+            self.close()
+            if name not in gym.registry:
+                raise
+            raise UnknownEnvironmentError(
+                f"environment {name!r} is registered in this process, but not in its workers, which import your "
+                'modules anew, without what stands under `if __name__ == "__main__":`: register it at the top of a '
+                "module, name it module:Id, or pass a function that makes it (or set env.workers=0)"
+            ) from error
         except BaseException:
             self.close()
             raise
 
     def _answer(self, i: int) -> Any:
         """Wait for what worker ``i`` was asked; raise what it raised."""
+        pipe, process = self._pipes[i], self._processes[i]
         try:
-            status, answer = self._pipes[i].recv()
+            # Its end of the pipe may be held open by a process that an environment has started.
+            while not pipe.poll(LOOK):
+                if not process.is_alive() and not pipe.poll(0):
+                    raise self._death(i)
+            status, answer = pipe.recv()
         except (EOFError, OSError) as error:
             raise self._death(i) from error
         if status == "error":
             kind, summary, message, trace = answer
-            if kind is not Exception:
-                raise kind(message)
-            raise EnvironmentFailure(f"environment worker {i} failed: {summary}\n{trace}")
+            if kind is not BaseException:
+                raise kind(message) from WorkerTraceback(f"in worker {i}\n{trace}")
+            raise EnvironmentFailure(f"environment worker {i} failed: {summary}") from WorkerTraceback(trace)
         return answer
 
     def _collect(self) -> list[Any]:
@@ -167,6 +189,7 @@ class WorkerEnvs:
         code = self._processes[i].exitcode
         return EnvironmentFailure(
             f"environment worker {i} died (exit code {code}; a negative one is the signal that killed it)"
+            f"{'' if self._begun else UNGUARDED}"
         )
 
     def _send(self, i: int, command: str, argument: Any) -> None:
@@ -190,10 +213,10 @@ class WorkerEnvs:
         return mine + self._collect()
 
     def _attach(self, action: np.ndarray) -> None:
-        of_step = _exchanged(self.spec, action), self.count
-        size = sum(_bytes(leaf, self.count) for _, leaf in of_step[0].leaves())
+        of_step = exchanged(self.spec, action), self.count
+        size = sum(size_of(leaf, self.count) for _, leaf in of_step[0].leaves())
         self._memory = SharedMemory(create=True, size=size)
-        self._views = _views(self._memory, *of_step)
+        self._views = views_of(self._memory, *of_step)
         for i in range(len(self._pipes)):
             self._send(i, "attach", (self._memory.name, *of_step))
         self._collect()
@@ -218,13 +241,13 @@ class WorkerEnvs:
             else:
                 signals.ask()
         if self._envs is not None:
-            _write(self._views[1], self._own, self._envs.step(action[self._own]))
+            write_rows(self._views[1], self._own, self._envs.step(action[self._own]))
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._answer(i)
             else:
                 self._await(i, signals)
-        return Transition(*_copied(self._views[1]))
+        return Transition(*copied(self._views[1]))
 
     def _await(self, i: int, signals: Signals) -> None:
         """Wait until worker ``i`` has stepped; raise what it raised."""
@@ -251,11 +274,7 @@ class WorkerEnvs:
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(("close", None))
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+        end(self._processes)
         for pipe in self._pipes:
             pipe.close()
         if self._envs is not None:
@@ -266,4 +285,5 @@ class WorkerEnvs:
             self._memory.close()
             self._memory.unlink()
             self._memory = None
-        self._pipes, self._processes, self._signals = [], [], []
+        self._processes.clear()
+        self._pipes, self._signals = [], []

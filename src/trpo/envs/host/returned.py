@@ -1,0 +1,158 @@
+"""What one environment returns: taken apart, converted, and refused in words where it is not what it must be.
+
+What is usual passes by a comparison; everything else is looked at closely.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trpo.envs.meeting import kept
+from trpo.envs.spec import Box, Choice, Dict, Leaf, Space, Tree, Tuple
+
+Write = Callable[[Tree, int, Tree], None]
+"""(columns, i, x) ↦, which writes one environment's observation into row i."""
+
+
+class WrongAnswerError(ValueError):
+    """An environment returned something else than the interface asks for; the message says what, and the cure."""
+
+
+def begun(answer: Any) -> Any:
+    """Return the observation that ``reset`` returned."""
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict | None):
+        return answer[0]
+    raise WrongAnswerError(
+        f"reset returned {_shown(answer)}: must be a tuple (observation, info), info a dict; {_CURE.format('reset')}"
+    )
+
+
+def taken(answer: Any) -> tuple[Any, bool]:
+    """Return the observation that ``step`` returned, and whether the episode has ended."""
+    try:
+        observation, reward, terminated, truncated, _ = answer
+    except (TypeError, ValueError):
+        raise not_a_step(answer) from None
+    rewards([reward])
+    return observation, flag(terminated, "terminated") | flag(truncated, "truncated")
+
+
+def not_a_step(answer: Any) -> WrongAnswerError:
+    """Say what is wrong with something that ``step`` returned and that has not five parts."""
+    return WrongAnswerError(
+        f"step returned {_shown(answer)}: must be a tuple (observation, reward, terminated, truncated, info); "
+        f"{_CURE.format('step')}"
+    )
+
+
+_CURE = "if it was written for gym before 0.26, return this from its {} or wrap it"
+
+
+def _shown(x: Any) -> str:
+    if isinstance(x, tuple | list):
+        return f"a {type(x).__name__} of {len(x)}"
+    if isinstance(x, np.ndarray):
+        return f"an array of shape {x.shape}"
+    text = " ".join(repr(x).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _is_number(x: np.ndarray) -> bool:
+    return x.dtype.kind in "fiub"
+
+
+def flag(x: Any, name: str) -> bool:
+    """Return whether an episode has ended: a bool, or one number that is 0 or 1, in an array or not."""
+    if isinstance(x, bool | np.bool_):
+        return bool(x)
+    array = _array(x)
+    if array is not None and array.size == 1 and _is_number(array) and array.item() in (0, 1):
+        return bool(array.item())
+    raise WrongAnswerError(f"{name} is {_shown(x)}: step must return True or False for it")
+
+
+def rewards(each: list[Any]) -> np.ndarray:
+    """Return the rewards of a step ``[N]``, each a real number or an array of one."""
+    array = _array(each)
+    if array is None or array.shape != (len(each),) or not _is_number(array):
+        array = np.array([_reward(x) for x in each])
+    return array.astype(np.float32)
+
+
+def _reward(x: Any) -> float:
+    array = _array(x)
+    if array is not None and array.size == 1 and _is_number(array):
+        return float(array.item())
+    if isinstance(x, numbers.Real):
+        return float(x)
+    raise WrongAnswerError(f"reward is {_shown(x)}: step must return one real number for it")
+
+
+def _array(x: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(x)
+    except Exception:  # rows of different lengths, or an object with ideas of its own
+        return None
+
+
+def writer(space: Space, part: str = "observation") -> Write:
+    """Return what writes an observation of ``space`` into a row of columns; ``part`` is what messages call it."""
+    if isinstance(space, Dict | Tuple):
+        items = space.items if isinstance(space, Dict) else enumerate(space.items)
+        writers = [(key, writer(child, f"{part}[{key!r}]")) for key, child in items]
+
+        def write_parts(columns: Tree, i: int, x: Any) -> None:
+            for key, write in writers:
+                try:
+                    below = x[key]
+                except (KeyError, IndexError, TypeError) as error:
+                    raise WrongAnswerError(f"{part} is {_shown(x)}: its space asks for a part {key!r}") from error
+                write(columns[key], i, below)
+
+        return write_parts
+    assert isinstance(space, Leaf)
+    return _leaf_writer(space, part)
+
+
+def plain(leaf: Leaf) -> str:
+    """Return the types, by their characters, of which an array of the right shape need not be looked at."""
+    if not isinstance(leaf, Box):
+        return ""
+    return "fd" if np.issubdtype(leaf.dtype, np.floating) else np.dtype(leaf.dtype).char
+
+
+def _leaf_writer(leaf: Leaf, part: str) -> Write:
+    shape, size = leaf.shape, leaf.size
+    one_of, usual = leaf if isinstance(leaf, Choice) else None, plain(leaf)
+
+    def write(column: np.ndarray, i: int, x: Any) -> None:
+        if type(x) is np.ndarray and x.dtype.char in usual and x.shape == shape:
+            column[i] = x
+            return
+        if one_of is not None and isinstance(x, int | np.integer) and one_of.start <= x < one_of.start + one_of.n:
+            column[i] = x
+            return
+        try:
+            array = kept(leaf, x)
+        except ValueError as error:
+            raise WrongAnswerError(str(error).replace("observation", part, 1)) from error
+        if array.shape != shape:
+            if array.size != 1 or size != 1:
+                raise WrongAnswerError(
+                    f"{part} has shape {array.shape}, but its space has {shape}: return arrays of that shape, or "
+                    "declare the space that they have"
+                )
+            array = array.reshape(shape)
+        column[i] = array
+
+    return write
+
+
+def described(error: BaseException) -> str:
+    """Return the kind of an error and what it says, in one line."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
