@@ -468,9 +468,11 @@ def test_an_agent_begins_from_its_settings() -> None:
     for name in ("policy", "value"):
         assert differs(getattr(agent.learner, name), getattr(other.learner, name))
     small, rule = trpo.ValueConfig(hidden=(5,), method="gauss-newton"), trpo.Penalty(initial_coefficient=3.0)
-    config = dataclasses.replace(SETTINGS, policy=trpo.PolicyConfig(hidden=(5,)), value=small)
-    made = trpo.make_agent("Pendulum-v1", config, rule=rule).learner
-    assert made.average is not None
+    config = dataclasses.replace(SETTINGS, policy=trpo.PolicyConfig(hidden=(5,), averaging=0.0), value=small)
+    whole = trpo.make_agent("Pendulum-v1", config, rule=rule)
+    assert (whole.config, whole.rule) == (config, rule)
+    made = whole.learner
+    assert made.average is None
     # The first layers have 5 units for 3 numbers, with weights of their own.
     (first,), (of_value,) = (
         [leaf for leaf in jax.tree.leaves(params) if leaf.size == 15] for params in (made.policy, made.value.params)
