@@ -124,6 +124,7 @@ def test_the_conversion_is_in_the_records_themselves(kind: Any) -> None:
         (float | typing.Literal["auto"], "auto", "auto"),
         (tuple[int, ...], np.array([64.0, 32.0]), (64, 32)),
         (tuple[int, ...], [], ()),
+        (dict[str, Any], {"a": np.True_, "b": jnp.asarray(2), "c": "text"}, {"a": True, "b": 2, "c": "text"}),
         (dict[str, Any], {"a": (1, np.float64(0.5)), "b": {"c": np.arange(2)}}, {"a": [1, 0.5], "b": {"c": [0, 1]}}),
     ],
 )
@@ -132,6 +133,7 @@ def test_what_means_the_same_is_taken(hint: Any, value: Any, kept: Any) -> None:
     assert found == kept
     assert type(found) is type(kept)
     assert plain(found)
+    assert json.dumps(found) == json.dumps(kept)  # 2 is not 2.0
 
 
 @pytest.mark.parametrize(
@@ -142,12 +144,41 @@ def test_what_means_the_same_is_taken(hint: Any, value: Any, kept: Any) -> None:
         (str, 3), (str, b"x"), (tuple[int, ...], "64"), (tuple[int, ...], 64), (tuple[int, ...], [[64]]),
         (tuple[int, ...], {64: 1}), (dict[str, Any], {1: 2}), (dict[str, Any], {"a": np.nan}),
         (dict[str, Any], {"a": object()}), (dict[str, Any], [("a", 1)]), (trpo.RuleConfig, {"max_kl": 0.1}),
+        (tuple[int, ...], b"@"), (typing.Literal["tanh", "relu"], "sine"),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_does_not_is_refused(hint: Any, value: Any) -> None:
     with pytest.raises(ValueError, match=r"^x=.*: must be"):
         converted(value, hint, "x")
+
+
+class Shaped:
+    """Of a scalar's shape, and none."""
+
+    shape = ()
+
+    def __repr__(self) -> str:
+        return "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "said"),
+    [
+        (int, "1", "x='1': must be of type int"),
+        (float | None, Shaped(), "x=a b: must be of type float, or None"),
+        (float | typing.Literal["auto"], "best", "x='best': must be of type float, or auto"),
+        (typing.Literal["tanh", "relu"], 3, "x=3: must be one of tanh, relu"),
+        (tuple[int, ...], "y" * 300, f"x='{'y' * 199}…: must be a list of integers"),
+        (trpo.RuleConfig, 1, "x=1: must be a trpo.RuleConfig"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_is_shown_in_a_line_with_what_is_allowed(hint: Any, value: Any, said: str) -> None:
+    for advice in ("", "so"):
+        with pytest.raises(ValueError, match=r"^x=") as caught:
+            converted(value, hint, "x", advice)
+        assert str(caught.value) == said + ("; so" if advice else "")
 
 
 # ---------------------------------------------------------------- runs
