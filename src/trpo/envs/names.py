@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium as gym
 
+from trpo.capacity import file_limit, require_room
 from trpo.envs.device.brax import make_brax, make_playground
 from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.hosted import HostedJaxEnvs
@@ -149,6 +150,11 @@ class Origin:
         envs.close()
         return envs.spec
 
+    def check_room(self, count: int, workers: int = 0) -> None:
+        """Raise ValueError for more environments or processes than fit into memory."""
+        if self.ours:
+            check_room(count, workers)
+
     def open(self, count: int, workers: int = 0) -> HostEnv:
         """Return environments that are stepped together from the host: new ones, or those that were handed in."""
         if isinstance(self.env, HostEnv):
@@ -215,6 +221,25 @@ def _cure(env: Any) -> str:
     return "a Source of your own is for training alone" if hasattr(env, "collect") else "such as 'CartPole-v1'"
 
 
+ENVIRONMENT, WORKER = 2000, 2**24
+"""Bytes of memory that an environment in Python and a process take at the least: trivial ones are so large."""
+WORKER_FILES = 2
+"""Files that are open for each process: its pipe, and what says that it has ended."""
+
+
+def check_room(count: int, workers: int = 0) -> None:
+    """Raise ValueError for more environments, or processes for them, than fit into this machine's memory."""
+    require_room(f"env.count={count}: so many environments take", count * ENVIRONMENT, "use fewer; 16 is usual")
+    cure = "use fewer, at most one for each core"
+    require_room(f"env.workers={workers}: so many processes take", workers * WORKER, cure)
+    files = file_limit()
+    if files is not None and workers * WORKER_FILES > files:
+        raise ValueError(
+            f"env.workers={workers}: so many processes need {workers * WORKER_FILES:,} open files, and this one may "
+            f"have {files:,}: {cure}"
+        )
+
+
 def make_envs(
     env: EnvLike,
     count: int,
@@ -244,6 +269,7 @@ def make_envs(
     kwargs = kwargs or {}
     require_name(env, kwargs)
     known = as_jax_env(env, kwargs)
+    check_room(count, workers)
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")

@@ -50,6 +50,11 @@ class Space(abc.ABC):
             return None
         return found.pop() if len(found) == 1 else None
 
+    @property
+    def number_count(self) -> int:
+        """How many :meth:`numbers` there are of one element of this space."""
+        return sum(math.prod(leaf.number_shape) for _, leaf in self.leaves())
+
     def numbers(self, x: Tree) -> Tree:
         """Return ``x`` as floating-point numbers: boxes and bits in their shape, choices one-hot ``[..., n]``."""
         return self.map(lambda leaf, part: leaf.to_numbers(part), x)
@@ -105,7 +110,7 @@ class Leaf(Space):
     @property
     def number_shape(self) -> tuple[int, ...]:
         """Shape of :meth:`to_numbers` of one array."""
-        return self.to_numbers(self.zeros()).shape
+        return self.shape
 
     @abc.abstractmethod
     def to_numbers(self, x: Any) -> Any:
@@ -178,6 +183,10 @@ class Choice(Leaf):
     dtype: str = "int32"
     shape: tuple[int, ...] = ()
 
+    @property
+    def number_shape(self) -> tuple[int, ...]:
+        return (self.n,)
+
     def __str__(self) -> str:
         return f"Discrete({self.n}{f', start={self.start}' if self.start else ''})"
 
@@ -196,6 +205,10 @@ class Choices(Leaf):
     start: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: str = "int32"
+
+    @property
+    def number_shape(self) -> tuple[int, ...]:
+        return (sum(self.sizes),)
 
     def __str__(self) -> str:
         start = f", start={_short(self.start)}" if any(self.start) else ""
@@ -310,7 +323,7 @@ class EnvSpec:
 
     def flattened(self) -> EnvSpec:
         """Return the same with the numbers of an observation as one vector, see :func:`flat`."""
-        return dataclasses.replace(self, observation=Box(flat(self.observation, self.observation.zeros()).shape))
+        return dataclasses.replace(self, observation=Box((self.observation.number_count,)))
 
     def with_options(self, rescale: bool, flatten: bool) -> EnvSpec:
         """Return the spaces behind a door with these options: a Box of actions rescaled, observations flattened."""

@@ -22,6 +22,7 @@ from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.training.learner import Learner, Program
+from trpo.training.sizes import check_networks
 from trpo.training.state import TrainingState
 from trpo.value_fits import ValueState
 
@@ -58,6 +59,8 @@ class Agent:
         numbers in units of the returns' running deviation, and ``rule`` anything that follows
         :class:`~trpo.rules.protocol.Rule`.
         """
+        own = frozenset(name for name, module in (("policy", policy), ("value", value)) if module is not None)
+        check_networks(spec, config, own)
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
         value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
@@ -71,8 +74,7 @@ class Agent:
             observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
             average=params if config.policy.averaging else None,
         )
-        own = {name for name, module in (("policy", policy), ("value", value)) if module is not None}
-        return cls(spec, config, function, value_function, learner, rule, env, frozenset(own))
+        return cls(spec, config, function, value_function, learner, rule, env, own)
 
     @property
     def custom(self) -> dict[str, bool]:

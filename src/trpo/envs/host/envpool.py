@@ -54,11 +54,11 @@ class EnvPoolEnvs:
         self._ended = np.zeros(count, bool)
 
     def _make(self, seed: int) -> Any:
+        # The spaces are made now, and kept by EnvPool. Classic control's bounds are in double precision: no news for a
+        # user. The filter stays, since filters are common to all threads.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting", module=r"gymnasium\.spaces\.box")
         envs = self._make_pool(seed=seed)
-        with warnings.catch_warnings():
-            # Made now, and kept by EnvPool. It has classic control's bounds in double precision: no news for a user.
-            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-            _ = envs.observation_space
+        _ = envs.observation_space
         return envs
 
     def _seen(self, observation: Tree) -> Tree:
