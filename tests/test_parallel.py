@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import run_process, start_process
+
 COMMON = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
-from tests.helpers import run_process, start_process
 import trpo
 from trpo.training import device as device_training
 from trpo.training.device import DeviceLoop
@@ -217,6 +218,7 @@ def test_eight_devices_give_the_parameters_of_one(part: str, outcomes: dict[str,
     assert found["value_apart"] < (1e-9 if part == "adam" else 1e-5)
     assert found["rollout_apart"] < 1e-9
     assert found["metrics"] < 1e-9
+    assert len(found["kl"]) == len(found["results"])
     assert all(kl <= bound for kl, bound in found["kl"])
 
 

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 
+from tests.helpers import run_process
+
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tests.helpers import run_process
 import trpo
 from trpo.envs import Box
 

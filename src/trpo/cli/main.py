@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from trpo._version import __version__
-from trpo.spelling import nearest
+from trpo.cli.output import foreign, give_up_output, prepare_streams, results_apart
+from trpo.spelling import in_words, nearest
 
 RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
 
@@ -50,15 +52,22 @@ ENV, `trpo train --help-all` all; `trpo COMMAND --help` those of a command.
 """
 
 
+class _HelpShown(Exception):
+    """The flags of a command were shown: there is nothing to run."""
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"trpo: {message}", file=sys.stderr)
+    print(f"trpo: {message}", file=sys.stderr, flush=True)
     return code
 
 
 def _parse(kind: Any, command: str, arguments: Sequence[str], **options: Any) -> Any:
     from trpo.cli.help import parse  # loads JAX, for which a question about the version need not wait
 
-    return parse(kind, command, arguments, **options)
+    try:
+        return parse(kind, command, arguments, **options)
+    except SystemExit:
+        raise _HelpShown from None
 
 
 def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
@@ -107,11 +116,15 @@ def _train(arguments: Sequence[str]) -> int:
     if several:
         from trpo.runs.sweep import sweep
 
-        sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
+        with foreign():
+            sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
     else:
-        train(env, config=config, out=out, quiet=quiet)
+        with foreign():
+            train(env, config=config, out=out, quiet=quiet)
     if not quiet:
-        more = "" if several else f" · trpo record {out}"
+        from trpo.report.recording import can_record
+
+        more = "" if several or not can_record(env) else f" · trpo record {out}"
         print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out}{more}", file=sys.stderr)
     return 0
 
@@ -123,19 +136,21 @@ def _fresh_directory(env_id: str, kind: str) -> Path:
 
 
 @_command
-def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False) -> int:
+def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, trust: bool = False) -> int:
     """Go on with a run from its newest intact checkpoint.
 
     Args:
         run: Directory of the run.
         steps: Train to this many steps instead of the configured number.
         quiet: Show no progress.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.run import resume
     from trpo.runs.sweep import is_sweep, resume_sweep
 
     go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
-    go_on(run, steps=steps, quiet=quiet)
+    with foreign():
+        go_on(run, steps=steps, quiet=quiet, trust=trust)
     return 0
 
 
@@ -147,6 +162,7 @@ def _evaluate(
     seed: int = 0,
     max_steps: int = 30_000,
     as_json: Annotated[bool, arg(name="json")] = False,
+    trust: bool = False,
 ) -> int:
     """Run whole episodes with the newest checkpoint and report undiscounted returns.
 
@@ -157,6 +173,7 @@ def _evaluate(
         seed: Of the environments and of sampled actions.
         max_steps: Steps after which an episode that has not ended is cut; how many were is said.
         as_json: Print one JSON object.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.aggregate import interval
     from trpo.runs.run import read_run
@@ -165,10 +182,11 @@ def _evaluate(
     plan = read_sweep(run) if is_sweep(run) else []
     results = {}
     for place in [run / variant.name for variant in plan] or [run]:
-        agent, state, problems = read_run(place)
-        for problem in problems:
-            print(f"trpo: {problem}; using the one before", file=sys.stderr)
-        results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
+        with foreign():
+            agent, state, problems = read_run(place, trust=trust)
+            for problem in problems:
+                print(f"trpo: {problem}; using the one before", file=sys.stderr)
+            results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
         if not as_json:
             how = "stochastic" if stochastic else "deterministic"
             cut = f"; {result.cut} cut at {max_steps:,} steps (--max-steps)" if result.cut else ""
@@ -197,6 +215,7 @@ def _record(
     stochastic: bool = False,
     seed: int = 0,
     max_steps: int = 30_000,
+    trust: bool = False,
 ) -> int:
     """Render episodes of the newest checkpoint to a video, headless.
 
@@ -207,6 +226,7 @@ def _record(
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environment and of sampled actions.
         max_steps: Steps after which an episode that has not ended is cut, which is said.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.report.recording import record
     from trpo.runs.run import load
@@ -215,7 +235,9 @@ def _record(
         print(f"trpo: {text}", file=sys.stderr)
 
     how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
-    print(record(load(run), out, run=run, **how, tell=tell))
+    with foreign():
+        file = record(load(run, trust=trust), out, run=run, **how, tell=tell)
+    print(file)
     return 0
 
 
@@ -254,6 +276,8 @@ def _theory(
         only: Names of the claims to check, such as fisher; all by default.
         quiet: Print the table alone, no progress.
     """
+    import jax
+
     from trpo.theory.claims import CLAIMS
     from trpo.theory.pages.table import print_table
     from trpo.theory.run import run_theory
@@ -264,6 +288,7 @@ def _theory(
             number = f"{record['number']:>2} of {len(CLAIMS)}"
             print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
 
+    jax.devices()  # one error, where there is none, and not one for each claim
     report = run_theory(out, mdps, seed, only, tell=tell)
     print_table(report)
     print(f"{out / 'index.html'} · {out / 'claims.json'} · {report['seconds']:.0f} s")
@@ -311,9 +336,25 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+def main(argv: Sequence[str] | None = None, for_good: bool = False) -> int:
+    """Run a command and return its exit code; ``for_good``: standard output is not needed afterwards."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with results_apart(for_good):
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except _HelpShown:
+            return 0
+        except BaseException as error:
+            try:
+                return _explain(error)
+            except OSError:  # nobody can be told
+                give_up_output()
+                return 1
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -323,27 +364,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         near = nearest(arguments[0], list(COMMANDS), f"commands are {', '.join(COMMANDS)}")
-        return _fail(f"unknown command {arguments[0]!r}; {near}", 2)
-    from trpo.envs import EnvironmentFailure
+        raise ValueError(f"unknown command {arguments[0]!r}; {near}")
     from trpo.programs import keep_programs
-    from trpo.runs.run import RunFailed
 
     keep_programs()
-    try:
-        return command(arguments[1:])
-    except ValueError as error:
-        return _fail(str(error), 2)
-    except (RunFailed, EnvironmentFailure) as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return command(arguments[1:])
+
+
+TRACEBACK = "TRPO_TRACEBACK"
+"""Set in the environment, it shows where an error came from."""
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line what ended a command, and return the exit code."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        give_up_output()  # who read it has seen enough
         return 1
+    if isinstance(error, KeyboardInterrupt):
+        return _fail(str(error) or "interrupted", 130)
+    if isinstance(error, ValueError):
+        return _fail(" ".join(str(error).split()), 2)
+    if isinstance(error, OSError):
+        return _fail(in_words(error), 2)
+    if type(error).__module__.partition(".")[0] == "trpo":
+        return _fail(in_words(error), 1)
+    if not _has_device():
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        return _fail(f"JAX_PLATFORMS={chosen}: JAX finds no such device ({in_words(error)}); cpu is always there", 2)
+    return _fail(f"{in_words(error)} ({TRACEBACK}=1 shows where)", 1)
+
+
+def _has_device() -> bool:
+    """Return whether JAX has a device to compute on: what it raises where it has none differs with the platform."""
+    try:
+        import jax
+
+        return bool(jax.devices())
+    except Exception:
+        return False
 
 
 def entry_point() -> None:
     """Console script. Modules of the current directory can be named, as with ``python -m trpo``."""
+    prepare_streams()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
-    sys.exit(main())
+    sys.exit(main(for_good=True))
