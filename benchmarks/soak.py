@@ -12,6 +12,7 @@ the curve, and its slope must be below a bound. All of it goes to ``benchmarks/r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -49,9 +50,11 @@ class New:
     cheap_reset = property(lambda self: self.env.cheap_reset)
 
     def reset(self, key: Any) -> Any:
+        """Begin an episode."""
         return self.env.reset(key)
 
     def step(self, state: Any, action: Any, key: Any) -> Any:
+        """Take a step."""
         return self.env.step(state, action, key)
 
 
@@ -97,8 +100,8 @@ def resident(process: int | str) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 2)
 
 
-def held() -> dict[str, float]:
-    """Return what this process holds."""
+def held(began: float) -> dict[str, float]:
+    """Return what this process holds, and what it left behind since ``began``."""
     children = [child.pid for child in multiprocessing.active_children()]
     return {
         "memory": resident("self"),
@@ -107,8 +110,21 @@ def held() -> dict[str, float]:
         "files": len(os.listdir("/proc/self/fd")),
         "threads": len(os.listdir("/proc/self/task")),
         "mappings": Path("/proc/self/maps").read_bytes().count(b"\n"),
-        "shared": len(os.listdir("/dev/shm")),
+        "shared": left_behind(began),
     }
+
+
+def left_behind(began: float) -> int:
+    """Return how many entries of shared memory were made since ``began`` and are used by no process any more."""
+    used = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            used |= {line.split()[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    found = 0
+    for entry in Path("/dev/shm").iterdir():
+        with contextlib.suppress(OSError):
+            found += str(entry) not in used and entry.stat().st_ctime >= began
+    return found
 
 
 def fitted(curve: list[dict[str, float]]) -> dict[str, Any]:
@@ -130,11 +146,11 @@ def fitted(curve: list[dict[str, float]]) -> dict[str, Any]:
 
 def soak(seconds: float) -> dict[str, Any]:
     """Do rounds for so long, at least four."""
-    began, curve = time.perf_counter(), []
+    began, clock, curve = time.perf_counter(), time.time(), []
     while len(curve) < 4 or time.perf_counter() - began < seconds:
         with tempfile.TemporaryDirectory() as place:
             one_round(len(curve), Path(place))
-        curve.append({"round": len(curve), "seconds": round(time.perf_counter() - began, 1)} | held())
+        curve.append({"round": len(curve), "seconds": round(time.perf_counter() - began, 1)} | held(clock))
         print(" · ".join(f"{name} {value:g}" for name, value in curve[-1].items()), file=sys.stderr, flush=True)
     return {"seconds": curve[-1]["seconds"], "fit": fitted(curve), "curve": curve}
 

@@ -189,6 +189,15 @@ def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndar
     return kept | {f"average{name.removeprefix('policy')}": x for name, x in kept.items() if name.startswith("policy")}
 
 
+def largest_checkpoint(directory: Path) -> int | None:
+    """Return the bytes of the largest file of arrays that a checkpoint has, None if there is none."""
+    sizes = []
+    for path in checkpoints(refuse_link(directory)):
+        with contextlib.suppress(OSError):
+            sizes.append((path / TENSORS).lstat().st_size)
+    return max(sizes, default=None)
+
+
 def newest_checkpoint(
     directory: Path,
     like: Any,

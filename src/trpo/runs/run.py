@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from trpo.capacity import gigabytes
 from trpo.envs import EnvSpec
 from trpo.envs.names import EnvLike, imported_module
 from trpo.envs.protocol import UnknownEnvironmentError
@@ -25,7 +26,7 @@ from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.rollout import Seat, Snapshot, Source
 from trpo.rules.protocol import Rule
-from trpo.runs.checkpoint import newest_checkpoint, prune, write_checkpoint
+from trpo.runs.checkpoint import largest_checkpoint, newest_checkpoint, prune, write_checkpoint
 from trpo.runs.disk import CHECKPOINTS, replace_durably
 from trpo.runs.files import CONFIG, new_directory, read_config, used_directory, write_config
 from trpo.runs.interrupts import Stop, graceful_stop
@@ -39,6 +40,7 @@ from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.loop import advance, check_runs, make_agent
+from trpo.training.sizes import count_parameters
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import from_named_arrays
 
@@ -70,10 +72,26 @@ def read_run(
     with explained(str(run / CONFIG)):
         spec, config = check_spec(EnvSpec.from_json(data["spec"])), Config.from_json(data["config"])
         env = _env_of_run(run, data, trust) if env is None else env
+        own = frozenset(part for part, module in (("policy", policy), ("value", value)) if module is not None)
+        least = 4 * count_parameters(spec, config, own)
+    _check_sizes(run, least)
+    with explained(str(run / CONFIG)):
         agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
     check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
     state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after, check)
     return agent.at(state), state, problems
+
+
+def _check_sizes(run: Path, least: int) -> None:
+    """Refuse settings that call for more parameters than a checkpoint has, before they are made."""
+    found = largest_checkpoint(run / CHECKPOINTS)
+    if found is None:
+        newest_checkpoint(run / CHECKPOINTS, None)  # says what is wrong
+    elif least > found:
+        raise ValueError(
+            f"{run / CONFIG}: its networks have at least {gigabytes(least)} of parameters, which do not fit its "
+            f"checkpoints, of at most {gigabytes(found)}"
+        )
 
 
 def _env_of_run(run: Path, data: dict[str, Any], trust: bool) -> EnvLike:
@@ -93,10 +111,10 @@ def _check_state(agent: Agent, own_env: bool, state: TrainingState) -> None:
         if len(episodes.get(name, range(count))) != count:
             raise ValueError(f"{name} has {len(episodes[name])} entries, expected {count}")
     if isinstance(state.source, Snapshot) and not own_env:
-        seat = Seat(agent.spec.observation.zeros(count), agent.policy.start(count), np.ones(count, bool))
-        from_named_arrays(jax.eval_shape(lambda: seat), state.source.seat)  # type: ignore[arg-type]
         if not isinstance(state.source.environments, list) or len(state.source.environments) != count:
             raise ValueError(f"it has no snapshots of {count} environments")
+        seat = Seat(agent.spec.observation.zeros(count), agent.policy.start(count), np.ones(count, bool))
+        from_named_arrays(jax.eval_shape(lambda: seat), state.source.seat)  # type: ignore[arg-type]
 
 
 _MODULE = "a module of the same structure"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo.capacity import require_room
 from trpo.envs.meeting import require_same_spaces, taken
 from trpo.envs.names import EnvLike, resolve
 from trpo.envs.spec import EnvSpec
@@ -146,6 +147,10 @@ class Agent:
         return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
 
 
+EPISODE = 48
+"""Bytes of an episode's return and length, in lists of Python's numbers."""
+
+
 def evaluate(
     agent: Agent,
     env: EnvLike | None = None,
@@ -170,6 +175,7 @@ def evaluate(
     for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
+    require_room(f"episodes={episodes}: their returns alone take", episodes * EPISODE, "use fewer; 10 is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
     origin = resolve(
         env if env is not None else agent.env if agent.env is not None else agent.spec.id, agent.config.env

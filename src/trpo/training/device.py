@@ -248,4 +248,3 @@ def _check(setup: Setup, size: int, verb: str) -> None:
     if (limit := capacity()) is not None:
         cure = "use fewer environments, shorter fragments or fewer seeds"
         require_room(what, size, cure, limit, f"each {jax.devices()[0].platform} device")
-

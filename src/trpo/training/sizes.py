@@ -40,7 +40,7 @@ def _outputs(spec: EnvSpec, config: Config) -> int:
     return spec.action.number_count * (2 if config.policy.state_dependent_std else 1)
 
 
-def parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
+def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
     """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``."""
     parts = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
     return {
@@ -50,20 +50,29 @@ def parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset())
     }
 
 
+def count_parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> int:
+    """Return how many parameters they have."""
+    layers = [layer for network in networks(spec, config, own).values() for layer in network]
+    return sum((inputs + 1) * outputs for inputs, outputs in layers)
+
+
 def check_networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> None:
     """Refuse networks whose parameters alone are larger than this machine's memory."""
-    for name, layers in parameters(spec, config, own).items():
+    for name, layers in networks(spec, config, own).items():
         count = sum((inputs + 1) * outputs for inputs, outputs in layers)
         # An orthogonal matrix is drawn and decomposed in double precision.
         drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers)
         hidden = getattr(config, name).hidden
-        what = f"{name}.hidden={hidden}, with {layers[0][0]:,} inputs and {layers[-1][1]:,} outputs: {count:,} parameters"
+        what = (
+            f"{name}.hidden={hidden}, with {layers[0][0]:,} inputs and {layers[-1][1]:,} outputs: {count:,} parameters"
+        )
         require_room(f"{what} take", max(_width() * count, drawing), "use narrower layers, or smaller spaces")
 
 
 def check_number_of_runs(runs: int, learner: Any = None) -> None:
     """Refuse more runs than this machine's memory can hold, each with a ``learner`` of its own."""
-    require_room(f"{runs:,} runs take", runs * (RUN + size_of(learner)), "use fewer seeds, or vary fewer values")
+    cure = "use fewer seeds, or vary fewer values"
+    require_room(f"seeds: {runs:,} runs take", runs * (RUN + size_of(learner)), cure)
 
 
 def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -> None:

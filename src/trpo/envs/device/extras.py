@@ -10,7 +10,6 @@ from typing import Any
 from trpo.envs import MissingExtraError, UnknownEnvironmentError
 from trpo.spelling import nearest
 
-
 OWN = r"(brax|gymnax|jaxopt|mujoco|mujoco_playground|warp)\b"
 """Modules of these packages."""
 
