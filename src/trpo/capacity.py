@@ -34,7 +34,7 @@ def _limits_of_groups() -> Iterator[int]:
         _, kinds, place = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
-        base, file = (GROUPS / "memory", "memory.limit_gigabytes") if kinds else (GROUPS, "memory.max")
+        base, file = (GROUPS / "memory", "memory.limit_in_bytes") if kinds else (GROUPS, "memory.max")
         group = PurePosixPath(place)
         for each in (group, *group.parents):
             with contextlib.suppress(OSError, ValueError):  # not visible from here, or "max"

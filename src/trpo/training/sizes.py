@@ -42,7 +42,7 @@ def _outputs(spec: EnvSpec, config: Config) -> int:
 
 def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
     """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``."""
-    parts = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
+    parts: dict[str, tuple[Any, int]] = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
     return {
         name: list(itertools.pairwise((make_encoder(spec.observation, part.sees).size, *part.hidden, outputs)))
         for name, (part, outputs) in parts.items()
