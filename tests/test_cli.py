@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -143,6 +144,164 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(arguments, words, tmp_path,
     line = one_line(here(*arguments), 2)
     for word in words:
         assert word in line
+
+
+TOO_LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "probe:both", *SMALL, "--out", "file/r"], ["file", "Not a directory"]),
+        (["train", "probe:both", *SMALL, "--out", TOO_LONG], ["File name too long"]),
+        (["train", "probe:both", *SMALL, "--out", "dangling"], ["dangling", "no directory"]),
+        (["train", "probe:both", *SMALL, "--seeds", 2, "--out", "file/r"], ["file", "Not a directory"]),
+        (["plot", "RUN", "--out", "file/x.png"], ["file", "no directory"]),
+        (["plot", "RUN", "--out", f"{TOO_LONG}.png"], ["File name too long"]),
+        (["theory", "--out", "file/x"], ["file"]),
+        (["theory", "--out", TOO_LONG], ["File name too long"]),
+        (["evaluate", "file/r"], ["file"]),
+        (["evaluate", TOO_LONG], ["File name too long"]),
+        (["resume", TOO_LONG], ["File name too long"]),
+        (["record", TOO_LONG], ["File name too long"]),
+        (["plot", TOO_LONG], ["File name too long"]),
+    ],
+)
+def test_a_place_that_cannot_be_written_or_read_is_one_line(run, arguments, words, tmp_path, here):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    line = one_line(here(*(run if a == "RUN" else a for a in arguments)), 2)
+    for word in words:
+        assert word in line
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "dangling"}
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "record", "plot"])
+def test_no_permission_and_errors_of_ours_are_one_line(run, command, here, monkeypatch):
+    """As for a user who is not root; and a traceback only where it is asked for."""
+    from trpo.runs import run as runs
+    from trpo.runs import sinks
+
+    owner, name = (sinks, "read_metrics") if command == "plot" else (runs, "read_config")
+    if command == "plot":
+        from trpo.report import plots as owner  # where it is looked up
+    error = PermissionError(13, "Permission denied", "x/config.json")
+
+    def refuse(*arguments):
+        raise error
+
+    monkeypatch.setattr(owner, name, refuse)
+    assert one_line(here(command, run), 2) == "trpo: x/config.json: Permission denied"
+    error = KeyError("a bug")
+    assert one_line(here(command, run), 1) == "trpo: KeyError: 'a bug' (TRPO_TRACEBACK=1 shows where)"
+    monkeypatch.setenv("TRPO_TRACEBACK", "1")
+    assert "in refuse" in here(command, run).stderr
+
+
+@pytest.mark.parametrize(("command", "platform"), [("train", "nosuch"), ("evaluate", "cuda"), ("theory", "nosuch")])
+def test_a_platform_that_is_not_there_is_named(run, command, platform, tmp_path, monkeypatch):
+    if platform == "cuda" and jax.devices()[0].platform == "gpu":
+        pytest.skip("there is one")
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    arguments = {"train": ["probe:both", "--out", tmp_path / "r"], "evaluate": [run], "theory": []}[command]
+    line = one_line(cli(command, *arguments), 2)
+    assert line.startswith(f"trpo: JAX_PLATFORMS={platform}: JAX finds no such device (")
+    assert not (tmp_path / "r").exists()
+
+
+NOISY = """
+import atexit, ctypes, os, sys
+import gymnasium as gym, numpy as np
+
+def noise():
+    print("Python", flush=True)
+    os.write(1, b"a descriptor\\n")
+    ctypes.CDLL(None).printf(b"C, into a buffer\\n")
+
+class Noisy(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self):
+        noise()
+        os.system("echo a child")
+    def reset(self, *, seed=None, options=None):
+        noise()
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        noise()
+        return np.zeros(2, np.float32), 1.0, True, False, {}
+    def close(self):
+        noise()
+
+noise()
+if "pytest" not in sys.modules:
+    atexit.register(noise)
+gym.register("Noisy-v0", Noisy)
+"""
+NOISES = ("Python", "a descriptor", "C, into a buffer", "a child")
+
+
+@pytest.fixture
+def noisy(tmp_path, monkeypatch, here):
+    (tmp_path / "noisyenvs.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    result = here("train", "noisyenvs:Noisy-v0", "--steps", 32, *SMALL, "--out", tmp_path / "r")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert all(noise in result.stderr for noise in NOISES)
+    return tmp_path / "r"
+
+
+def test_what_an_environment_prints_is_not_in_the_results(noisy, here):
+    result = here("evaluate", noisy, "--episodes", 2, "--json")
+    assert result.stdout.count("\n") == 1
+    assert json.loads(result.stdout)["returns"] == [1.0, 1.0]
+    assert all(noise in result.stderr for noise in NOISES)
+    assert here("evaluate", noisy, "--episodes", 2).stdout.startswith(f"{noisy} at 32 steps: return 1.0 ± 0.0")
+
+
+def test_nor_is_what_is_printed_at_exit_and_no_encoding_loses_a_result(noisy, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = cli("evaluate", noisy, "--episodes", 2)
+    assert result.returncode == 0
+    assert result.stdout == f"{noisy} at 32 steps: return 1.0 ? 0.0 (2 episodes, deterministic; length 1)\n"
+    assert "\\x" not in result.stderr
+    assert all(noise in result.stderr for noise in NOISES)
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
+)
+def test_help_in_any_encoding(variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for arguments in ((), ("train",)):
+        command = [sys.executable, "-m", "trpo", *arguments, "--help"]
+        result = subprocess.run(command, capture_output=True, timeout=240, check=False)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert b"trpo train" in result.stdout
+
+
+def test_a_closed_pipe_ends_a_run_whose_last_iteration_is_saved(tmp_path):
+    out = tmp_path / "r"
+    flags = ["--steps", 10**7, "--checkpoint-every", 10**6, *SMALL, "--out", out]
+    command = shlex.join(map(str, [sys.executable, "-m", "trpo", "train", "probe:both", *flags]))
+    script = f"{command} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=240, check=False)
+    assert (result.returncode, result.stderr, result.stdout.count("\n")) == (1, "", 1)
+    last = read_metrics(out)[-1]["iteration"]
+    assert max(p.name for p in (out / "checkpoints").iterdir()) == f"{last:08d}"
+
+
+def test_what_comes_next_is_what_can_be_done(tmp_path, here):
+    from trpo.report.recording import can_record
+
+    trained = here("train", "jax-probe:both", "--steps", 32, *SMALL, "--out", tmp_path / "r")
+    assert "next: trpo evaluate" in trained.stderr
+    assert "trpo record" not in trained.stderr
+    assert can_record("Hopper-v5")
+    for env in ("probe:both", "brax:ant", "envpool:NoSuch-v0", "no:such:thing", "Blackjack"):
+        assert not can_record(env)
 
 
 def test_an_existing_run_is_not_overwritten(run, here):

@@ -144,3 +144,56 @@ def test_mistakes_name_the_file_and_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out.*must end in \.png"):
         plot_runs([write(tmp_path / "good", [record(1)])], tmp_path / "out.pdf")
     assert not out.exists()
+
+
+def described(run: Path, env: str) -> Path:
+    """Add what a run's directory says of its environment."""
+    from trpo import Agent, Config, EnvSpec
+    from trpo.envs import Box, Choice
+    from trpo.runs.files import write_config
+
+    write_config(run, Agent.create(EnvSpec(env, Box((1,)), Choice(2)), Config()))
+    return run
+
+
+def test_environments_do_not_share_an_axis_of_returns(tmp_path: Path, figures: list[Any]) -> None:
+    scores = {"a": ("Ant-v5", 900.0), "b": ("Hopper-v5", 20.0), "c": ("Hopper-v5", 30.0)}
+    runs = [
+        described(write(tmp_path / name, [record(1, **GAUSSIAN | {"episode_return": score})]), env)
+        for name, (env, score) in scores.items()
+    ]
+    plot_runs(runs, tmp_path / "out.png")
+    for env in ("Ant-v5", "Hopper-v5"):
+        drawn = [float(line.get_ydata()[0]) for line in panel(figures[0], f"Return in {env}").lines]
+        assert drawn == [score for where, score in scores.values() if where == env]
+    assert legend(figures[0]) == ["a · Ant-v5", "b · Hopper-v5", "c · Hopper-v5"]
+    plot_runs(runs[1:], tmp_path / "out.png")
+    assert legend(figures[1]) == ["b", "c"]
+    assert panel(figures[1], "Return, mean of the last 100 episodes")
+
+
+@pytest.mark.parametrize("names", [["n" * 200, "_hidden", "$x$"], [f"a-long-name-of-a-run-{i}" for i in range(40)]])
+def test_a_legend_is_within_the_figure_and_does_not_crush_the_panels(
+    tmp_path: Path, figures: list[Any], names: list[str]
+) -> None:
+    plot_runs([write(tmp_path / name, [record(1, **GAUSSIAN)]) for name in names], tmp_path / "out.png")
+    (drawn,) = figures
+    drawn.canvas.draw()
+    box, whole = drawn.legends[0].get_window_extent(), drawn.bbox
+    assert (whole.x0 <= box.x0, box.x1 <= whole.x1, box.y1 <= whole.y1) == (True, True, True)
+    assert len(legend(drawn)) == len(names)
+    assert all(axes.get_window_extent().height > 150 for axes in drawn.axes)
+
+
+def test_sweeps_of_two_environments_have_a_row_each(tmp_path: Path, figures: list[Any]) -> None:
+    from trpo.report.sweep_plots import plot_sweeps
+
+    for place, env in (("x", "Ant-v5"), ("y", "Hopper-v5")):
+        plan = [{"name": f"s{seed}", "changes": {}, "seed": seed} for seed in (0, 1)]
+        for variant in plan:
+            described(write(tmp_path / place / variant["name"], [record(i, **GAUSSIAN) for i in (1, 2)]), env)
+        (tmp_path / place / "sweep.json").write_text(json.dumps({"format": 1, "runs": plan}))
+    plot_sweeps([tmp_path / "x", tmp_path / "y"], tmp_path / "out.png")
+    assert legend(figures[0]) == ["x", "y"]
+    for env in ("Ant-v5", "Hopper-v5"):
+        assert panel(figures[0], f"Return in {env}").lines

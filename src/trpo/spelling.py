@@ -1,4 +1,4 @@
-"""What to say of a name that is not known: those like it. A simulator's process uses it: it imports nothing heavy."""
+"""What to say of a name that is not known, and of errors. A simulator's process uses it: it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     """Ask for the known name that is most like ``name``, after ``prefix``; where none is, say all."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+def in_words(error: BaseException) -> str:
+    """Say in one line what went wrong: the library's own errors in their words, others after the name of their type."""
+    if isinstance(error, SystemExit):
+        return f"something called sys.exit({error.code!r})"
+    if isinstance(error, OSError) and error.strerror:
+        # Where a directory is to be made, "File exists" would puzzle.
+        why = "is there, and is no directory" if isinstance(error, FileExistsError) else error.strerror
+        return why if error.filename is None else f"{error.filename}: {why}"
+    kind = type(error)
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if text and kind.__module__.partition(".")[0] == "trpo":
+        return text
+    return f"{kind.__name__}: {text}" if text else kind.__name__

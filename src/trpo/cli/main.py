@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from trpo._version import __version__
+from trpo.cli.output import foreign, give_up_output, prepare_streams, results_apart
+from trpo.spelling import in_words
 
 RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
 
@@ -41,8 +44,12 @@ RUN is a run's directory, or that of several (--seeds). `trpo COMMAND --help` li
 """
 
 
+class _HelpShown(Exception):
+    """The flags of a command were shown: there is nothing to run."""
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"trpo: {message}", file=sys.stderr)
+    print(f"trpo: {message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -53,7 +60,7 @@ def _parse(kind: Any, command: str, arguments: Sequence[str], **options: Any) ->
             return tyro.cli(kind, prog=f"trpo {command}", args=list(arguments), **options)
     except SystemExit as error:
         if not error.code:
-            raise
+            raise _HelpShown from None
         # tyro explains itself in a box: its first paragraph, on one line
         lines = [line.strip("│╭╮╰╯ ") for line in said.getvalue().splitlines()[1:]]
         paragraph = itertools.takewhile(lambda line: line.strip("─"), lines)
@@ -91,11 +98,15 @@ def _train(arguments: Sequence[str]) -> int:
     if several:
         from trpo.runs.sweep import sweep
 
-        sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
+        with foreign():
+            sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
     else:
-        train(env, config=config, out=out, quiet=quiet)
+        with foreign():
+            train(env, config=config, out=out, quiet=quiet)
     if not quiet:
-        more = "" if several else f" · trpo record {out}"
+        from trpo.report.recording import can_record
+
+        more = "" if several or not can_record(env) else f" · trpo record {out}"
         print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out}{more}", file=sys.stderr)
     return 0
 
@@ -119,7 +130,8 @@ def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False) ->
     from trpo.runs.sweep import is_sweep, resume_sweep
 
     go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
-    go_on(run, steps=steps, quiet=quiet)
+    with foreign():
+        go_on(run, steps=steps, quiet=quiet)
     return 0
 
 
@@ -149,10 +161,11 @@ def _evaluate(
     plan = read_sweep(run) if is_sweep(run) else []
     results = {}
     for place in [run / variant.name for variant in plan] or [run]:
-        agent, state, problems = read_run(place)
-        for problem in problems:
-            print(f"trpo: {problem}; using the one before", file=sys.stderr)
-        results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
+        with foreign():
+            agent, state, problems = read_run(place)
+            for problem in problems:
+                print(f"trpo: {problem}; using the one before", file=sys.stderr)
+            results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
         if not as_json:
             how = "stochastic" if stochastic else "deterministic"
             cut = f"; {result.cut} cut at {max_steps:,} steps (--max-steps)" if result.cut else ""
@@ -199,7 +212,9 @@ def _record(
         print(f"trpo: {text}", file=sys.stderr)
 
     how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
-    print(record(load(run), out, run=run, **how, tell=tell))
+    with foreign():
+        file = record(load(run), out, run=run, **how, tell=tell)
+    print(file)
     return 0
 
 
@@ -238,6 +253,8 @@ def _theory(
         only: Names of the claims to check, such as fisher; all by default.
         quiet: Print the table alone, no progress.
     """
+    import jax
+
     from trpo.theory.claims import CLAIMS
     from trpo.theory.pages.table import print_table
     from trpo.theory.run import run_theory
@@ -248,6 +265,7 @@ def _theory(
             number = f"{record['number']:>2} of {len(CLAIMS)}"
             print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
 
+    jax.devices()  # one error, where there is none, and not one for each claim
     report = run_theory(out, mdps, seed, only, tell=tell)
     print_table(report)
     print(f"{out / 'index.html'} · {out / 'claims.json'} · {report['seconds']:.0f} s")
@@ -265,9 +283,25 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+def main(argv: Sequence[str] | None = None, for_good: bool = False) -> int:
+    """Run a command and return its exit code; ``for_good``: standard output is not needed afterwards."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with results_apart(for_good):
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except _HelpShown:
+            return 0
+        except BaseException as error:
+            try:
+                return _explain(error)
+            except OSError:  # nobody can be told
+                give_up_output()
+                return 1
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -276,23 +310,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(arguments[0])
     if command is None:
-        return _fail(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", 2)
-    from trpo.envs import EnvironmentFailure
-    from trpo.runs.run import RunFailed
+        raise ValueError(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
+    return command(arguments[1:])
 
-    try:
-        return command(arguments[1:])
-    except ValueError as error:
-        return _fail(str(error), 2)
-    except (RunFailed, EnvironmentFailure) as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+TRACEBACK = "TRPO_TRACEBACK"
+"""Set in the environment, it shows where an error came from."""
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line what ended a command, and return the exit code."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        give_up_output()  # who read it has seen enough
         return 1
+    if isinstance(error, KeyboardInterrupt):
+        return _fail(str(error) or "interrupted", 130)
+    if isinstance(error, ValueError):
+        return _fail(" ".join(str(error).split()), 2)
+    if isinstance(error, OSError):
+        return _fail(in_words(error), 2)
+    if type(error).__module__.partition(".")[0] == "trpo":
+        return _fail(in_words(error), 1)
+    if not _has_device():
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        return _fail(f"JAX_PLATFORMS={chosen}: JAX finds no such device ({in_words(error)}); cpu is always there", 2)
+    return _fail(f"{in_words(error)} ({TRACEBACK}=1 shows where)", 1)
+
+
+def _has_device() -> bool:
+    """Return whether JAX has a device to compute on: what it raises where it has none differs with the platform."""
+    try:
+        import jax
+
+        return bool(jax.devices())
+    except Exception:
+        return False
 
 
 def entry_point() -> None:
     """Console script."""
-    sys.exit(main())
+    prepare_streams()
+    sys.exit(main(for_good=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,37 @@ def draw_band(axes: Any, x: Any, band: Any, colour: Any, label: str | None = Non
     axes.plot(x, band.iqm, color=colour, linewidth=2, label=label)
 
 
-def draw_legend(figure: Any, columns: int, **handles: Any) -> None:
-    """Say above the panels what the colours are."""
-    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=10, **handles)
+def draw_legend(figure: Any, colours: Mapping[str, Any]) -> None:
+    """Say above the panels what the colours are: in as many columns as fit, for which the figure grows.
+
+    Labels that are wider than the figure lose their middle.
+    """
+    from matplotlib.lines import Line2D
+
+    width, height = figure.get_size_inches()
+    for length in (max(map(len, colours)), 160, 120, 80, 40):
+        handles = [
+            Line2D([], [], color=colour, linewidth=2.5, label=plain(shortened(label, length)))
+            for label, colour in colours.items()
+        ]
+        for columns in range(min(len(handles), 8), 0, -1):
+            placed = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 10}
+            legend = figure.legend(handles=handles, **placed)
+            extent = legend.get_window_extent(figure.canvas.get_renderer())
+            if extent.width <= 0.98 * width * figure.dpi:
+                figure.set_size_inches(width, height + max(0.0, extent.height / figure.dpi - 0.5))
+                return
+            legend.remove()
+
+
+def shortened(label: str, length: int) -> str:
+    """Cut the middle out of a label that is too long."""
+    return label if len(label) <= length else f"{label[: length // 2]}…{label[-(length // 2) :]}"
+
+
+def plain(text: str) -> str:
+    """Return text that Matplotlib shows as it is: no mathematics between dollars, and an initial _ does not hide it."""
+    return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
 def note(figure: Any, text: str) -> None:

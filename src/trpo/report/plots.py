@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trpo.report.figure import check_png, colour_of, draw_legend, new_figure, note, save_png, style
+from trpo.report.figure import (
+    check_png,
+    colour_of,
+    draw_legend,
+    new_figure,
+    note,
+    plain,
+    save_png,
+    shortened,
+    style,
+)
+from trpo.runs.files import read_config
 from trpo.runs.sinks import FILE, read_metrics
 
 ACTUAL, PREDICTED, BOUND = "-", (0, (2.5, 1.5)), (0, (6, 3))
@@ -36,15 +47,24 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     if not unique:
         raise ValueError("no run to plot: give one run directory or more")
     check_png(out)
-    labels, colours = _labels(unique), (colour_of(i, len(unique)) for i in range(len(unique)))
+    labels, colours = labels_of(unique), (colour_of(i, len(unique)) for i in range(len(unique)))
     curves = [_Run(*each) for each in zip(labels, colours, unique, strict=True)]
-    figure = new_figure(13, 7.2)
-    panels = (_return, _kl, _gain, _explained, _std, _entropy)
-    for axes, draw in zip(figure.subplots(2, 3, sharex=True).flat, panels, strict=True):
-        draw(axes, curves)
-    for axes in figure.axes[3:]:
+    # Returns of different environments have nothing in common: each has a panel of its own.
+    tasks = list(dict.fromkeys(run.env for run in curves))
+    named = tasks if len(tasks) > 1 else [""]
+    returns = [(_return_in(task), [run for run in curves if run.env == task or not task]) for task in named]
+    panels = returns + [(draw, curves) for draw in (_kl, _gain, _explained, _std, _entropy)]
+    rows = -(-len(panels) // 3)
+    figure = new_figure(13, 3.6 * rows)
+    grid = list(figure.subplots(rows, 3, sharex=True).flat)
+    for axes, (draw, members) in zip(grid, panels, strict=False):
+        draw(axes, members)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in figure.axes[-3:]:
         axes.set_xlabel("environment steps")
-    _legend(figure, curves)
+        axes.tick_params(labelbottom=True)
+    _legend(figure, curves, len(tasks) > 1)
     window = max(run.window for run in curves)
     notes = [f"thin: every iteration · thick: running median of {window} iterations"] if window > 1 else []
     notes += ["× update rejected"] if any(run.rejected.any() for run in curves) else []
@@ -56,7 +76,7 @@ class _Run:
     """One run's columns, colour and smoothing."""
 
     def __init__(self, label: str, colour: Any, run: Path):
-        self.label, self.colour, self.records = label, colour, read_metrics(run)
+        self.label, self.colour, self.records, self.env = label, colour, read_metrics(run), env_name(run)
         n = len(self.records)
         if not n:
             raise ValueError(f"{run / FILE} has no iteration yet; plot the run after its first one")
@@ -86,7 +106,15 @@ def running_median(x: np.ndarray, window: int) -> np.ndarray:
     return result
 
 
-def _labels(runs: Sequence[Path]) -> list[str]:
+def env_name(run: Path) -> str:
+    """Return the name of a run's environment; of metrics alone it is not known."""
+    try:
+        return str(read_config(run)["spec"]["id"])
+    except (ValueError, OSError):
+        return "unknown environment"
+
+
+def labels_of(runs: Sequence[Path]) -> list[str]:
     """Return each run's directory name, with as many parents as tell equal names apart."""
     depth = [1] * len(runs)
     while True:
@@ -113,12 +141,16 @@ def _line(axes: Any, run: _Run, y: np.ndarray, width: float) -> None:
     axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=width, marker=marker, markersize=4)
 
 
-def _return(axes: Any, curves: Sequence[_Run]) -> None:
-    style(axes, "Return, mean of the last 100 episodes", "undiscounted")
-    for run in curves:
-        _line(axes, run, run["episode_return"], 1.8)
-    if not _known(curves, "episode_return").size:
-        _message(axes, "no episode has ended yet")
+def _return_in(env: str) -> Callable[[Any, Sequence[_Run]], None]:
+    def draw(axes: Any, curves: Sequence[_Run]) -> None:
+        title = f"Return in {plain(shortened(env, 36))}" if env else "Return, mean of the last 100 episodes"
+        style(axes, title, "undiscounted, last 100 episodes" if env else "undiscounted")
+        for run in curves:
+            _line(axes, run, run["episode_return"], 1.8)
+        if not _known(curves, "episode_return").size:
+            _message(axes, "no episode has ended yet")
+
+    return draw
 
 
 def _kl(axes: Any, curves: Sequence[_Run]) -> None:
@@ -201,14 +233,10 @@ def _explain(axes: Any, styles: dict[str, Any]) -> None:
     axes.legend(handles=lines, **placed).set_in_layout(False)
 
 
-def _legend(figure: Any, curves: Sequence[_Run]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
+def _legend(figure: Any, curves: Sequence[_Run], several: bool) -> None:
+    colours = {}
     for run in curves:
         refused = int(run.rejected.sum())
-        label = f"{run.label} ({refused} of {len(run.records)} updates rejected)" if refused else run.label
-        handles.append(Line2D([], [], color=run.colour, linewidth=2.5, label=label))
-    widest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), 150 // (widest + 8)))
-    draw_legend(figure, columns, handles=handles)
+        label = f"{run.label} · {run.env}" if several else run.label
+        colours[f"{label} ({refused} of {len(run.records)} updates rejected)" if refused else label] = run.colour
+    draw_legend(figure, colours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import jax
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
@@ -93,6 +95,19 @@ def record(
         with contextlib.suppress(Exception, SystemExit):  # some renderers fail in closing what they never opened
             env.close()
     return out
+
+
+def can_record(env: str) -> bool:
+    """Return whether :func:`record` is expected to draw an environment that was used here, from its registration."""
+    try:
+        spec = gym.spec(env.removeprefix("envpool:"))
+        kind = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    except Exception:  # not one of Gymnasium's: what its name says is not known
+        return False
+    modes = getattr(kind, "metadata", {}).get("render_modes") or ()
+    module = str(getattr(kind, "__module__", ""))
+    by_pygame = module.startswith(("gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "gymnasium.envs.box2d"))
+    return "rgb_array" in modes and (not by_pygame or importlib.util.find_spec("pygame") is not None)
 
 
 def _make_env(agent: Agent) -> gym.Env:

@@ -14,7 +14,7 @@ from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
 from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
-from trpo.trees import from_named_arrays
+from trpo.trees import from_named_arrays, from_plain, to_plain
 
 BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
 TRIALS = 8
@@ -151,10 +151,11 @@ class HostSource:
 
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
-        return None if environments is None else Snapshot(environments, self.seat, self.spec.id)
+        # Copied: a simulator may hand out what it goes on to change.
+        return None if environments is None else Snapshot(to_plain(environments), self.seat, self.spec.id)
 
     def restore(self, snapshot: Snapshot) -> None:
-        self.envs.restore(snapshot.environments)
+        self.envs.restore(from_plain(snapshot.environments))
         seat = snapshot.seat
         self.seat = to_numpy(from_named_arrays(self.seat, seat)) if isinstance(seat, dict) else seat
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -12,19 +13,44 @@ from trpo.training.record import Metrics
 
 PLAIN_INTERVAL = 10.0
 """Seconds between lines where output is not a terminal."""
+PLAIN_WIDTH = 60
+"""Columns of those lines."""
+BAR, BAR_SPACE, ROOM_FOR_BAR = 20, 26, 110
+"""Columns of a bar, of it and its percentage, and of the narrowest terminal that has one."""
 
 
 def _short(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    """Return a time in four characters or so: 42s, 12m, 1.4h, 2.1d."""
+    if seconds < 3570:
+        return f"{seconds:.0f}s" if seconds < 60 else f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.1f}h" if seconds < 86400 else f"{seconds / 86400:.1f}d"
 
 
 def _count(x: float) -> str:
     """Return a number in four characters or so: 950, 60.4k, 1.25M."""
-    if x < 1e3:
+    if x < 999.5:
         return f"{x:.0f}"
-    return f"{x / 1e6:.3g}M" if x >= 1e6 else f"{x / 1e3:.3g}k"
+    unit, sign = (1e3, "k") if x < 999.5e3 else (1e6, "M") if x < 999.5e6 else (1e9, "G")
+    return f"{x / unit:.3g}{sign}"
+
+
+def _score(x: float) -> str:
+    """Return a return in six characters or so: 12.3, -1234, 0.00123."""
+    if 10 <= abs(x) < 999.95:
+        return f"{x:.1f}"
+    return f"{x:.0f}" if 999 < abs(x) < 1e6 else f"{x:.3g}"
+
+
+def _fitting(parts: Sequence[tuple[int, str]], width: int) -> str:
+    """Join as many parts as fit, in their order; those with the lowest numbers come first to be chosen."""
+    chosen: set[int] = set()
+    line = ""
+    for rank, text in sorted(parts):
+        longer = " · ".join(part for other, part in parts if other in chosen | {rank})
+        if text and (not line or len(longer) <= width):
+            chosen.add(rank)
+            line = longer
+    return line
 
 
 class Reporter:
@@ -40,53 +66,62 @@ class Reporter:
         if self._console.is_terminal and not quiet:
             line = TextColumn("{task.description}", markup=False)
             # The numbers come first: the bar is for terminals with room to spare.
-            columns = (BarColumn(bar_width=20), TaskProgressColumn(), line) if self._console.width >= 110 else (line,)
+            self._bar = self._console.width >= ROOM_FOR_BAR
+            columns = (BarColumn(bar_width=BAR), TaskProgressColumn(), line) if self._bar else (line,)
             self._live = Progress(*columns, console=self._console, refresh_per_second=5)
             self._task = self._live.add_task("compiling (a few seconds, once)", total=total)
             self._live.start()
 
     def update(self, metrics: Metrics) -> None:
         steps, now = int(metrics["steps"] or 0), time.perf_counter()
-        line = self._line(metrics, steps, now)
+        width = PLAIN_WIDTH if self._live is None else self._console.width - BAR_SPACE * self._bar
+        line = self._line(metrics, steps, now, width)
         if self._live is not None:
             self._live.update(self._task, completed=steps, description=line)
         elif now - self._printed >= PLAIN_INTERVAL or steps >= self._total:
             self._printed = now
             self.say(line)
 
-    def _line(self, m: Metrics, steps: int, now: float) -> str:
+    def _line(self, m: Metrics, steps: int, now: float, width: int) -> str:
         began, first = self._first = self._first or (now, steps)
         rate = (steps - first) / (now - began) if steps > first else None
         reward = m["episode_return"]
         kl, bound = float(m["mean_kl"] or 0.0), m["max_kl"]
+        what = "mean return" if m.get("runs") else "return"
         parts = [
-            f"{_count(steps)}/{_count(self._total)} steps",
-            f"return {float(reward):.1f}" if reward is not None else "return –",
-            f"KL {kl:.4f}" + (f"/{float(bound):g}" if bound is not None else " (no bound)"),
-            f"{_count(rate)} steps/s" if rate else "compiling",
-            f"{_short(max(0, self._total - steps) / rate)} left" if rate else "",
-            f"[{m['result']}]" if m["result"] != "accepted" else "",
+            (0, f"{_count(steps)}/{_count(max(steps, self._total))} steps"),
+            (1, f"{what} {_score(float(reward))}" if reward is not None else f"{what} –"),
+            (3, f"KL {kl:.3g}" + (f"/{float(bound):.3g}" if bound is not None else "")),
+            (5, f"{_count(rate)} steps/s" if rate else ""),
+            (4, f"{_short(max(0, self._total - steps) / rate)} left" if rate else ""),
+            (2, f"[{m['result']}]" if m["result"] != "accepted" else ""),
         ]
-        return " · ".join(part for part in parts if part)
+        return _fitting(parts, width)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=self._live is None)
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError, SystemExit):  # the terminal is gone: Rich says so by SystemExit
+                self._live.stop()
 
 
 def joint_metrics(members: Sequence[Metrics]) -> Metrics:
-    """Return what to show of several runs that train together: steps of all, mean returns, the largest KL."""
+    """Return what to show of several runs that train together, whose settings may differ.
+
+    Steps are those of all, the return is the mean, and the KL is that of the run which is nearest to its own bound.
+    """
     if len(members) == 1:
         return members[0]
     returns = [m["episode_return"] for m in members if m["episode_return"] is not None]
-    refused = [m["result"] for m in members if m["result"] != "accepted"]
+    refused = [str(m["result"]) for m in members if m["result"] != "accepted"]
+    nearest = max(members, key=lambda m: float(m["mean_kl"] or 0.0) / float(m["max_kl"] or 1.0))
     return {
-        **members[0],
+        "runs": len(members),
         "steps": sum(int(m["steps"] or 0) for m in members),
         "episode_return": sum(map(float, returns)) / len(returns) if returns else None,
-        "mean_kl": max(float(m["mean_kl"] or 0.0) for m in members),
-        "result": f"{len(refused)} of {len(members)}: {refused[0]}" if refused else "accepted",
+        "mean_kl": nearest["mean_kl"],
+        "max_kl": nearest["max_kl"],
+        "result": f"{len(refused)} of {len(members)} {' '.join(sorted(set(refused)))}" if refused else "accepted",
     }

@@ -7,23 +7,26 @@ import dataclasses
 import shutil
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trpo.envs import EnvironmentFailure, EnvSpec
+from trpo.envs import EnvSpec
 from trpo.envs.names import EnvLike
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
 from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
-from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, write_config
-from trpo.runs.interrupts import graceful_stop
+from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, replace_durably, write_config
+from trpo.runs.interrupts import Stop, graceful_stop
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
 from trpo.settings.config import Config
 from trpo.settings.presets import AUTO, apply_preset
+from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.loop import advance, check_runs, make_agent
 from trpo.training.state import NonFiniteBatchError, TrainingState
@@ -123,8 +126,9 @@ def train(
 
     Raises:
         ValueError: a wrong argument.
-        RunFailed: the environment raised or a batch was not finite; with ``out`` a checkpoint was written.
-        KeyboardInterrupt: with ``out`` a checkpoint was written.
+        RunFailed: something ended the run, such as an error of the environment, a batch that was not finite or a
+            full disk, which is its cause; with ``out`` the last finished iteration was saved first.
+        KeyboardInterrupt: with ``out`` the last finished iteration was saved first.
 
     >>> import trpo
     >>> config = trpo.Config(steps=512, fragment=16, env=trpo.EnvConfig(count=8))
@@ -136,19 +140,21 @@ def train(
     agent = make_agent(env, config, policy, rule, value)
     if out is not None:
         check_runs(env, [agent])
-    run = Run.begin(agent, None if out is None else claim_directory(Path(out)))
-    with removed_if_refused(run.directory):
-        return train_runs(env, [run], quiet)[0]
+    place = None if out is None else claim_directory(Path(out))
+    with removed_if_refused(place):
+        return train_runs(env, [Run.begin(agent, place)], quiet)[0]
 
 
 @contextlib.contextmanager
 def removed_if_refused(place: Path | None) -> Iterator[None]:
-    """Remove the directory of a new run if its settings turn out to be impossible before its first iteration."""
+    """Remove the directory of a new run if, before its first iteration, it turns out to be impossible."""
     try:
         yield
-    except ValueError:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = place and str(place)  # of a full disk it is not said where
         if place is not None and not any(file.stat().st_size for file in place.rglob(FILE)):
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)
         raise
 
 
@@ -174,14 +180,15 @@ def resume(
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
     agent, state, problems = read_run(run, policy, env, rule, value)
     said = [f"{problem}; using the one before" for problem in problems]
-    said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
-    if state.source is None and state.iteration > 0:
-        said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
-    if not quiet:
-        print(*said, sep="\n", file=sys.stderr, flush=True)
     resumed = Run(agent, state, Path(run))
     if steps is not None:
         resumed.change_steps(steps)
+    if not resumed.finished:
+        said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
+        if state.source is None and state.iteration > 0:
+            said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
+    if said and not quiet:
+        print(*said, sep="\n", file=sys.stderr, flush=True)
     return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
 
 
@@ -220,12 +227,34 @@ class Run:
             return []
         return [JsonLines(self.directory, self.state.iteration), TensorBoard(self.directory, self.state.steps)]
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has all its steps."""
+        return self.state.steps >= self.agent.config.steps
+
+    @property
+    def total(self) -> int:
+        """The steps that it ends with, in whole iterations."""
+        config, taken = self.agent.config, self.state.steps
+        return taken + -(-max(0, config.steps - taken) // config.batch) * config.batch
+
     def save(self) -> None:
-        """Write a checkpoint."""
-        if self.directory is not None:
-            write_checkpoint(self.directory / CHECKPOINTS, self.state, self.agent.config.keep_checkpoints)
+        """Write a checkpoint; where the simulators' state cannot be written, without it."""
+        if self.directory is None:
+            return
+        place, keep = self.directory / CHECKPOINTS, self.agent.config.keep_checkpoints
+        try:
+            write_checkpoint(place, self.state, keep)
+        except (TypeError, ValueError, RecursionError) as error:  # what a user's snapshot() returned is not JSON
+            if self.state.source is None:
+                raise
+            lost = f"the simulators' state cannot be saved ({in_words(error)}): a resumed run begins new episodes"
+            warnings.warn(lost, stacklevel=2)
+            write_checkpoint(place, dataclasses.replace(self.state, source=None), keep)
 
 
+TRACEBACK = "traceback.txt"
+"""Where in a run's directory it stands what ended it, if that was an error."""
 CHECKPOINT_SHARE = 0.1
 """The most of a run's time that checkpoints may take where iterations are faster than the disk."""
 
@@ -237,7 +266,13 @@ class _Saver:
         self.runs, self.place, self.saved = runs, place, runs[0].state.iteration
         self.latest: Callable[[], list[TrainingState]] | None = None
         """Fetches the runs' states, which may have to come from a device, where they are newer than what is known."""
+        self.began = False
+        """Whether an iteration was finished since."""
         self._ended, self._took = time.perf_counter(), 0.0
+
+    def finished(self, states: Callable[[], list[TrainingState]]) -> None:
+        """Take note of a finished iteration, all of whose metrics are written."""
+        self.latest, self.began = states, True
 
     def save(self) -> str:
         """Save all runs as they are now; return what to tell the user."""
@@ -254,6 +289,32 @@ class _Saver:
         self._took = self._ended - began
         return f"checkpoint of iteration {iteration} is in {self.place}; go on with: trpo resume {self.place}"
 
+    def ended(self, error: BaseException) -> RunFailed | KeyboardInterrupt:
+        """Save the last finished iteration, whatever ended the run; return what to raise, which says how to go on."""
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            error = error.__context__  # nobody reads on, for which Rich exits
+        if isinstance(error, NonFiniteBatchError):
+            states = error.states
+            self.latest = lambda: states
+        expected = isinstance(error, NonFiniteBatchError | KeyboardInterrupt | OSError)
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else in_words(error)
+        try:
+            how = self.save()
+        except Exception as second:
+            why = "" if in_words(second) == what else f" ({in_words(second)})"
+            how = f"what came after iteration {self.saved} could not be saved{why}"
+            how += f"; once that is mended, go on with: trpo resume {self.place}"
+        if isinstance(error, KeyboardInterrupt):
+            return KeyboardInterrupt(f"{what}; {how}")
+        if isinstance(error, NonFiniteBatchError):
+            what += "; stopped as configured (on_nonfinite=stop)"
+        if self.place is not None and not expected:
+            with contextlib.suppress(OSError):
+                lines = "".join(traceback.format_exception(error))
+                replace_durably(self.place / TRACEBACK, lines.encode(errors="backslashreplace"))
+                what += f" (all of it in {self.place / TRACEBACK})"
+        return RunFailed(f"{what}; {how}")
+
     def due(self, iteration: int, many: bool) -> bool:
         """Return whether it is time; ``many``: several iterations passed since this was asked last."""
         every = self.runs[0].agent.config.checkpoint_every
@@ -267,26 +328,36 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
 
     ``place`` is what a user resumes: the runs' common directory, by default the only one's.
     """
-    show = Reporter(runs[0].agent.config.steps * len(runs), quiet)
-    saver = _Saver(runs, place or runs[0].directory)
-    with graceful_stop() as stop, contextlib.ExitStack() as ending:
-        ending.callback(show.close)
-        sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
+    place = place or runs[0].directory
+    if all(run.finished for run in runs):
+        for run in () if quiet else runs:
+            which = run.directory or "the run"
+            more = f"to train on: trpo resume {place or 'RUN'} --steps N"
+            print(f"{which} is finished: {run.state.steps:,} steps; {more}", file=sys.stderr, flush=True)
+        return [run.agent.at(run.state) for run in runs]
+    show = Reporter(sum(run.total for run in runs), quiet)
+    saver = _Saver(runs, place)
+    with contextlib.closing(show), graceful_stop() as stop:
         try:
-            for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
-                for its_sinks, records in zip(sinks, progress.metrics, strict=True):
-                    for sink in its_sinks:
-                        sink.write(records)
-                show.update(joint_metrics([records[-1] for records in progress.metrics]))
-                saver.latest = progress.states
-                if stop.requested:
-                    raise KeyboardInterrupt(f"interrupted; {saver.save()}")
-                if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
-                    saver.save()
-        except EnvironmentFailure as error:
-            raise RunFailed(f"{error}; {saver.save()}") from error
-        except NonFiniteBatchError as error:
-            saver.latest = lambda: error.states
-            raise RunFailed(f"{error}; stopped as configured (on_nonfinite=stop); {saver.save()}") from error
-    saver.save()
+            _train_and_save(env, runs, show, saver, stop)
+        except BaseException as error:
+            if isinstance(error, ValueError | OSError) and not saver.began:
+                raise  # refused before anything happened
+            raise saver.ended(error) from error
     return [run.agent.at(run.state) for run in runs]
+
+
+def _train_and_save(env: EnvLike | Source, runs: list[Run], show: Reporter, saver: _Saver, stop: Stop) -> None:
+    with contextlib.ExitStack() as ending:
+        sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
+        for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
+            for its_sinks, records in zip(sinks, progress.metrics, strict=True):
+                for sink in its_sinks:
+                    sink.write(records)
+            saver.finished(progress.states)
+            show.update(joint_metrics([records[-1] for records in progress.metrics]))
+            if stop.requested:
+                raise KeyboardInterrupt
+            if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
+                saver.save()
+    saver.save()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from trpo.runs.files import replace_durably
 from trpo.training.record import Metrics
 
 FILE = "metrics.jsonl"
+FLUSH_INTERVAL = 5.0
+"""Seconds after which events are passed on to the system."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -46,38 +50,64 @@ class JsonLines:
         path = run / FILE
         if path.exists():
             kept = [r for r in read_metrics(run) if r["iteration"] <= after_iteration]
-            replace_durably(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+            with _naming(path):
+                replace_durably(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, records: Sequence[Metrics]) -> None:
         self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records))
-        self._file.flush()
+        with _naming(self._file.name):
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # ``write`` has reported what could not be written
+            self._file.close()
 
 
 class TensorBoard:
     """Writes every number as a TensorBoard scalar against environment steps.
 
-    Of iterations that come together, many in a second, only the last: a scalar costs more than such an iteration.
+    Of iterations that come together, many in a second, only the last: scalars cost more than such an iteration.
     """
 
     def __init__(self, run: Path, after_step: int = 0):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, proto
 
-        # purge_step makes TensorBoard forget what was written beyond the checkpoint that a resumed run starts from.
-        self._writer = SummaryWriter(str(run), purge_step=after_step + 1 if after_step else None)
+        # Not SummaryWriter: it writes in a thread of its own, which a full disk ends, and then waits for it for ever.
+        self._event, self._name, self._due = proto.event_pb2.Event, run / "events", 0.0
+        with _naming(self._name):
+            self._writer = event_file_writer.EventsWriter(str(self._name), f".{after_step}")
+            if after_step:
+                # TensorBoard forgets what was written beyond the checkpoint that a resumed run starts from.
+                start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+                event = self._event(wall_time=time.time(), step=after_step + 1, session_log=start)
+                self._writer.write_event(event)
+            self._writer.flush()
 
     def write(self, records: Sequence[Metrics]) -> None:
-        metrics = records[-1]
-        step = int(metrics["steps"] or 0)
-        for name, value in metrics.items():
+        event = self._event(wall_time=time.time(), step=int(records[-1]["steps"] or 0))
+        for name, value in records[-1].items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+                event.summary.value.add(tag=name, simple_value=value)
+        with _naming(self._name):
+            self._writer.write_event(event)
+            if time.monotonic() >= self._due:
+                self._due = time.monotonic() + FLUSH_INTERVAL
+                self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):  # these are for looking at: nothing is read back from them
+            self._writer.close()
 
 
 Sink = JsonLines | TensorBoard
+
+
+@contextlib.contextmanager
+def _naming(path: Any) -> Iterator[None]:
+    """Name the file in the error of a full disk, which has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

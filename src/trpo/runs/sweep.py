@@ -17,10 +17,11 @@ from trpo.envs.names import EnvLike, as_jax_env, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.runs.aggregate import interval
 from trpo.runs.files import claim_directory, read_config, read_json, write_json
-from trpo.runs.run import Run, configure, env_of, read_run, removed_if_refused, train_runs
+from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, removed_if_refused, train_runs
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO
+from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
@@ -118,10 +119,10 @@ def sweep(
     agents = [make_agent(env, c, policy, value=value) for c in configs]
     check_runs(env, agents)
     place = None if out is None else claim_directory(Path(out))
-    runs = [Run.begin(a, place and place / v.name) for v, a in zip(plan, agents, strict=True)]
-    if place is not None:
-        write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
     with removed_if_refused(place):
+        runs = [Run.begin(a, place and place / v.name) for v, a in zip(plan, agents, strict=True)]
+        if place is not None:
+            write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
         return _train(env, runs, quiet, place)
 
 
@@ -154,7 +155,11 @@ def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> li
     together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
-        write_json(place / SUMMARY, summarise(place))
+        try:
+            write_json(place / SUMMARY, summarise(place))
+        except OSError as error:
+            rest = f"all runs are finished, only the summary is missing; write it with: trpo resume {place}"
+            raise RunFailed(f"{in_words(error)}; {rest}") from error
     return agents
 
 

@@ -16,7 +16,7 @@ AUTO, NONE = "auto", "none"
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    return tomllib.loads(resources.files(__package__).joinpath("presets.toml").read_text())
+    return tomllib.loads(resources.files(__package__).joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
 def names() -> list[str]:

@@ -37,7 +37,8 @@ def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> di
             outcome = module.run(size, figures, seed)
         found = said.caption(outcome.to_json())
     except Exception as raised:
-        traceback.print_exc()
+        if os.environ.get("TRPO_TRACEBACK"):
+            traceback.print_exc()
         outcome, error = Outcome(()), f"{type(raised).__name__}: {raised}"
         found = outcome.to_json()
     return {
@@ -125,6 +126,7 @@ def run_theory(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a directory")
     out.mkdir(parents=True, exist_ok=True)
+    _write(out / "equations.md", equations_page())  # first: where nothing can be written, before hours of work
     figures = out / "figures"
     if not only:
         shutil.rmtree(figures, ignore_errors=True)
@@ -143,7 +145,6 @@ def run_theory(
     }
     _write(out / "claims.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     _write(out / "claims.md", claims_page(report))
-    _write(out / "equations.md", equations_page())
     _write(out / "index.html", html_page(report, figures))
     return report
 
