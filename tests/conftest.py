@@ -6,9 +6,11 @@ The import hook must come before the first import of ``trpo``, so it lives here 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,45 @@ def _no_implicit_broadcasting(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+LIMIT = 600.0
+"""Seconds that a test, its setup and its teardown may each take, on a busy machine; a slow one twelve times as long."""
+_stderr = 2
+
+
+@pytest.hookimpl(wrapper=True)
+def _limited(item: pytest.Item) -> Iterator[None]:
+    """Fail what takes too long, and say where every thread is; what does not even listen ends the process."""
+    limit = LIMIT * (12 if item.get_closest_marker("slow") else 1)
+
+    def too_long(*_: Any) -> None:
+        faulthandler.dump_traceback(_stderr)
+        pytest.fail(f"took longer than {limit:g} s")
+
+    if not hasattr(signal, "setitimer"):  # Windows
+        return (yield)
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, limit, 10)  # and again, should somebody swallow it
+    faulthandler.dump_traceback_later(limit + 60, exit=True, file=_stderr)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _limited
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """End the processes that a test has started, with all that they have started."""
+    yield
+    from tests.helpers import end_processes
+
+    end_processes()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _programs_do_not_pile_up() -> Iterator[None]:
     """Forget compiled programs after each file: each has memory mappings, of which a process may have 65,530 or so.
@@ -51,9 +92,9 @@ def _programs_do_not_pile_up() -> Iterator[None]:
     Beyond them the compiler aborts, or crashes while it writes to its cache.
     """
     yield
-    from trpo.training import device
+    from trpo import programs
 
-    device._programs.clear()
+    programs.forget()
     jax.clear_caches()
     gc.collect()
 
@@ -83,4 +124,6 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    global _stderr
+    _stderr = os.dup(2)  # the real one: nothing is captured now
     config.addinivalue_line("markers", "rank_promotion: third-party code under test broadcasts across ranks")

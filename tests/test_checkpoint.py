@@ -47,6 +47,23 @@ def test_round_trip_is_bit_exact(trained, tmp_path):
     assert same_bits(checkpoint.named_arrays(state.source.seat), read.source.seat)
 
 
+def test_everything_that_changes_in_training_is_in_it(tmp_path):
+    """Of a rule with a state, of an optimiser, of statistics: each leaf, with a value that it never begins with."""
+    config = trpo.Config(env=trpo.EnvConfig("probe:both", count=4), rule=trpo.RuleConfig(name="penalty"))
+    agent = trpo.make_agent("probe:both", config)
+    leaves, structure = jax.tree.flatten(agent.learner)
+    changed = [leaf + jnp.asarray(3 + i, leaf.dtype) for i, leaf in enumerate(leaves)]
+    state = trpo.TrainingState(
+        jax.tree.unflatten(structure, changed), iteration=7, steps=11, seconds=2.5, episodes={"episodes": 13}
+    )
+    assert state.learner.rule.coefficient != agent.learner.rule.coefficient
+    read = checkpoint.read_checkpoint(checkpoint.write_checkpoint(tmp_path, state), agent.learner)
+    assert jax.tree.structure(read.learner) == structure
+    assert same_bits(read.learner, state.learner)
+    assert (read.iteration, read.steps, read.seconds, read.episodes) == (7, 11, 2.5, {"episodes": 13})
+    assert read.source is None
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_the_average_of_policies_may_be_begun_or_dropped(trained, tmp_path, averaged):
     """A checkpoint without one (older, or ``policy.averaging=0``) begins with its policy."""

@@ -88,12 +88,13 @@ def test_fisher_without_weights_is_noticed(failing, monkeypatch):
 def test_discount_weights_forgotten_are_noticed(failing, monkeypatch):
     """1/T where γᵗ was meant."""
     monkeypatch.setattr(paths, "discounted_weights", paths.equal_weights)
-    assert {"γᵗ kept, gradient: unbiased, exact σ", "γᵗ kept, fisher: unbiased, exact σ"} & failing()
+    assert {"γᵗ kept, gradient: unbiased, exact σ", "γᵗ kept, fisher: unbiased, exact σ"} <= failing()
 
 
 def test_discount_weights_kept_where_dropped_are_noticed(failing, monkeypatch):
     monkeypatch.setattr(paths, "equal_weights", paths.discounted_weights)
-    assert {"γᵗ dropped, gradient: unbiased, exact σ", "γᵗ dropped, fisher: unbiased, exact σ"} & failing()
+    # So few MDPs show it in F only: a path's gradient is noisier.
+    assert failing() == {"γᵗ dropped, fisher: unbiased, exact σ"}
 
 
 def test_stationary_weights_in_place_of_the_visitation_are_noticed(failing, monkeypatch):

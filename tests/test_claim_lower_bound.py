@@ -46,6 +46,7 @@ def test_the_claim_holds(x64: None, tmp_path: Any) -> None:
     outcome = claim.run(SIZE, tmp_path, seed=1)
     assert outcome.passed, [check for check in outcome.checks if not check.passed]
     assert all(math.isfinite(check.worst) for check in outcome.checks)
+    assert outcome.pictures
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
     assert len(outcome.checks) == 15
 

@@ -43,6 +43,7 @@ def test_holds(x64: None, tmp_path: Path) -> None:
     outcome = claim.run(SIZE, tmp_path)
     assert not failed(outcome), [check for check in outcome.checks if not check.passed]
     assert all(np.isfinite(check.worst) for check in outcome.checks)
+    assert outcome.pictures
     assert all((tmp_path / picture.file).exists() for picture in outcome.pictures)
 
 

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,13 @@ import numpy as np
 import pytest
 
 import trpo
+from tests.helpers import run_process, start_process
+from trpo.cli.help import parse
+from trpo.cli.main import COMMANDS
+from trpo.cli.options import Train, gathered, varied
 from trpo.runs.sinks import read_metrics
+from trpo.settings.config import merge, settings_of
+from trpo.settings.presets import names
 
 KEYS = {
     "iteration", "steps", "seconds", "steps_per_second", "episode_return", "episode_length", "result",
@@ -28,7 +36,7 @@ SMALL = ["--env.count", "4", "--fragment", "8", "--policy.hidden", "8", "--value
 def cli(*arguments, cwd=None, timeout=240):
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    return run_process(command, timeout, cwd=cwd)
 
 
 def one_line(result, code):
@@ -70,7 +78,7 @@ def test_progress_is_plain_when_not_a_terminal(tmp_path, here):
 def test_evaluate_prints_one_json_object(run, here):
     result = here("evaluate", run, "--episodes", 3, "--json")
     data = json.loads(result.stdout)
-    assert set(data) == {"mean_return", "std_return", "returns", "lengths"}
+    assert set(data) == {"mean_return", "std_return", "returns", "lengths", "max_steps", "cut"}
     assert len(data["returns"]) == 3
     assert data["mean_return"] == pytest.approx(np.mean(data["returns"]))
     assert "stochastic" in here("evaluate", run, "--stochastic").stdout
@@ -318,7 +326,6 @@ def test_default_directories_do_not_collide(tmp_path, here):
 
 def test_help_and_version(here):
     assert "trpo train ENV" in here("--help").stdout
-    assert "--rule.max-kl" in here("train", "--help").stdout
     assert trpo.__version__ in here("--version").stdout
 
 
@@ -360,7 +367,7 @@ def test_gymnasium_resume_says_that_the_simulator_starts_anew(tmp_path, here):
 
 def start(*arguments):
     command = [sys.executable, "-m", "trpo", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_process(command)
 
 
 def wait_for_iterations(out, count, process):
@@ -396,7 +403,7 @@ def kill_and_resume(out, kills, seed):
     for _ in range(kills):
         time.sleep(generator.uniform(0.0, 0.5))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         process = start("resume", out)
         line = process.stderr.readline()
         while not line.startswith("resuming"):
@@ -482,3 +489,141 @@ def test_nonfinite_reward_stops_or_continues(module, tmp_path):  # PITFALLS row 
     results = [r["result"] for r in read_metrics(on)]
     assert results[2] == "nonfinite_batch"
     assert "accepted" in results[3:] or "no_signal" in results[3:]
+
+
+# ---------------------------------------------------------------- flags, help, presets, completion
+
+
+def flags_in(text):
+    return set(re.findall(r"(?m)^[ │]+(--[a-z][\w.-]*)", text))
+
+
+def test_train_s_help_shows_few_flags_with_the_values_for_env(here):
+    text = here("train", "Hopper-v5", "--steps", "1e5", "--help").stdout
+    assert 12 <= len(flags_in(text)) <= 16
+    for word in ("--steps 100000", "--env.count 4", "--rule.max-kl 0.02", "--policy.hidden 64 64", "Preset mujoco"):
+        assert word in text
+    assert "--env.count 16" in here("train", "-h").stdout
+    everything = here("train", "Ant-v5", "--help-all").stdout
+    expected = {f"--{name.replace('_', '-')}" for name in settings_of(trpo.Config) if name != "env.id"}
+    assert flags_in(everything) >= expected
+    assert re.search(r"--policy.sees STR[^-]*default: :27", everything)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns(command, here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    flags = ["--help-all" if command == "train" else "--help"]
+    done = [here(*([command] if command else []), flag) for flag in {*flags, "--help"}]
+    assert all(each.returncode == 0 for each in done)
+    assert max(len(line) for each in done for line in each.stdout.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "x", "--polic.hidden", "3"], "--polic.hidden; did you mean --policy.hidden?"),
+        (["train", "x", "--max_kl=3"], "--max_kl; did you mean --rule.max-kl?"),
+        (["train", "x", "-steps", "3"], "-steps; did you mean --steps?"),
+        (["train", "x", "--hidden", "3"], "did you mean --policy.hidden or --value.hidden?"),
+        (["train", "x", "--qqqq"], "--qqqq; see trpo train --help-all"),
+        (["train", "x", "--steps", "1.5"], "--steps: '1.5' is not a whole number"),
+        (["train", "x", "--steps", "1e400"], "--steps: '1e400' is not a whole number"),
+        (["train", "x", "--env.kwargs", "a"], "--env.kwargs: 'a' is not NAME=VALUE"),
+        (["evaluate", "x", "--epsiodes", "3"], "--epsiodes; did you mean --episodes?"),
+        (["trian", "x"], "'trian'; nearest: train"),
+        (["completion", "tcsh"], "bash, zsh, fish"),
+    ],
+)
+def test_mistyped_flags_get_the_nearest(arguments, words, here):
+    assert words in one_line(here(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (["--steps", "1e6"], {"steps": 10**6}),
+        (["--steps=1_000_000"], {"steps": 10**6}),
+        (["--policy.hidden", "32,16"], {"policy": {"hidden": (32, 16)}}),
+        (["--policy.hidden", "32", "16"], {"policy": {"hidden": (32, 16)}}),
+        (["--policy.hidden=[32, 16]"], {"policy": {"hidden": (32, 16)}}),
+        (["--policy.hidden"], {"policy": {"hidden": ()}}),
+        (
+            ["--env.kwargs", "a=3", "b=0.5", "c=true", "d=null", "e=text", "--env.kwargs", "f=[1, 2]", 'g="3"', "h=.5"],
+            {"env": {"kwargs": {"a": 3, "b": 0.5, "c": True, "d": None, "e": "text", "f": [1, 2], "g": "3", "h": 0.5}}},
+        ),
+        (["--env.kwargs=a=1_0", "b=a=b", "c={x}"], {"env": {"kwargs": {"a": 10, "b": "a=b", "c": "{x}"}}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_as_people_write_them(flags, kept):
+    parsed = parse(Train, "train", gathered(["Hopper-v5", *flags]))
+    assert parsed.config == merge(trpo.Config(), kept)
+
+
+def test_values_that_vary():
+    found = varied(["rule.max-kl=0.01,2e-2", "policy.hidden=[64,64],[32]", "policy.min_std=auto,0.1"])
+    assert found == {
+        "rule.max_kl": [0.01, 0.02], "policy.hidden": [[64, 64], [32]], "policy.min_std": ["auto", 0.1],
+    }  # fmt: skip
+    twice = parse(Train, "train", gathered(["x", "--vary", "a=1,2", "--seed", "3", "--vary", "b=1,2"]))
+    assert (twice.vary, twice.config.seed) == (("a=1,2", "b=1,2"), 3)
+
+
+def test_presets_are_listed(here):
+    text = here("presets").stdout
+    assert all(f"{name}: " in text for name in names())
+    assert max(map(len, text.splitlines())) <= 80
+    assert here("presets", "Ant").stdout.startswith("ant: Ant")
+    assert "did you mean mujoco?" in here("presets", "mujocco").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell, here, tmp_path):
+    script = here("completion", shell).stdout
+    assert all(word in script for word in ("rule.max-kl", "episodes", *COMMANDS))
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True, check=False).returncode == 0
+
+
+MY_ENV = """
+import gymnasium as gym, numpy as np
+
+class My(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self, gain=1.0, length=5):
+        self.gain, self.length = gain, length
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.time += 1
+        return np.zeros(2, np.float32), self.gain, self.time >= self.length, False, {}
+
+gym.register("My-v0", My)
+"""
+
+
+def test_an_environment_beside_one_with_arguments_of_its_own(tmp_path):
+    """By the console script, in whose path the current directory is not by itself; in workers, too."""
+    (tmp_path / "my_env.py").write_text(MY_ENV)
+    script = tmp_path / "bin" / "trpo"
+    script.parent.mkdir()
+    script.write_text(
+        "import sys\nfrom trpo.cli.main import entry_point\nif __name__ == '__main__':\n    entry_point()\n"
+    )
+
+    def trpo_script(*arguments):
+        done = subprocess.run(
+            [sys.executable, script, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    flags = ["--env.kwargs", "gain=2", "length=3", "--env.workers", 1, "--steps", "6.4e1", "--quiet", "--out", "r"]
+    trpo_script("train", "my_env:My-v0", *SMALL, *flags)
+    assert json.loads((tmp_path / "r/config.json").read_text())["config"]["env"]["kwargs"] == {"gain": 2, "length": 3}
+    assert json.loads(trpo_script("evaluate", "r", "--episodes", 2, "--json"))["returns"] == [6.0, 6.0]
+    trpo_script("resume", "r", "--steps", "9_6", "--quiet")
+    assert [record["episode_return"] for record in read_metrics(tmp_path / "r")] == [6.0] * 3

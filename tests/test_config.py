@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
 import sys
 import textwrap
 import typing
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 import trpo
+from tests.helpers import run_process
 from trpo.settings.config import FITS, RULES, merge
 
 NAN, INF = math.nan, math.inf
@@ -44,6 +44,7 @@ MISTAKES: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: trpo.PolicyConfig(min_std=0.6), ["policy.min_std=0.6", "below policy.initial_std=0.6"]),
     (lambda: trpo.PolicyConfig(min_std=NAN), ["policy.min_std=nan"]),
     (lambda: trpo.PolicyConfig(min_std=True), ["policy.min_std=True", "or auto"]),
+    (lambda: trpo.PolicyConfig(min_std=False), ["policy.min_std=False", "or auto"]),
     (lambda: trpo.PolicyConfig(last_layer_scale=-1.0), ["policy.last_layer_scale=-1.0", "0.01 is usual"]),
     (lambda: trpo.PolicyConfig(hidden_layer_scale=0.0), ["policy.hidden_layer_scale=0.0", "or auto", "√2 is usual"]),
     (lambda: trpo.ValueConfig(hidden_layer_scale=NAN), ["value.hidden_layer_scale=nan", "> 0"]),
@@ -139,9 +140,8 @@ def test_choices_are_checked_without_a_type_checker() -> None:
             except ValueError as error:
                 print(error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = run_process([sys.executable, "-c", textwrap.dedent(program)])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "on_nonfinite='ignore': must be one of stop, continue",
         "policy.activation='gelu': must be one of tanh, relu",
@@ -190,6 +190,52 @@ def test_every_rule_is_built_with_its_settings(rule: str) -> None:
     built = trpo.RuleConfig(rule, max_kl=0.02, damping=0.2, cg_iterations=7, cg_tolerance=1e-3).build()
     assert (built.max_kl, built.damping, built.cg_iterations, built.cg_tolerance) == (0.02, 0.2, 7, 1e-3)
     assert type(built) is RULES[rule]
+
+
+@pytest.mark.parametrize(("group", "field", "kind"), [
+    *((trpo.RuleConfig, "name", name) for name in RULES), *((trpo.ValueConfig, "method", name) for name in FITS),
+])  # fmt: skip
+def test_every_setting_of_a_rule_or_fit_arrives(group: Any, field: str, kind: str) -> None:
+    """One after the other; none is left out, exchanged with another, or replaced by its default."""
+    made = {**RULES, **FITS}[kind]
+    names = {f.name for f in dataclasses.fields(made)} & {f.name for f in dataclasses.fields(group)}
+    assert len(names) >= (5 if group is trpo.RuleConfig else 2)
+    for name in names:
+        default = getattr(group(), name)
+        other = not default if isinstance(default, bool) else default + 1 if isinstance(default, int) else default / 2
+        assert group(**{field: kind, name: other}).build() == made(**{name: other}) != made(), name
+
+
+EDGES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+    # a group, its settings at the ends of their ranges, and just beyond where that is not among the mistakes above
+    (trpo.EnvConfig, {"count": 1, "devices": 0, "workers": 1}, {"devices": -1}),
+    (trpo.Config, {"steps": 1, "seed": 2**32 - 1, "discount": 0.0, "gae_lambda": 0.0}, {"gae_lambda": 1.1}),
+    (trpo.Config, {"seed": 0, "discount": 1.0, "gae_lambda": 1.0, "updates_per_batch": 1}, {"discount": -0.1}),
+    (trpo.Config, {"fragment": 1, "fisher_subsample": 1, "keep_checkpoints": 1}, {"discount_steps": 0}),
+    (trpo.Config, {"final_discount": 0.0, "discount_steps": 1, "checkpoint_every": 1}, {"final_discount": -0.1}),
+    (trpo.PolicyConfig, {"hidden": (1,), "min_std": 0.0, "last_layer_scale": 0.0}, {"averaging": 1.0}),
+    (trpo.PolicyConfig, {"hidden": (), "averaging": 0.0, "hidden_layer_scale": 1e-9}, {"averaging": -0.1}),
+    (trpo.ValueConfig, {"epochs": 1, "minibatch": 0}, {"hidden_layer_scale": -1.0}),
+    (trpo.ValueConfig, {"method": "gauss-newton", "steps": 1, "max_change": 1e-9}, {"max_change": -1.0}),
+    (trpo.RuleConfig, {"damping": 0.0, "cg_iterations": 1, "cg_tolerance": 0.0}, {"max_step_norm": 0.0}),
+    (trpo.RuleConfig, {"cg_tolerance": 1.0, "max_backtracks": 0}, {"backtrack_ratio": 0.0}),
+    (trpo.RuleConfig, {"name": "penalty", "inner_steps": 1}, {"initial_coefficient": 0.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "inside", "outside"), EDGES, ids=str)
+def test_the_ends_of_a_range_are_where_they_are_said_to_be(
+    group: Any, inside: dict[str, Any], outside: dict[str, Any]
+) -> None:
+    def build(settings: dict[str, Any]) -> None:
+        made = group(**settings)
+        if group in (trpo.RuleConfig, trpo.ValueConfig):
+            made.build()
+
+    build(inside)
+    ((name, value),) = outside.items()
+    with pytest.raises(ValueError, match=rf"{name}={value!r}"):
+        build({key: given for key, given in inside.items() if key in ("name", "method")} | outside)
 
 
 def test_rules_and_fits_are_those_of_the_tables_with_their_own_defaults() -> None:

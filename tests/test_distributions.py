@@ -264,7 +264,7 @@ def dense_fisher(case: Case) -> np.ndarray:
 @one_of_each
 def test_numpy_in_gives_numpy_out_and_the_same_numbers(case: Case) -> None:
     def stacked(xp: Any) -> Any:
-        return jax.tree.map(lambda leaf: xp.stack([leaf, leaf[..., ::1] * 0.5]), case.build(xp=xp, dtype=np.float32))
+        return jax.tree.map(lambda leaf: xp.stack([leaf, leaf[..., ::-1] * 0.5]), case.build(xp=xp, dtype=np.float32))
 
     host, device = stacked(np), stacked(jnp)
     noise = device.noise(jax.random.key(0))

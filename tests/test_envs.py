@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from tests.helpers import run_process
 from trpo.envs import Box, Choice, EnvironmentFailure, HostEnv, Space
 from trpo.envs.host.probes import TIME_LIMIT, Probe
 from trpo.envs.names import make_envs, make_single
@@ -877,9 +878,7 @@ def test_processes_give_what_one_gives(closing: Callable, either_way: None) -> N
 
 def run_program(program: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, env=environment
-    )
+    return run_process([sys.executable, "-c", textwrap.dedent(program)], env=environment)
 
 
 def test_making_a_mujoco_environment_prints_nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import gymnasium as gym
@@ -15,8 +15,10 @@ import pytest
 from gymnasium import spaces
 
 import trpo
+from trpo.envs import Transition
 from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
-from trpo.rollout.whole_episodes import MAX_STEPS
+from trpo.rollout import HostPolicy, noise_of, whole_episodes
+from trpo.rollout.whole_episodes import MAX_STEPS, drawn_noise
 from trpo.training.agent import Agent
 
 SMALL: dict[str, Any] = {
@@ -150,6 +152,83 @@ def test_seeds_reproduce_and_matter(deterministic: bool) -> None:
     assert runs[0] == runs[1]
     assert set(runs[0].returns).isdisjoint(runs[2].returns)
     assert len(set(runs[0].returns)) == 2  # each environment has a seed of its own
+
+
+class Telling(Counter):
+    """Keeps the actions that it is given; an episode has five steps."""
+
+    told: ClassVar[list[np.ndarray]] = []
+    action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.told.append(action)
+        self.length = 5
+        return super().step(action)
+
+
+def test_every_step_has_the_noise_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy is μ + σ·noise with μ = 0 and σ = 1, so its actions are the noise; drawn for three steps at once."""
+    monkeypatch.setattr(whole_episodes, "NOISE", 3)
+    agent = agent_in(Telling, policy=trpo.PolicyConfig(hidden=(), initial_std=1.0, last_layer_scale=0.0))
+    actor, key = agent.actor(), jax.random.key(9)
+    drawn = [noise_of(agent.policy, actor, 2, (3,), jax.random.fold_in(key, start)) for start in (0, 3, 6, 9)]
+    expected = np.concatenate(drawn)[:10]
+    assert len(np.unique(expected)) == expected.size
+    noise = drawn_noise(agent.policy, actor, 2, 9)
+    np.testing.assert_array_equal([noise(step) for step in range(10)], expected)
+    Telling.told.clear()
+    assert trpo.evaluate(agent, Telling, episodes=4, deterministic=False, seed=9, count=2).lengths == (5,) * 4
+    np.testing.assert_allclose(np.reshape(Telling.told, (10, 2, 2)), expected, rtol=1e-6)
+
+
+class Scripted:
+    """At time t both pay t. One ends at every second step; two at every fourth, then resets in a step worth nothing."""
+
+    count, spec = 2, EnvSpec("scripted", Box((1,)), Box((1,)))
+
+    def look(self) -> np.ndarray:
+        return np.full((2, 1), self.time, np.float32)
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        self.time = 0
+        return self.look()
+
+    def step(self, action: np.ndarray) -> Transition:
+        np.testing.assert_array_equal(action, -self.look())
+        self.time += 1
+        first, second = self.time % 2 == 0, self.time % 4 == 3
+        valid = np.array([True, self.time % 4 != 0])
+        reward = np.where(valid, self.time, 100).astype(np.float32)
+        return Transition(self.look(), reward, np.array([first, False]), np.array([False, second]), self.look(), valid)
+
+    def snapshot(self) -> None: ...
+    def restore(self, snapshot: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class Noting(HostPolicy):
+    """Its memory is the number of its calls; it notes what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[int, list[bool], int]] = []
+
+    def start(self, count: int) -> np.ndarray:
+        return np.zeros(count, int)
+
+    def __call__(self, observation: Any, carry: Any, reset: Any, noise: Any) -> tuple[Any, Any]:
+        assert len(set(carry.tolist())) == 1
+        self.given.append((int(carry[0]), reset.tolist(), noise))
+        return -observation, carry + 1
+
+
+def test_episodes_returns_memory_and_noise_step_by_step() -> None:
+    policy = Noting()
+    result = whole_episodes.whole_episodes(Scripted(), policy, 5, 0, lambda step: step)
+    assert result.returns == (1 + 2, 3 + 4, 5 + 6, 1 + 2 + 3, 5 + 6 + 7)
+    assert result.lengths == (2, 2, 2, 3, 3)
+    # An episode begins in the first where the step before was its last, in the second also after the reset's own step.
+    begins = [[True, True], [False, False], [True, False], [False, True], [True, True], [False, False], [True, False]]
+    assert policy.given == [(k, reset, k) for k, reset in enumerate(begins)]
 
 
 def test_evaluation_equals_stepping_by_hand() -> None:
@@ -530,7 +609,7 @@ def test_an_environment_that_observes_what_is_not_finite_is_named(
     from trpo.report.recording import record
 
     agent = agent_in(in_spaces(observation, PAIR, fault))
-    words = r"environment Elsewhere .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
+    words = r"environment Elsewhere:? .*(observation\[.*\] is (nan|inf)|whole numbers that int32 holds)"
     with pytest.raises(trpo.EnvironmentFailure, match=words):
         agent.evaluate(episodes=1)
     with pytest.raises(trpo.EnvironmentFailure, match=words):

@@ -221,6 +221,37 @@ def test_value_targets_are_lambda_returns_of_the_batch(name: str, request: pytes
     np.testing.assert_allclose(batch.weight, 1 / (COUNT * FRAGMENT), rtol=1e-6)
 
 
+@pytest.mark.parametrize("standard", [True, False])
+def test_advantages_enter_as_they_are_unless_they_are_to_be_standardised(pendulum: Case, standard: bool) -> None:
+    program = dataclasses.replace(pendulum.program, standardise_advantages=standard)
+
+    @jax.jit
+    def entering(learner: Learner, trajectory: Trajectory) -> Any:
+        estimates = stages.estimate(program, pendulum.hyper, learner, trajectory, 0)
+        return stages.local_problem(program, learner, estimates).objective.keywords["advantage"]
+
+    advantage, _, _ = Account(pendulum).advantages()
+    expected = (advantage - advantage.mean()) / advantage.std() if standard else advantage
+    found = entering(pendulum.learner, pendulum.trajectory)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_memory_is_cleared_where_an_episode_begins(pendulum: Case) -> None:
+    """After every end of either kind, after a step that is not valid, and in the first row as the rollout says."""
+    random = np.random.default_rng(0)
+    names = ("terminated", "truncated", "valid")
+    flags = {name: random.random((FRAGMENT, COUNT)) < (0.8 if name == "valid" else 0.2) for name in names}
+    trajectory = dataclasses.replace(pendulum.trajectory, **flags, reset=np.array([True, False, False, True]))
+
+    @jax.jit
+    def cleared(learner: Learner, trajectory: Trajectory) -> Any:
+        estimates = stages.estimate(pendulum.program, pendulum.hyper, learner, trajectory, 0)
+        return stages.local_problem(pendulum.program, learner, estimates).distributions.reset
+
+    expected = [trajectory.reset, *(flags["terminated"] | flags["truncated"] | ~flags["valid"])[:-1]]
+    np.testing.assert_array_equal(cleared(pendulum.learner, trajectory), expected)
+
+
 @pytest.mark.parametrize(("iteration", "gamma"), [(0, 0.5), (5, 0.9), (10, 0.98), (99, 0.98)])
 def test_the_horizon_grows_geometrically_to_the_final_discount(pendulum: Case, iteration: int, gamma: float) -> None:
     """Halfway from γ = 0.5 to 0.98 the horizon is 10, the geometric mean of 2 and 50."""
@@ -319,6 +350,123 @@ def test_cumulative_kl_is_within_the_bound_at_every_update(pendulum: Case, updat
     assert final > 0.01
     assert int(info.update.accepted_updates) == updates
     assert float(info.update.mean_kl) == pytest.approx(final, rel=2e-3)
+
+
+# ---------------------------------------------------------------- what an iteration is made of
+
+
+def test_every_iteration_and_every_run_has_randomness_of_its_own() -> None:
+    """For a rollout and for a value fit; and asked for again it is the same."""
+    agent = trpo.make_agent("Pendulum-v1", configure("Pendulum-v1"))
+    program, learner = agent.program(), agent.learner
+
+    def draw(seed: int, iteration: int) -> tuple[bytes, bytes, bytes]:
+        key = jax.random.key(seed)
+        _, noise, key = prepare(program, learner.policy, learner.observations, key, jnp.asarray(iteration))
+        assert noise.shape == (FRAGMENT, COUNT, 1)
+        of_the_fit = jax.random.normal(key, noise.shape)
+        return np.asarray(noise).tobytes(), np.asarray(of_the_fit).tobytes(), jax.random.key_data(key).tobytes()
+
+    drawn = [draw(seed, k) for seed in (0, 1) for k in range(4)]
+    assert len({x for each in drawn for x in each}) == 3 * 8
+    assert draw(1, 2) == drawn[6]
+
+
+SETTINGS = trpo.Config(
+    env=trpo.EnvConfig("Pendulum-v1", count=5),
+    fragment=7,
+    rule=trpo.RuleConfig(max_kl=0.03, damping=0.2),
+    policy=trpo.PolicyConfig(averaging=0.25),
+    value=trpo.ValueConfig(epochs=3, normalise_returns=False),
+    discount=0.75,
+    final_discount=0.9,
+    discount_steps=70,
+    gae_lambda=0.625,
+    updates_per_batch=2,
+    fisher_subsample=4,
+    standardise_advantages=False,
+    observation_clip=3.0,
+)
+
+
+def test_an_iteration_is_compiled_from_its_settings() -> None:
+    agent = trpo.make_agent("Pendulum-v1", SETTINGS)
+    hyper = {
+        "rule": Repeated(trpo.TRPO(max_kl=0.03, damping=0.2), 2),
+        "value_fit": trpo.AdamFit(epochs=3),
+        "discount": 0.75,
+        "final_discount": 0.9,
+        "discount_iterations": 2.0,  # 70 steps, 5 · 7 at a time
+        "gae_lambda": 0.625,
+        "averaging": 0.25,
+    }
+    program = {
+        "policy": agent.policy,
+        "value": agent.value,
+        "space": agent.spec.observation,
+        "count": 5,
+        "fragment": 7,
+        "clip": 3.0,
+        "standardise_advantages": False,
+        "normalise_returns": False,
+        "fisher_subsample": 4,
+        "strata": 3,
+    }
+    for made, expected in ((Hyper.of(SETTINGS), hyper), (agent.program(3), program)):
+        assert {field.name: getattr(made, field.name) for field in dataclasses.fields(made)} == expected
+    assert agent.program().strata == 1
+    without = dataclasses.replace(SETTINGS, normalise_observations=False, policy=trpo.PolicyConfig(averaging=0.0))
+    assert Program.of(agent.policy, agent.value, agent.spec.observation, without).clip is None
+    assert Hyper.of(without).averaging is None
+    own = trpo.NaturalGradient(max_kl=0.5)
+    assert Hyper.of(SETTINGS, own).rule == Repeated(own, 2)
+
+
+def test_averaged_is_the_recurrence_of_its_weights() -> None:
+    """θ_j has the weight j (j + 1) with s = 1/3, where η = 2; all the same with s = 1."""
+    policies = np.random.default_rng(0).normal(size=(6, 3))
+    for share, weights in ((1 / 3, np.arange(1, 7) * np.arange(2, 8)), (1.0, np.ones(6))):
+        average = jnp.full(3, 8.0)  # the first policy replaces it
+        for k, params in enumerate(policies, start=1):
+            average = stages.averaged(average, jnp.asarray(params), share, k)
+        np.testing.assert_allclose(average, np.average(policies, axis=0, weights=weights), atol=1e-5)
+    assert stages.averaged(None, jnp.ones(3), 0.5, 1) is None
+    assert stages.averaged(jnp.zeros(3), jnp.ones(3), None, 1).tolist() == [0, 0, 0]
+
+
+def test_an_iteration_moves_the_average_by_its_share(pendulum: Case) -> None:
+    """Counted from 0: the first iteration's policy is the average, the fourth's enters with 1 / (1 + 3 s)."""
+    share = pendulum.config.policy.averaging
+    for iteration, step in ((0, 1.0), (3, 1 / (1 + 3 * share))):
+        new, _, _ = improve(pendulum.program, pendulum.hyper, pendulum.learner, pendulum.trajectory, iteration)
+        leaves = map(jax.tree.leaves, (new.average, pendulum.learner.average, new.policy))
+        for after, before, policy in zip(*leaves, strict=True):
+            np.testing.assert_allclose(after, before + step * (policy - before), rtol=1e-5, atol=1e-7)
+
+
+def test_strata_are_blocks_of_environments() -> None:
+    """Rows of three strata of two environments each, whichever leaf it is."""
+    time, env = np.divmod(np.arange(5 * 6).reshape(5, 6), 6)
+    for strata in (1, 3):
+        rows, times = (stages._rows(jnp.asarray(leaf), strata).reshape(strata, -1) for leaf in (env, time))
+        for i in range(strata):
+            found = sorted(zip(rows[i].tolist(), times[i].tolist(), strict=True))
+            block = range(i * 6 // strata, (i + 1) * 6 // strata)
+            assert found == [(e, t) for e in block for t in range(5)]
+        wide = jnp.stack([jnp.asarray(env), jnp.asarray(time)], axis=-1)
+        np.testing.assert_array_equal(stages._rows(wide, strata).reshape(strata, -1, 2)[..., 0], rows)
+
+
+def test_an_agent_begins_from_its_settings() -> None:
+    agent = trpo.make_agent("Pendulum-v1", SETTINGS)
+    assert_same_bits(agent.learner.average, agent.learner.policy)
+    assert agent.learner.deployed is agent.learner.average
+    for statistics in (agent.learner.observations, agent.learner.value.returns):
+        assert statistics.count == 0
+    again, other = (trpo.make_agent("Pendulum-v1", dataclasses.replace(SETTINGS, seed=seed)) for seed in (0, 1))
+    assert_same_bits(agent.learner, again.learner)
+    for name in ("policy", "value"):
+        assert differs(getattr(agent.learner, name), getattr(other.learner, name))
 
 
 # ---------------------------------------------------------------- row 12: no signal

@@ -4,12 +4,12 @@
 """
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.helpers import run_process
 from trpo.runs.sinks import read_metrics
 
 
@@ -17,9 +17,9 @@ def train_and_evaluate(task, steps, seed, out):
     run = out / f"{task}-s{seed}"
     trpo = [sys.executable, "-m", "trpo"]
     train = [*trpo, "train", task, "--steps", str(steps), "--seed", str(seed), "--out", str(run), "--quiet"]
-    subprocess.run(train, check=True)
+    assert run_process(train, timeout=7000).returncode == 0
     evaluate = [*trpo, "evaluate", str(run), "--episodes", "20", "--json"]
-    printed = subprocess.run(evaluate, check=True, capture_output=True, text=True).stdout
+    printed = run_process(evaluate).stdout
     for record in read_metrics(run):
         if record["result"] == "accepted":
             assert record["mean_kl"] <= record["max_kl"]

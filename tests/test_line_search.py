@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +118,38 @@ def test_shrinking_by_the_measured_kl_keeps_the_same_promise(
 
 def exact(surrogate: float, kl: float) -> trpo.Evaluation:
     return trpo.Evaluation(*(jnp.asarray(x, jnp.float32) for x in (surrogate, kl, kl, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("kl", "surrogate", "fraction", "backtracks"),
+    [
+        (4.0, 1.0, 0.49, 1),  # 0.98 √(δ / D̄), just inside the boundary
+        (1.02, 1.0, 0.98 / 1.02**0.5, 1),
+        (9e3, 1.0, 0.98 / 90**0.5 / 10, 2),  # never by more than 10 at once: then D̄ is 90, and then on the boundary
+        (0.5, 0.0, 0.5**7, 7),  # it is not the KL that is in the way: ρ, and after seven trials there is an improvement
+        (math.nan, 1.0, 0.5, 1),  # nothing was measured: ρ
+    ],
+)
+def test_the_measured_kl_says_how_far_to_shrink(kl: float, surrogate: float, fraction: float, backtracks: int) -> None:
+    """D̄ = kl·u² at u of a step of length 1, or NaN at the full step; δ = 1, ρ = 1/2."""
+
+    def evaluate(theta: jax.Array) -> trpo.Evaluation:
+        measured = jnp.where(theta < 1, 0.5, kl) if math.isnan(kl) else kl * theta**2
+        return trpo.Evaluation(jnp.where(theta < 0.01, 1.0, surrogate), measured, measured, measured)
+
+    new, info = trpo.line_search(evaluate, jnp.zeros(()), jnp.ones(()), 1.0, exact(0, 0), 0.5, 10, True)
+    assert (bool(info.accepted), int(info.backtracks)) == (True, backtracks)
+    np.testing.assert_allclose([new, info.fraction], fraction, rtol=1e-5)
+
+
+def test_how_far_it_goes_unless_told_otherwise() -> None:
+    """ρ = 0.8, ten times, whatever the KL was."""
+    evaluate = lambda theta: trpo.Evaluation(theta, 1e9 * theta, theta, theta)  # noqa: E731
+    for factor, most in ((0.8**10, 10), (0.8**11, None)):
+        bound = 1e9 * factor * 1.01
+        _, info = trpo.line_search(evaluate, jnp.zeros(()), jnp.ones(()), bound, exact(0, 0))
+        assert (bool(info.accepted), int(info.backtracks)) == (most is not None, most or 11)
+        np.testing.assert_allclose(info.fraction, factor if most else 0, rtol=1e-5)
 
 
 def run(evaluations: list[tuple[float, float]], max_kl: float = 1.0) -> tuple[np.ndarray, object]:

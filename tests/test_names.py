@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,11 +13,14 @@ import gymnasium as gym
 import pytest
 
 import trpo
+from tests.helpers import run_process
 from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device import JaxEnv
 from trpo.envs.device.probes import make_probe
 from trpo.envs.host.probes import Probe
-from trpo.envs.names import make_envs, resolve
+from trpo.envs.names import as_jax_env, make_envs, resolve
+from trpo.envs.packages import package_of
+from trpo.envs.protocol import UnknownEnvironmentError
 
 MIXED = "tests.golden.environments:Mixed-v0"
 
@@ -131,7 +133,8 @@ def test_environments_in_a_file_of_mistakes_are_refused_by_train_itself(tmp_path
                 print(error)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    done = run_process(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 8
     assert all("must be an environment id or a function" in line for line in lines)
@@ -146,3 +149,66 @@ def test_the_options_of_a_run_are_in_its_spaces(env: str) -> None:
         assert changed.action == dataclasses.replace(plain.action, rescale=False)
     assert changed.observation == plain.flattened().observation == Box((9 if env == MIXED else 1,))
     assert (plain.observation == changed.observation) == (env != MIXED)
+
+
+# ---------------------------------------------------------------- arguments of environments, and whose they are
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "envpool:CartPole-v1"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_named_is_made_with_the_run_s_arguments(env: str, workers: int) -> None:
+    if env.startswith("envpool:"):
+        pytest.importorskip("envpool")
+        workers = 0
+    origin = resolve(env, trpo.EnvConfig(kwargs={"max_episode_steps": 3}))
+    envs = origin.open(2, workers)
+    assert envs.time_limit == 3  # type: ignore[attr-defined]
+    envs.close()
+
+
+def test_gymnax_s_parameters_are_arguments_too() -> None:
+    pytest.importorskip("gymnax")
+    name, kwargs = "gymnax:CartPole-v1", {"gravity": 3.0, "max_steps_in_episode": 9}
+    env: Any = as_jax_env(name, kwargs)
+    assert (env.params.gravity, env.params.max_steps_in_episode) == (3.0, 9)
+    assert as_jax_env(name, dict(reversed(kwargs.items()))) is env  # compiled once
+    assert as_jax_env(name) is not env
+
+
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "envpool:CartPole-v1", "gymnax:CartPole-v1", "probe:both", "jax-probe:both", both]
+)
+def test_arguments_that_an_environment_does_not_take_are_named(env: Any) -> None:
+    if isinstance(env, str) and (kind := env.partition(":")[0]) in ("envpool", "gymnax"):
+        pytest.importorskip(kind)
+    with pytest.raises(ValueError, match=r"env\.kwargs no_such='x'") as caught:
+        trpo.make_agent(env, trpo.Config(env=trpo.EnvConfig(kwargs={"no_such": "x"})))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("ALE/Pong-v5", ["pip install ale-py", "ale_py:ALE/Pong-v5"]),
+        ("PongNoFrameskip-v4", ["pip install ale-py"]),
+        ("MiniGrid-Empty-5x5-v0", ["pip install minigrid", "minigrid:MiniGrid-Empty-5x5-v0"]),
+        ("dm_control/cartpole-balance-v0", ["pip install 'shimmy[dm-control]'"]),
+        ("Metaworld/MT1", ["pip install metaworld"]),
+        ("Meta-World/MT1", ["pip install metaworld"]),
+        ("highway-fast-v0", ["pip install highway-env", "highway_env:highway-fast-v0"]),
+        ("FetchReach-v4", ["pip install gymnasium-robotics"]),
+        ("gymanx:CartPole-v1", ["gymanx", "nearest: gymnax"]),
+        ("halfcheetah", ["nearest: HalfCheetah-v5"]),
+    ],
+)
+def test_whose_an_unknown_environment_is(env_id: str, words: list[str]) -> None:
+    with pytest.raises(UnknownEnvironmentError) as caught:
+        make_envs(env_id, 1)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_packages_of_environments() -> None:
+    assert package_of("minigrid:MiniGrid-Emty-v0", []) == "pip install minigrid"
+    assert package_of("MiniGrid-Emty-v0", ["MiniGrid-Empty-5x5-v0"]) == ""  # it is imported: the nearest name helps
+    assert package_of("Hoper-v5", []) == ""

@@ -9,11 +9,12 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from typing import Any
 
 import pytest
+
+from tests.helpers import run_process, start_process
 
 COMMON = """
 import dataclasses, json, sys
@@ -162,13 +163,7 @@ def outcomes() -> dict[str, dict[str, Any]]:
     processes = {}
     for name, script in PARTS.items():
         flags = quick if name == "fresh" else f"--xla_force_host_platform_device_count=8 {quick}"
-        processes[name] = subprocess.Popen(
-            [sys.executable, "-c", script, name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "XLA_FLAGS": flags},
-        )
+        processes[name] = start_process([sys.executable, "-c", script, name], env={**os.environ, "XLA_FLAGS": flags})
     found = {}
     for name, process in processes.items():
         out, err = process.communicate(timeout=300)
@@ -223,6 +218,7 @@ def test_eight_devices_give_the_parameters_of_one(part: str, outcomes: dict[str,
     assert found["value_apart"] < (1e-9 if part == "adam" else 1e-5)
     assert found["rollout_apart"] < 1e-9
     assert found["metrics"] < 1e-9
+    assert len(found["kl"]) == len(found["results"])
     assert all(kl <= bound for kl, bound in found["kl"])
 
 
@@ -319,7 +315,5 @@ assert len(trpo.sweep("jax-probe:action", seeds=3, config=config, quiet=True)) =
 
 
 def test_a_sweep_that_the_cores_do_not_divide_runs_as_in_a_process_of_its_own() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", SWEEP_AFTER_SWEEP], capture_output=True, text=True, timeout=300, check=False
-    )
+    result = run_process([sys.executable, "-c", SWEEP_AFTER_SWEEP])
     assert result.returncode == 0, result.stderr

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import trpo
 from trpo.envs.host.gymnasium import quiet_mujoco
-from trpo.settings.presets import NONE, apply_preset, names, preset_for
+from trpo.envs.host.probes import Probe
+from trpo.runs.run import configure
+from trpo.settings.presets import AUTO, NONE, about, apply_preset, names, preset_for, settings_of
 
 
 @pytest.mark.parametrize("name", names())
@@ -25,6 +32,50 @@ def test_the_simulator_s_name_does_not_matter() -> None:
     assert {preset_for(f"{task}-v5") for task in ("HumanoidStandup", "Hopper", "InvertedDoublePendulum")} == {"mujoco"}
     assert preset_for("brax:ant") == "brax"
     assert preset_for("MyAnt-v0") == NONE
+
+
+@pytest.mark.parametrize(
+    ("ids", "name"),
+    [
+        (["HalfCheetah", "envpool:HalfCheetah-v4", "my.tasks:HalfCheetah-v5", "my.tasks:HalfCheetah"], "no-falls"),
+        (["Hopper", "Hopper-v2", "envpool:Hopper"], "mujoco"),
+        (["MountainCar", "MountainCar-v0"], "car"),
+        (["MountainCarContinuous", "my:MountainCarContinuous-v0"], "continuous-car"),
+        (["gymnax:CartPole", "gymnax:CartPole-v1"], "gymnax-classic"),
+        (["gymnax:Pendulum-v1"], "gymnax-pendulum"),
+        (["gymnax:Breakout-MinAtar"], "minatar"),
+        (["CartPole", "Ants", "Ant-Maze-v0", "Ant-", "my/Ant-v5", "jax:my:Ant", "probe:Ant", "gymnax:Ant", ""], NONE),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_counts_is_the_task(ids: list[str], name: str) -> None:
+    """Its version does not matter, nor what imports or simulates it; a task of another family is another."""
+    assert {env_id: preset_for(env_id) for env_id in ids} == dict.fromkeys(ids, name)
+
+
+def test_every_preset_says_what_it_is_for() -> None:
+    assert all(0 < len(about(name)) <= 100 for name in names())
+    assert not any({"about", "match"} & settings_of(name).keys() for name in names())
+
+
+def task() -> Probe:
+    return Probe("both")
+
+
+@pytest.mark.parametrize("start", [trpo.train, trpo.sweep])
+def test_a_preset_is_applied_or_refused_and_never_ignored(start: Callable[..., Any], tmp_path: Path) -> None:
+    """With a config, which is used as it is, it would be ignored; for a function, it is applied if it is named."""
+    config, out = trpo.Config(steps=8), tmp_path / "r"
+    for preset in ("ant", "no-such"):
+        with pytest.raises(ValueError, match=f"preset='{preset}': a config is used as it is"):
+            start("probe:both", config=config, preset=preset, out=out, quiet=True)
+    assert not out.exists()
+    for preset in (AUTO, NONE):
+        assert configure("Ant-v5", config, preset) == dataclasses.replace(config, env=trpo.EnvConfig("Ant-v5"))
+    assert configure(task, None, "ant") == apply_preset(trpo.Config(), "ant")[0]
+    assert configure(task, None, AUTO) == configure(task, None, NONE) == trpo.Config()
+    with pytest.raises(ValueError, match="no-such"):
+        start(task, preset="no-such", out=out, quiet=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*out of date")

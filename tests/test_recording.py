@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import trpo
+from tests.helpers import run_process
 from trpo.report import recording
 from trpo.report.recording import default_path, headless_backend, record
 from trpo.report.video import GifWriter
@@ -200,7 +201,7 @@ def test_mp4(tmp_path: Path) -> None:
     out = record(agent, tmp_path / "clock.mp4")
     assert out.read_bytes()[4:8] == b"ftyp"
     ffmpeg = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
-    said = subprocess.run([ffmpeg, "-i", str(out), "-f", "null", "-"], capture_output=True, text=True).stderr
+    said = run_process([ffmpeg, "-i", str(out), "-f", "null", "-"]).stderr
     assert "14x8" in said  # even sizes: what players need
     assert "10 fps" in said
     assert "frame=    7" in said
@@ -289,4 +290,4 @@ def test_plots_and_recording_load_no_heavy_package_on_import() -> None:
         "import sys, trpo.report.plots, trpo.report.recording; "
         "assert not {'matplotlib', 'PIL', 'imageio_ffmpeg', 'pygame', 'glfw'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_process([sys.executable, "-c", code]).returncode == 0

@@ -1,9 +1,10 @@
 """A batch that is sharded over devices gives the update of one device (PITFALLS row 9)."""
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.helpers import run_process
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
@@ -46,5 +47,5 @@ assert int(info_one.result) == 0 and moved > 1e-3 and apart < 1e-10
 
 def test_a_sharded_batch_gives_the_update_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=False)
+    result = run_process([sys.executable, "-c", SCRIPT])
     assert result.returncode == 0, result.stderr

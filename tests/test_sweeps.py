@@ -106,13 +106,13 @@ def alone(env: Walk, config: trpo.Config) -> trpo.Agent:
 
 def test_members_equal_single_runs(x64: None) -> None:
     """Every combination, in order; four of the twelve are run alone."""
-    before = len(device_training._programs)
+    before = device_training._compile.cache_info().misses
     vary = {"rule.max-kl": [0.01, 0.05, 0.003], "value.max_change": [0.1, 1e-3]}
     agents = trpo.sweep(DOUBLE, seeds=[3, 11], vary=vary, config=MANY, quiet=True)
     assert [(a.config.rule.max_kl, a.config.value.max_change, a.config.seed) for a in agents] == [
         (kl, change, seed) for kl in (0.01, 0.05, 0.003) for change in (0.1, 0.001) for seed in (3, 11)
     ]
-    assert len(device_training._programs) == before + 1
+    assert device_training._compile.cache_info().misses == before + 1
     for agent in agents[::-3]:
         assert_close(alone(DOUBLE, agent.config), agent)
     assert len({tuple(bits(agent.learner)) for agent in agents}) == 12
@@ -184,14 +184,14 @@ def test_nothing_else_may_vary_within_one_program() -> None:
 
 def test_one_compilation_for_all_values() -> None:
     """Four members always; the environment is looked at again for the shapes of a batch alone."""
-    config, before = configure(), len(device_training._programs)
+    config, before = configure(), device_training._compile.cache_info().misses
     trpo.sweep(WALK, vary={"rule.max_kl": [0.01, 0.02, 0.03, 0.04]}, config=config, quiet=True)
-    assert len(device_training._programs) <= before + 1  # a test before this one may have made it
-    programs, traced = len(device_training._programs), WALK.traced
+    assert device_training._compile.cache_info().misses <= before + 1  # a test before this one may have made it
+    programs, traced = device_training._compile.cache_info().misses, WALK.traced
     trpo.sweep(WALK, vary={"rule.max_kl": [0.1, 0.2, 0.3, 0.4]}, config=config, quiet=True)
     trpo.sweep(WALK, vary={"discount": [0.1, 0.2], "gae_lambda": [0.3, 0.4]}, config=config, quiet=True)
     trpo.sweep(WALK, seeds=[5, 6, 7, 8], config=config, quiet=True)
-    assert len(device_training._programs) == programs
+    assert device_training._compile.cache_info().misses == programs
     assert WALK.traced - traced <= 3
 
 

@@ -57,6 +57,8 @@ def test_every_folder_is_a_claim_with_its_rooms() -> None:
 
 @pytest.mark.parametrize("equation", EQUATIONS, ids=lambda equation: equation.number)
 def test_an_equation_names_code_and_tests_that_exist(equation: Any) -> None:
+    assert equation.code
+    assert equation.tests
     assert all(excerpt(reference).text for reference in equation.code)
     assert not [test for test in equation.tests if not exists(test)]
     assert equation.claim in CLAIMS

@@ -67,6 +67,34 @@ def test_adam_on_the_whole_batch_is_a_plain_optax_loop(x64: None) -> None:
         np.testing.assert_allclose(info.loss, loss(params, batch), rtol=1e-10)
 
 
+@pytest.mark.parametrize("strata", [None, 3])
+def test_adam_on_minibatches_is_a_plain_optax_loop_too(strata: int | None, x64: None) -> None:
+    """Weights sum to 1 within every minibatch; of three strata each gives a third; rows left over are left out."""
+    batch = data(dtype=np.float64)
+    weight = batch.weight * 100.0 ** -(jnp.arange(N) % 7)
+    batch = ValueBatch(batch.observation, batch.target, weight / weight.sum())
+    if strata:
+        batch = jax.tree.map(lambda leaf: leaf.reshape(strata, -1, *leaf.shape[1:]), batch)
+    method = trpo.AdamFit(learning_rate=0.01, epochs=2, minibatch=9)
+    state, key = start(method, np.float64), jax.random.key(4)
+    n = N // (strata or 1)
+    size = 9 // (strata or 1)
+    adam, params = optax.adam(0.01), state.params
+    moments = adam.init(params)
+    objective = jax.jit(jax.grad(lambda p, x, y, w: 0.5 * jnp.sum(w * (linear(p, x) - y) ** 2)))
+    for epoch in jax.random.split(key, 2):
+        keys = jax.random.split(epoch, strata) if strata else [epoch]
+        orders = np.array([shuffled(k, n) for k in keys])
+        blocks = [np.asarray(leaf).reshape(-1, n, *leaf.shape[2 if strata else 1 :]) for leaf in jax.tree.leaves(batch)]
+        for rows in np.split(orders[:, : n // size * size], n // size, axis=1):
+            x, y, w = (np.concatenate([leaf[i, r] for i, r in enumerate(rows)]) for leaf in blocks)
+            updates, moments = adam.update(objective(params, x, y, w / w.sum()), moments, params)
+            params = optax.apply_updates(params, updates)
+    found, _ = jax.jit(lambda b: method.minimise(linear, state.params, state.optimiser, b, key))(batch)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
 def test_every_epoch_uses_each_row_once_in_a_new_order() -> None:
     """V notes which rows it is asked about; rows carry their number as the only feature."""
     seen: list[np.ndarray] = []

@@ -66,8 +66,8 @@ def line_search(
         start: ``evaluate(params)``, against which improvement is judged.
         backtrack_ratio: ρ, in (0, 1).
         max_backtracks: j runs to this number, so at most ``max_backtracks + 1`` trials are made: with −1 none.
-        use_measured_kl: after a trial with D̄ > δ shrink by 0.98 √(δ / D̄) instead of ρ. The full step's KL is within
-            a few per cent of δ, on either side; ρ = 0.8 then gives a third of the trust region away.
+        use_measured_kl: after a trial with D̄ > δ shrink by 0.98 √(δ / D̄) instead of ρ. The full step's KL
+            is near δ, on either side; where it is just above, ρ = 0.8 gives a third of the trust region away.
 
     This differs from the searches of OpenAI Baselines (accepts 1.5 δ), modular_rl (no KL test) and mjrl (no
     improvement test) in testing exactly what the method promises, and in keeping θ when the test fails.
@@ -77,7 +77,7 @@ def line_search(
         """Return the factor to the next trial."""
         if not use_measured_kl:
             return backtrack_ratio
-        # The KL is nearly quadratic along the step, so √(δ/D̄) lands on the boundary; aim a little inside.
+        # The KL is nearly quadratic along the step, so √(δ/D̄) lands near the boundary; aim a little inside.
         to_boundary = 0.98 * jnp.sqrt(max_kl / mean_kl)
         return jnp.where(mean_kl > max_kl, jnp.maximum(to_boundary, 0.1), backtrack_ratio)
 

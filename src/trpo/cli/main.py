@@ -1,4 +1,4 @@
-"""The command line: ``trpo train | resume | evaluate | record | plot | theory``.
+"""The command line: ``trpo train | resume | evaluate | record | plot | presets | theory | completion``.
 
 Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted (a checkpoint was written);
 1 anything else.
@@ -7,8 +7,8 @@ Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupt
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import io
 import itertools
 import json
 import os
@@ -18,29 +18,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional, arg
 
 from trpo._version import __version__
 from trpo.cli.output import foreign, give_up_output, prepare_streams, results_apart
-from trpo.spelling import in_words
+from trpo.spelling import in_words, nearest
 
 RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 USAGE = """\
 usage: trpo COMMAND …
 
-  trpo train ENV [--steps N] [--seed S] [--out DIR] [--preset NAME] [any setting as a flag, e.g. --rule.max-kl 0.02]
-  trpo resume RUN [--steps N]                go on from the newest checkpoint
+  trpo train ENV [--steps N] [--seed S] [--out DIR] [--preset NAME]
+             [any setting as a flag, e.g. --rule.max-kl 0.02]
+  trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]
+             several runs, each with a directory of its own
+  trpo resume RUN [--steps N]        go on from the newest checkpoint
   trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
-  trpo record RUN [--out FILE]               video of an episode (mp4 or gif)
-  trpo plot RUN... [--out FILE]              curves (PNG)
-  trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]   several runs, each with a directory of its own
-  trpo theory [--out DIR]                    check every claim of the theory; exit code 1 if one fails
+  trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
+  trpo plot RUN... [--out FILE]      curves (PNG)
+  trpo presets [NAME or ENV]         best-known settings, and for what
+  trpo theory [--out DIR]            check every claim of the theory;
+                                     exit code 1 if one fails
+  trpo completion bash|zsh|fish      a script that completes commands and flags
 
-ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first, envpool:Hopper-v4, or probe:delayed;
-in JAX, whole iterations on the device: gymnax:CartPole-v1, brax:ant, playground:CartpoleBalance, jax:MODULE:FUNCTION.
-RUN is a run's directory, or that of several (--seeds). `trpo COMMAND --help` lists all flags.
+ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first (from
+this directory, too), envpool:Hopper-v4, or probe:delayed; in JAX, whole
+iterations on the device: gymnax:CartPole-v1, brax:ant,
+playground:CartpoleBalance, jax:MODULE:FUNCTION.
+RUN is a run's directory, or that of several (--seeds).
+`trpo train ENV --help` shows the flags that people use with their values for
+ENV, `trpo train --help-all` all; `trpo COMMAND --help` those of a command.
 """
 
 
@@ -54,17 +62,12 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parse(kind: Any, command: str, arguments: Sequence[str], **options: Any) -> Any:
-    said = io.StringIO()
+    from trpo.cli.help import parse  # loads JAX, for which a question about the version need not wait
+
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=f"trpo {command}", args=list(arguments), **options)
-    except SystemExit as error:
-        if not error.code:
-            raise _HelpShown from None
-        # tyro explains itself in a box: its first paragraph, on one line
-        lines = [line.strip("│╭╮╰╯ ") for line in said.getvalue().splitlines()[1:]]
-        paragraph = itertools.takewhile(lambda line: line.strip("─"), lines)
-        raise ValueError(f"{' '.join(paragraph)} (see trpo {command} --help)") from error
+        return parse(kind, command, arguments, **options)
+    except SystemExit:
+        raise _HelpShown from None
 
 
 def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
@@ -74,19 +77,34 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
     def bound(**flags: Any) -> Callable[[], int]:  # tyro calls what it parses for: it must not run in there
         return functools.partial(run, **flags)
 
-    return lambda arguments: _parse(bound, run.__name__.strip("_"), arguments)()
+    def command(arguments: Sequence[str]) -> int:
+        return int(_parse(bound, run.__name__.strip("_"), arguments)())
+
+    command.flags = bound  # type: ignore[attr-defined]
+    return command
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from trpo.cli.options import Train, varied
+    from trpo.cli.help import few_flags
+    from trpo.cli.options import Train, gathered, varied
     from trpo.runs.run import configure, train
     from trpo.settings.config import Config
     from trpo.settings.presets import NONE, apply_preset, describe
 
     # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
-    first = _parse(Train, "train", arguments)
+    helps = {"-h", "--help", "--help-all"}.intersection(arguments)
+    arguments = gathered([argument for argument in arguments if argument not in helps])
+    first = Train("")
+    with contextlib.suppress(ValueError) if helps else contextlib.nullcontext():
+        first = _parse(Train, "train", arguments)
     base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
-    options = _parse(Train, "train", arguments, default=Train(first.env_id, base, first.out, first.preset, first.quiet))
+    default = dataclasses.replace(first, config=base)
+    if "--help-all" in helps:
+        _parse(Train, "train", ["--help"], default=default)
+    options = _parse(Train, "train", arguments, default=default) if first.env_id or not helps else first
+    if helps:
+        print(few_flags(options, name, settings))
+        return 0
     env, config, quiet = options.env_id, options.config, options.quiet
     if options.seeds < 1:
         raise ValueError(f"seeds={options.seeds}: must be ≥ 1")
@@ -273,13 +291,43 @@ def _theory(
     return _fail(f"claims that do not hold: {', '.join(failed)}", 1) if failed else 0
 
 
+@_command
+def _presets(which: Annotated[Positional[str | None], arg(metavar="NAME or ENV")] = None) -> int:
+    """List the presets: what each is for, and its settings.
+
+    Args:
+        which: A preset, or an environment, to show only its preset.
+    """
+    from trpo.cli.help import list_presets
+
+    print(list_presets(which))
+    return 0
+
+
+@_command
+def _completion(shell: Annotated[Positional[str], arg(metavar="bash|zsh|fish")]) -> int:
+    """Print a script that completes commands and flags.
+
+    Args:
+        shell: For bash: eval "$(trpo completion bash)".
+    """
+    from trpo.cli.help import completion
+    from trpo.cli.options import Train
+
+    commands = {name: getattr(command, "flags", Train) for name, command in COMMANDS.items()}
+    print(completion(shell, commands))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "resume": _resume,
     "evaluate": _evaluate,
     "record": _record,
     "plot": _plot,
+    "presets": _presets,
     "theory": _theory,
+    "completion": _completion,
 }
 
 
@@ -310,7 +358,11 @@ def _run(arguments: list[str]) -> int:
         return 0
     command = COMMANDS.get(arguments[0])
     if command is None:
-        raise ValueError(f"unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
+        near = nearest(arguments[0], list(COMMANDS), f"commands are {', '.join(COMMANDS)}")
+        raise ValueError(f"unknown command {arguments[0]!r}; {near}")
+    from trpo.programs import keep_programs
+
+    keep_programs()
     return command(arguments[1:])
 
 
@@ -350,6 +402,8 @@ def _has_device() -> bool:
 
 
 def entry_point() -> None:
-    """Console script."""
+    """Console script. Modules of the current directory can be named, as with ``python -m trpo``."""
     prepare_streams()
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
     sys.exit(main(for_good=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -20,11 +21,11 @@ from trpo.envs.host.envpool import EnvPoolEnvs
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
 from trpo.envs.host.returned import described
-from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError
+from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError, made_with
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
-_MAKERS: dict[str, Callable[[str], JaxEnv]] = {
+_MAKERS: dict[str, Callable[..., JaxEnv]] = {
     "gymnax": make_gymnax,
     "brax": make_brax,
     "playground": make_playground,
@@ -37,11 +38,17 @@ def is_jax_name(env: EnvLike) -> bool:
     return isinstance(env, str) and env.partition(":")[0] in {*_MAKERS, "jax"}
 
 
-def as_jax_env(env: EnvLike) -> JaxEnv | None:
+def is_in_jax(env: EnvLike) -> bool:
+    """Return whether ``env`` is or names an environment in JAX; none is made."""
+    return is_jax_name(env) or (not isinstance(env, str) and as_jax_env(env) is not None)
+
+
+def as_jax_env(env: EnvLike, kwargs: Mapping[str, Any] | None = None) -> JaxEnv | None:
     """Return the JAX environment that ``env`` is or names, or None if it is one for the host.
 
     Named are ``gymnax:ID``, ``brax:NAME[@BACKEND]``, ``playground:NAME``, ``jax-probe:NAME`` and
-    ``jax:MODULE:FUNCTION``, where the function, called without arguments, returns a :class:`JaxEnv` of yours.
+    ``jax:MODULE:FUNCTION``, where the function returns a :class:`JaxEnv` of yours. What is named is made with
+    ``kwargs``; gymnax's may be fields of its parameters.
 
     Raises:
         UnknownEnvironmentError: no environment of that name; the message has the nearest.
@@ -51,11 +58,17 @@ def as_jax_env(env: EnvLike) -> JaxEnv | None:
         return env if isinstance(env, JaxEnv) and not isinstance(env, type) else None
     kind, _, name = env.partition(":")
     if kind == "jax":
-        return _imported(name)
-    return _MAKERS[kind](name) if kind in _MAKERS else None
+        return _imported(name, kwargs or {})
+    return _made(kind, name, json.dumps(kwargs or {}, sort_keys=True)) if kind in _MAKERS else None
 
 
-def _imported(name: str) -> JaxEnv:
+@functools.cache  # the same object for the same name, so that what was compiled for it serves again
+def _made(kind: str, name: str, kwargs: str) -> JaxEnv:
+    with made_with(f"{kind}:{name}", given := json.loads(kwargs)):
+        return _MAKERS[kind](name, **given)
+
+
+def _imported(name: str, kwargs: Mapping[str, Any]) -> JaxEnv:
     module_name, _, function = name.partition(":")
     if not module_name or not function:
         raise UnknownEnvironmentError(f"environment 'jax:{name}': must be jax:MODULE:FUNCTION")
@@ -71,8 +84,9 @@ def _imported(name: str) -> JaxEnv:
     if not callable(made):
         raise UnknownEnvironmentError(f"jax:{name} is {type(made).__name__}, not a function that returns a trpo.JaxEnv")
     try:
-        env = made()
-    except (KeyboardInterrupt, UnknownEnvironmentError, MissingExtraError):
+        with made_with(f"jax:{name}", kwargs):
+            env = made(**kwargs)
+    except (KeyboardInterrupt, UnknownEnvironmentError, UnusableEnvironmentError, MissingExtraError):
         raise
     except BaseException as error:
         raise UnusableEnvironmentError(f"environment 'jax:{name}' cannot be made: {described(error)}") from error
@@ -99,6 +113,10 @@ class DoorOptions(Protocol):
     def flatten(self) -> bool:
         """Whether every observation is made one vector."""
 
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """What an environment that is named is made with."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -107,6 +125,7 @@ class Origin:
     env: EnvLike
     rescale_actions: bool = True
     flatten: bool = False
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def ours(self) -> bool:
@@ -116,7 +135,7 @@ class Origin:
     @functools.cached_property
     def device(self) -> JaxEnv | None:
         """The environment in JAX, None if it is one for the host."""
-        env = as_jax_env(self.env)
+        env = as_jax_env(self.env, self.kwargs)
         return Flattened(env) if env is not None and self.flatten else env
 
     @functools.cached_property
@@ -134,7 +153,7 @@ class Origin:
         """Return environments that are stepped together from the host: new ones, or those that were handed in."""
         if isinstance(self.env, HostEnv):
             return self.env
-        return make_envs(self.env, count, workers, self.rescale_actions, self.flatten)
+        return make_envs(self.env, count, workers, self.rescale_actions, self.flatten, self.kwargs)
 
 
 def resolve(env: EnvLike, options: DoorOptions) -> Origin:
@@ -144,18 +163,30 @@ def resolve(env: EnvLike, options: DoorOptions) -> Origin:
         ValueError: it is nothing that environments can be made from.
     """
     if isinstance(env, type) or not isinstance(env, HostEnv | JaxEnv):
-        _maker(env)
-    return Origin(env, options.rescale_actions, options.flatten)
+        _maker(env, {})
+    return Origin(env, options.rescale_actions, options.flatten, options.kwargs if isinstance(env, str) else {})
 
 
-def _maker(env: Any, **kwargs: Any) -> tuple[str, MakeEnv]:
+def require_name(env: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError if ``kwargs`` would be ignored: what is not a name makes its environments itself, or is one."""
+    if kwargs and not isinstance(env, str):
+        given = " ".join(f"{name}={value!r}" for name, value in kwargs.items())
+        raise ValueError(f"env.kwargs {given}: for environments that are named; write them into what you pass as env")
+
+
+def _maker(env: Any, kwargs: Mapping[str, Any]) -> tuple[str, MakeEnv]:
     if not isinstance(env, str):
         if not callable(env) or (isinstance(env, type) and not issubclass(env, gym.Env)):
             raise ValueError(f"env={_shown(env)}: must be {_LIKE}; {_cure(env)}")
         return getattr(env, "__name__", type(env).__name__), env
     if env.startswith("probe:"):
-        return env, partial(Probe, env.removeprefix("probe:"))
+        return env, partial(_probe, env.removeprefix("probe:"), **kwargs)
     return env, partial(make_registered, env, **kwargs)
+
+
+def _probe(name: str, render_mode: str | None = None, **kwargs: Any) -> Probe:
+    with made_with(f"probe:{name}", kwargs):
+        return Probe(name, **kwargs)
 
 
 _LIKE = "an environment id or a function without arguments that makes one, environments in JAX or those of make_envs"
@@ -185,7 +216,12 @@ def _cure(env: Any) -> str:
 
 
 def make_envs(
-    env: EnvLike, count: int, workers: int = 0, rescale_actions: bool = True, flatten: bool = False
+    env: EnvLike,
+    count: int,
+    workers: int = 0,
+    rescale_actions: bool = True,
+    flatten: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> HostEnv:
     """Make ``count`` environments that are stepped together from the host.
 
@@ -197,6 +233,7 @@ def make_envs(
         workers: 0 steps them in this process; K spreads them over this one and K others.
         rescale_actions: map [−1, 1] onto finite Box bounds.
         flatten: make every observation one vector of float32.
+        kwargs: what an environment that is named is made with, such as ``{"ctrl_cost_weight": 0.2}``.
 
     Raises:
         UnknownEnvironmentError: no such id; the message names the nearest.
@@ -204,7 +241,9 @@ def make_envs(
     """
     if count < 1:
         raise ValueError(f"env.count={count}: must be ≥ 1; 16 is usual")
-    known = as_jax_env(env)
+    kwargs = kwargs or {}
+    require_name(env, kwargs)
+    known = as_jax_env(env, kwargs)
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
@@ -214,8 +253,8 @@ def make_envs(
     if isinstance(env, str) and env.startswith("envpool:"):
         if workers:
             raise ValueError(f"env.workers={workers}: EnvPool has threads of its own; use 0")
-        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten)
-    name, make = _maker(env)
+        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs)
+    name, make = _maker(env, kwargs)
     if workers:
         from trpo.envs.host.workers import WorkerEnvs
 
@@ -227,4 +266,4 @@ def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
         env = env.removeprefix("envpool:")
-    return make_one(*_maker(env, **kwargs))
+    return make_one(*_maker(env, kwargs))

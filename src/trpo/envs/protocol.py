@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -87,3 +88,16 @@ class MissingExtraError(ValueError):
 
 class UnknownEnvironmentError(ValueError):
     """No environment of that name."""
+
+
+@contextlib.contextmanager
+def made_with(env: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Say which arguments it was, where an environment cannot be made with those that a user gave."""
+    try:
+        yield
+    except TypeError as error:
+        said = str(error).partition("\n")[0].partition(" was raised from")[0]
+        if not kwargs or "'render_mode'" in said:
+            raise
+        given = " ".join(f"{name}={value!r}" for name, value in kwargs.items())
+        raise UnusableEnvironmentError(f"environment {env!r} cannot be made with env.kwargs {given}: {said}") from error

@@ -23,7 +23,7 @@ from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
 from trpo.envs.host.returned import WrongAnswerError, begun, described, taken, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
-from trpo.envs.names import as_jax_env, make_single
+from trpo.envs.names import is_in_jax, make_single
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.envs.spec import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
@@ -112,13 +112,13 @@ def can_record(env: str) -> bool:
 
 def _make_env(agent: Agent) -> gym.Env:
     source = agent.env if agent.env is not None else agent.spec.id
-    if as_jax_env(source) is not None:
+    if is_in_jax(source):
         raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
     displayed = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     backend = "display" if displayed else headless_backend()
     try:
         with quiet_mujoco():
-            env = make_single(source, render_mode="rgb_array")
+            env = make_single(source, **{**agent.config.env.kwargs, "render_mode": "rgb_array"})
     except UnusableEnvironmentError as error:
         if not isinstance(error.__cause__, TypeError) or "render_mode" not in str(error):
             raise

@@ -19,6 +19,7 @@ from trpo.envs.spec import Box
 from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
 from trpo.policies.protocol import PolicyFunction
+from trpo.programs import compiled
 from trpo.rollout.trajectory import Actor
 
 Act = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
@@ -33,7 +34,7 @@ def act(policy: Any, actor: Actor, observation: Any, carry: Any, reset: Any, noi
     return (kind.mode(distribution) if noise is None else kind.transform(distribution, noise)), carry
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled
 def _compiled_act(policy: PolicyFunction, actor: Actor, *step: Any) -> tuple[Any, Any]:
     return act(partial(policy, actor.params), actor, *step)
 

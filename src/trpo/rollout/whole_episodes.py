@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv
 from trpo.envs.meeting import not_finite
 from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
+from trpo.programs import compiled
 from trpo.rollout.acting import HostPolicy, noise_of
 from trpo.rollout.host import step_all
 from trpo.rollout.trajectory import Actor
@@ -21,7 +23,11 @@ NOISE = 200
 """Steps whose noise is drawn at once."""
 MAX_STEPS = 30_000
 """Steps after which an episode is cut unless another number is given: more than the 27,000 of Atari games have."""
-_noise = jax.jit(noise_of, static_argnums=(0, 2, 3))
+
+
+@partial(compiled, static=3)
+def _noise(policy: PolicyFunction, count: int, leading: tuple[int, ...], actor: Actor, key: Any) -> Any:
+    return noise_of(policy, actor, count, leading, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +143,7 @@ def drawn_noise(policy: PolicyFunction, actor: Actor, count: int, seed: int) -> 
     def noise(step: int) -> Any:
         nonlocal drawn
         if step % NOISE == 0:
-            drawn = to_numpy(_noise(policy, actor, count, (NOISE,), jax.random.fold_in(key, step)))
+            drawn = to_numpy(_noise(policy, count, (NOISE,), actor, jax.random.fold_in(key, step)))
         return jax.tree.map(lambda rows: rows[step % NOISE], drawn)
 
     return noise

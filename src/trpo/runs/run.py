@@ -17,6 +17,7 @@ from trpo.envs import EnvSpec
 from trpo.envs.names import EnvLike
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import keep_programs
 from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
@@ -24,8 +25,8 @@ from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, replace_d
 from trpo.runs.interrupts import Stop, graceful_stop
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
-from trpo.settings.config import Config
-from trpo.settings.presets import AUTO, apply_preset
+from trpo.settings.config import Config, merge
+from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.loop import advance, check_runs, make_agent
@@ -115,7 +116,8 @@ def train(
         seed: overrides the configuration's.
         out: directory of the run (created; must be empty). Without it nothing is written.
         config: settings, used as they are; by default those of the preset.
-        preset: name of a preset, ``auto`` (by environment id) or ``none``; only without ``config``.
+        preset: name of a preset, ``auto`` (by environment id) or ``none``. A preset's name and ``config`` together are
+            refused: which of the two should win cannot be told.
         policy: a policy of your own: any callable pytree from observations to a distribution.
         rule: an update rule of your own (see :class:`~trpo.rules.protocol.Rule`), in place of the configuration's.
         value: a value function of your own: any callable pytree from observations to numbers.
@@ -136,6 +138,7 @@ def train(
     >>> agent.act([0.0]).shape
     ()
     """
+    keep_programs()
     config = configure(env, config, preset, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule, value)
     if out is not None:
@@ -160,11 +163,17 @@ def removed_if_refused(place: Path | None) -> Iterator[None]:
 
 def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
     """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None."""
+    if config is not None and preset not in (AUTO, NONE):
+        raise ValueError(
+            f"preset={preset!r}: a config is used as it is; pass one of the two, or "
+            f"config=trpo.settings.presets.apply_preset(config, {preset!r})[0] to have the preset's settings in it"
+        )
     settings = config or Config()
     if isinstance(env, str):
         settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, id=env))
-        settings = apply_preset(settings, preset)[0] if config is None else settings
-    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    if config is None and (isinstance(env, str) or preset != AUTO):
+        settings = apply_preset(settings, preset)[0]
+    return merge(settings, {name: value for name, value in changes.items() if value is not None})
 
 
 def resume(
@@ -178,6 +187,7 @@ def resume(
     quiet: bool = False,
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
+    keep_programs()
     agent, state, problems = read_run(run, policy, env, rule, value)
     said = [f"{problem}; using the one before" for problem in problems]
     resumed = Run(agent, state, Path(run))
@@ -215,9 +225,9 @@ class Run:
         run.save()
         return run
 
-    def change_steps(self, steps: int) -> None:
+    def change_steps(self, steps: Any) -> None:
         """Train to another number of steps, and remember it."""
-        self.agent = dataclasses.replace(self.agent, config=dataclasses.replace(self.agent.config, steps=steps))
+        self.agent = dataclasses.replace(self.agent, config=merge(self.agent.config, {"steps": steps}))
         if self.directory is not None:
             write_config(self.directory, self.agent)
 

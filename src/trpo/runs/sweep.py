@@ -13,14 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo.envs.names import EnvLike, as_jax_env, is_jax_name
+import numpy as np
+
+from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
 from trpo.runs.files import claim_directory, read_config, read_json, write_json
 from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, removed_if_refused, train_runs
 from trpo.runs.sinks import read_metrics
-from trpo.settings.config import Config, merge
+from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
+from trpo.settings.values import converted
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
@@ -110,12 +114,13 @@ def sweep(
     >>> [(agent.config.rule.max_kl, agent.config.seed) for agent in agents]
     [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
     """
+    keep_programs()
     base = configure(env, config, preset, steps=steps)
-    plan = variants(_seeds(seeds, base.seed), vary or {})
+    vary = _varied(env, vary or {})
+    plan = variants(_seeds(seeds, base.seed), vary)
     if base.env.devices != 1 and is_jax_name(env):
         use_cores(len(plan))
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
-    _check_varied(env, vary or {})
     agents = [make_agent(env, c, policy, value=value) for c in configs]
     check_runs(env, agents)
     place = None if out is None else claim_directory(Path(out))
@@ -126,8 +131,9 @@ def sweep(
         return _train(env, runs, quiet, place)
 
 
-def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
-    chosen = list(range(first, first + seeds) if isinstance(seeds, int) else seeds)
+def _seeds(seeds: Any, first: int) -> list[int]:
+    several = converted(seeds, tuple[int, ...] if np.ndim(seeds) else int, "seeds")
+    chosen = list(range(first, first + several) if isinstance(several, int) else several)
     if not chosen:
         raise ValueError(f"seeds={seeds}: must be ≥ 1")
     if len(set(chosen)) != len(chosen):
@@ -135,24 +141,30 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     return chosen
 
 
-def _check_varied(env: EnvLike, vary: Mapping[str, Sequence[Any]]) -> None:
-    in_jax = as_jax_env(env) is not None
+def _varied(env: EnvLike, vary: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what varies by today's names, with values as settings keep them."""
+    in_jax = is_in_jax(env)
+    found: dict[str, list[Any]] = {}
     for name, values in vary.items():
         setting = name.replace("-", "_")
         if setting in ("seed", "env.id"):
             cure = "use seeds (--seeds N)" if setting == "seed" else "a sweep has one environment"
             raise ValueError(f"vary {setting!r}: {cure}")
-        if not values or len({str(value) for value in values}) != len(values):
-            raise ValueError(f"vary {setting!r}: must have one or more values, each once, not {list(values)}")
+        if isinstance(values, str) or not np.iterable(values):
+            raise ValueError(f"vary {setting!r}: must be a list of values, not {values!r}")
+        found[setting] = kept = [of_setting(setting, value) for value in values]
+        if not kept or len({str(value) for value in kept}) != len(kept):
+            raise ValueError(f"vary {setting!r}: must have one or more values, each once, not {kept}")
         if in_jax and setting not in TRACED:
             raise ValueError(
                 f"vary {setting!r}: runs in JAX train as one compiled function, which has this setting compiled in; "
                 f"train them one by one, or vary one of {', '.join(sorted(TRACED))}"
             )
+    return found
 
 
 def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> list[Agent]:
-    together = [runs] if as_jax_env(env) is not None else [[run] for run in runs]
+    together = [runs] if is_in_jax(env) else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
         try:
@@ -206,6 +218,7 @@ def resume_sweep(
     quiet: bool = False,
 ) -> list[Agent]:
     """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
+    keep_programs()
     place = Path(place)
     plan = read_sweep(place)
     if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
@@ -215,7 +228,7 @@ def resume_sweep(
     runs = [Run(*read(each)[:2], each) for each in places]
     target = env_of(runs[0].agent)
     # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
-    while as_jax_env(target) is not None and len({run.state.iteration for run in runs}) > 1:
+    while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
         earliest = min(run.state.iteration for run in runs)
         for run, each in zip(runs, places, strict=True):
             if run.state.iteration > earliest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import tyro
 
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
+from trpo.settings.values import converted, require
 from trpo.spelling import did_you_mean
 from trpo.trees import single
 from trpo.value_fits.adam import AdamFit
@@ -20,11 +22,6 @@ from trpo.value_fits.gauss_newton import GaussNewtonFit
 
 RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}
 FITS: dict[str, Any] = {"adam": AdamFit, "gauss-newton": GaussNewtonFit}
-
-
-def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
 def _is_number(value: Any) -> bool:
@@ -48,23 +45,25 @@ Widths = Annotated[tuple[int, ...], "positive widths, such as 64 64"]
 LayerGain = Annotated[Gain, "> 0, or auto; √2 is usual"]
 
 
+@functools.cache
+def _hints(kind: Any, include_extras: bool = False) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=include_extras)
+
+
 def _check(config: Any, group: str) -> None:
-    """Check that choices are among their names and numbers in the ranges with which their fields are annotated."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    """Convert every field, then check that numbers are in the ranges with which the fields are annotated."""
+    kind: Any = type(config)
+    ranges = {}
     for f in dataclasses.fields(config):
-        value, hint = getattr(config, f.name), hints[f.name]
-        _require_choice(value, hint, group + f.name)
-        for allowed in getattr(hint, "__metadata__", ()):
-            if isinstance(allowed, str) and value is not None:
-                inside = _RANGES[allowed.partition(";")[0]](value)
-                default = f"{f.default:.10g}" if _is_number(f.default) else ""
-                _require(inside, group + f.name, value, allowed.format(default))
-
-
-def _require_choice(value: Any, hint: Any, name: str) -> None:
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        _require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
+        default = f"{f.default:.10g}" if _is_number(f.default) else ""
+        texts = getattr(_hints(kind, True)[f.name], "__metadata__", ())
+        ranges[f.name] = allowed = next((text.format(default) for text in texts if isinstance(text, str)), "")
+        value = converted(getattr(config, f.name), _hints(kind)[f.name], group + f.name, allowed)
+        object.__setattr__(config, f.name, value)
+    for name, allowed in ranges.items():
+        value = getattr(config, name)
+        if allowed and value is not None:
+            require(_RANGES[allowed.partition(";")[0]](value), group + name, value, allowed)
 
 
 def _build(config: Any, group: str, what: str, chosen: str, kinds: dict[str, Any]) -> Any:
@@ -95,10 +94,12 @@ class EnvConfig:
     """Map [-1, 1] onto finite Box bounds."""
     flatten: bool = False
     """Make every observation one vector of numbers, whatever its space."""
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    """What is passed to the environment when it is made by name, such as ctrl_cost_weight=0.2; values are JSON."""
 
     def __post_init__(self) -> None:
         _check(self, "env.")
-        _require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
+        require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class PolicyConfig:
     """The policy network."""
 
     hidden: Widths = (64, 64)
+    """Widths of the hidden layers."""
     activation: Activation = "tanh"
     initial_std: Annotated[float, "> 0; {} is usual"] = 0.6
     """σ of a Gaussian policy at the start."""
@@ -164,7 +166,7 @@ class PolicyConfig:
 
     def _require_min_std(self, bound: Any) -> None:
         allowed = f"≥ 0 and below policy.initial_std={self.initial_std}, or auto; 0 sets no bound"
-        _require(_is_number(bound) and 0 <= bound < self.initial_std, "policy.min_std", bound, allowed)
+        require(_is_number(bound) and 0 <= bound < self.initial_std, "policy.min_std", bound, allowed)
 
     def std_bound(self, dimensions: int) -> float:
         """Return the bound on σ for actions of so many elements; raises ValueError if σ would begin below it."""
@@ -178,6 +180,7 @@ class ValueConfig:
     """The value network and its fit."""
 
     hidden: Widths = PolicyConfig.hidden
+    """Widths of the hidden layers."""
     activation: Activation = PolicyConfig.activation
     hidden_layer_scale: LayerGain = PolicyConfig.hidden_layer_scale
     """Gain of the hidden layers' initial weights; auto as for the policy's."""
@@ -213,6 +216,7 @@ class Config:
     steps: Annotated[int, "≥ 1"] = 1_000_000
     """Environment steps to train for; the last iteration may go a little beyond."""
     seed: int = 0
+    """Of all that is random: the same seed gives the same run."""
     fragment: Annotated[int, "≥ 1; {} is usual"] = 64
     """Steps of every environment in one iteration; the batch is env.count times this."""
     rule: RuleConfig = field(default_factory=RuleConfig)
@@ -243,9 +247,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self, "")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
         if self.final_discount is not None:
-            _require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
+            require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
         self.rule.build()
         self.value.build()
 
@@ -266,28 +270,33 @@ class Config:
 
 def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
     """Return ``config`` with nested ``changes`` applied; an unknown name is a ValueError that names the nearest."""
-    hints = typing.get_type_hints(type(config))
+    kind: Any = type(config)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in hints:
             raise ValueError(f"unknown setting {prefix}{name}; {did_you_mean(name, list(hints), prefix)}")
-        current = getattr(config, name)
-        if dataclasses.is_dataclass(current):
-            _require(isinstance(value, dict), prefix + name, value, "a group of settings")
-            values[name] = merge(current, value, f"{prefix}{name}.")
+        if dataclasses.is_dataclass(hints[name]):
+            require(isinstance(value, dict), prefix + name, value, "a group of settings")
+            values[name] = merge(getattr(config, name), value, f"{prefix}{name}.")
         else:
-            values[name] = _convert(value, hints[name], prefix + name)
+            values[name] = converted(value, hints[name], prefix + name)
     return dataclasses.replace(config, **values)
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    _require_choice(value, hint, name)
-    if typing.get_origin(hint) is tuple:
-        integers = isinstance(value, list | tuple) and all(type(x) is int for x in value)
-        _require(integers, name, value, "a list of integers")
-        return tuple(value)
-    if hint is float and _is_number(value):
-        return float(value)
-    if isinstance(hint, type):
-        _require(type(value) is hint, name, value, f"of type {hint.__name__}")
-    return value
+def of_setting(name: str, value: Any) -> Any:
+    """Return ``value`` as the setting of a dotted name, such as ``rule.max_kl``, keeps it."""
+    known = settings_of(Config)
+    require(not any(one.startswith(f"{name}.") for one in known), name, value, "a setting, not a group of settings")
+    if name not in known:
+        raise ValueError(f"unknown setting {name}; {did_you_mean(name, list(known))}")
+    return converted(value, known[name], name)
+
+
+def settings_of(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the types of all settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, hint in _hints(kind).items():
+        group = dataclasses.is_dataclass(hint)
+        found |= settings_of(hint, f"{prefix}{name}.") if group else {prefix + name: hint}
+    return found

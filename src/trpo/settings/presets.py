@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import itertools
+import re
 import tomllib
 from importlib import resources
 from typing import Any
@@ -12,6 +14,8 @@ from trpo.settings.config import Config, merge
 from trpo.spelling import did_you_mean
 
 AUTO, NONE = "auto", "none"
+NOT_GYMNASIUM = ("gymnax", "brax", "playground", "probe", "jax", "jax-probe")
+"""What begins the names of tasks that are not Gymnasium's."""
 
 
 @functools.cache
@@ -24,11 +28,33 @@ def names() -> list[str]:
     return list(_table())
 
 
+def about(name: str) -> str:
+    """Return what a preset is for."""
+    return str(_table()[name]["about"])
+
+
+def tasks(name: str) -> str:
+    """Return which tasks a preset is for, those of an earlier one left out."""
+    table = _table()
+    earlier = itertools.chain.from_iterable(table[n]["match"] for n in itertools.takewhile(lambda n: n != name, table))
+    taken = set(earlier)
+    return ", ".join(task for task in table[name]["match"] if task not in taken)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Return a preset's settings."""
+    return {key: value for key, value in _table()[name].items() if key not in ("match", "about")}
+
+
 def preset_for(env_id: str) -> str:
-    """Return the name of the preset for an environment id, or ``none``."""
-    bare = env_id.removeprefix("envpool:")
+    """Return the name of the preset for an environment id, or ``none``.
+
+    What counts is the task: its version does not matter, nor that EnvPool simulates it or that a module comes first.
+    """
+    named = env_id if env_id.partition(":")[0] in NOT_GYMNASIUM else env_id.rpartition(":")[2]
+    task = re.sub(r"-v\d+$", "", named)
     for name, preset in _table().items():
-        if any(fnmatch.fnmatchcase(bare, pattern) for pattern in preset["match"]):
+        if any(fnmatch.fnmatchcase(task, pattern) for pattern in preset["match"]):
             return name
     return NONE
 
@@ -43,7 +69,7 @@ def apply_preset(config: Config, name: str = AUTO) -> tuple[Config, str, dict[st
         return config, NONE, {}
     if chosen not in _table():
         raise ValueError(f"preset={chosen!r}: unknown; {did_you_mean(chosen, [*names(), AUTO, NONE])}")
-    settings = {key: value for key, value in _table()[chosen].items() if key != "match"}
+    settings = settings_of(chosen)
     return merge(config, settings), chosen, settings
 
 

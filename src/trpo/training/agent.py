@@ -15,6 +15,7 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
 from trpo.policies.protocol import PolicyFunction, PolicyLike
+from trpo.programs import keep_programs
 from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import MAX_STEPS, EvaluationResult, drawn_noise, whole_episodes
 from trpo.rules.protocol import Rule
@@ -163,6 +164,7 @@ def evaluate(
         ValueError: the environment's spaces are not the agent's.
         EnvironmentFailure: the environment raised, or an observation to act on is not finite.
     """
+    keep_programs()
     for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")

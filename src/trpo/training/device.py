@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 
 from trpo.envs.device.extras import quiet
 from trpo.envs.meeting import require_same_spaces
+from trpo.programs import bounded, compiled
 from trpo.rollout import Snapshot
 from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.rollout.episodes import RecentEpisodes
@@ -34,7 +35,7 @@ INTERVAL = 1.0
 """Seconds that a chunk should take: how often progress is shown and a request to stop is seen."""
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _begin(setup: Setup, learners: Learner, keys: Key[Array, "*run"]) -> Member:
     start = functools.partial(begin, setup)
     return (jax.vmap(start) if setup.stacked else start)(learners, keys)
@@ -85,7 +86,7 @@ class DeviceLoop:
         with quiet():
             self.members = self._begin()
             self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
-            self.program, self.memory = _compile(self.setup, self.hyper, self.keys, self.members)
+            self.program, self.memory = _compile(self.setup, *_shapes(self.hyper, self.keys, self.members))
 
     def describe(self) -> str:
         """Return a line on what the compiled function takes."""
@@ -207,42 +208,39 @@ def _arrays(hyper: Hyper) -> Hyper:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if isinstance(leaf, float) else None), hyper)
 
 
-_programs: dict[Any, Any] = {}
+def _shapes(*arguments: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the structure of arguments and the shapes of their leaves: what a program is compiled for."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(jax.typeof, arguments))
+    return structure, tuple(leaves)
 
 
-def _compile(setup: Setup, *arguments: Any) -> tuple[Any, int]:
+@bounded
+def _compile(setup: Setup, structure: Any, leaves: tuple[Any, ...]) -> tuple[Any, int]:
     """Compile a chunk for arguments of these shapes, once; return the program and the bytes that it works in."""
-    leaves, structure = jax.tree.flatten(arguments)
-    signature = (setup, structure, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves))
-    if signature not in _programs:
-        compiled = jax.jit(run_chunk, static_argnums=0).lower(setup, *arguments, np.int32(1)).compile()
-        usage = compiled.memory_analysis()
-        size = (
-            0 if usage is None else usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
-        )
-        _check(setup, size, "needs")
-        _programs[signature] = compiled, size
-    return _programs[signature]
+    chunk = jax.jit(functools.partial(run_chunk, setup))
+    compiled_chunk = chunk.lower(*structure.unflatten(leaves), np.int32(1)).compile()
+    usage = compiled_chunk.memory_analysis()
+    size = 0 if usage is None else usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
+    _check(setup, size, "needs")
+    return compiled_chunk, size
 
 
-_sizes: dict[Any, int] = {}
-
-
-def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
-    """Refuse a batch that alone is larger than the device."""
+@bounded
+def _batch_bytes(setup: Setup, structure: Any, leaves: tuple[Any, ...]) -> int:
+    """Return what a batch alone takes, for a learner of these shapes."""
 
     def batch(member: Member) -> Any:
         program, learner = setup.program, member.learner
         actor, noise, _ = prepare(program, learner.policy, learner.observations, jax.random.key(0), member.iteration)
         return setup.source.collect(program.policy, actor, member.rollout, noise)[:2]
 
-    leaves, structure = jax.tree.flatten(learner)
-    signature = (setup, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-    if signature not in _sizes:
-        member = jax.eval_shape(functools.partial(begin, setup), learner, jax.random.key(0))
-        arrays = jax.tree.leaves(jax.eval_shape(batch, member))
-        _sizes[signature] = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
-    _check(setup, _sizes[signature] * runs // setup.layout.devices, "alone takes")
+    member = jax.eval_shape(functools.partial(begin, setup), *structure.unflatten(leaves), jax.random.key(0))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(batch, member)))
+
+
+def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
+    """Refuse a batch that alone is larger than the device."""
+    _check(setup, _batch_bytes(setup, *_shapes(learner)) * runs // setup.layout.devices, "alone takes")
 
 
 def _check(setup: Setup, size: int, verb: str) -> None:

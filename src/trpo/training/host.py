@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from trpo.envs.meeting import require_same_spaces
+from trpo.programs import compiled
 from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper, improve, prepare, refit
@@ -20,7 +21,7 @@ from trpo.trees import named_arrays
 from trpo.value_fits import ValueInfo
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
-_prepare, _improve, _refit = (jax.jit(stage, static_argnums=0) for stage in (prepare, improve, refit))
+_prepare, _improve, _refit = (compiled(stage) for stage in (prepare, improve, refit))
 
 
 def env_seeds(seed: int, iteration: int, count: int) -> list[int]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from trpo.envs.names import EnvLike, Origin, resolve
+from trpo.envs.names import EnvLike, Origin, require_name, resolve
 from trpo.policies.protocol import PolicyLike
 from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
@@ -41,6 +41,7 @@ def make_agent(
     config = config or Config()
     if isinstance(env, str):
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=env))
+    require_name(env, config.env.kwargs)
     origin = None if isinstance(env, Source) else resolve(env, config.env)
     if origin is not None and origin.ours:
         return Agent.create(origin.spec, config, policy, origin.env, rule, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from trpo.envs import Box, EnvSpec
 from trpo.envs.device.extras import check_known, quiet, require
 from trpo.envs.device.protocol import Step
 from trpo.envs.protocol import UnknownEnvironmentError
+from trpo.spelling import nearest
 
 EPISODE_LENGTH = 1000
 """brax's own default time limit."""
@@ -69,8 +69,7 @@ def from_brax(env: Any, name: str, episode_length: int = EPISODE_LENGTH) -> Brax
     return BraxEnv(env, EnvSpec(name, Box(seen.shape), action), episode_length)
 
 
-@functools.cache
-def make_brax(name: str) -> BraxEnv:
+def make_brax(name: str, **kwargs: Any) -> BraxEnv:
     """Make a brax environment: ``ant``, or ``ant@generalized`` for another physics backend than ``spring``."""
     task, _, backend = name.partition("@")
     envs = require("brax.envs", f"brax:{name}", "brax")
@@ -79,19 +78,22 @@ def make_brax(name: str) -> BraxEnv:
     if backend and backend not in backends:
         raise UnknownEnvironmentError(f"unknown backend {backend!r} of 'brax:{name}'; known: {', '.join(backends)}")
     with quiet():
-        env = envs.get_environment(task, **({} if task == "fast" else {"backend": backend or "spring"}))
+        env = envs.get_environment(task, **({} if task == "fast" else {"backend": backend or "spring"}), **kwargs)
     return from_brax(env, f"brax:{name}")
 
 
-@functools.cache
-def make_playground(name: str) -> BraxEnv:
-    """Make a MuJoCo Playground task with its own time limit."""
+def make_playground(name: str, **kwargs: Any) -> BraxEnv:
+    """Make a MuJoCo Playground task with its own time limit; ``kwargs`` are fields of its configuration."""
     with quiet():
         registry = require("mujoco_playground", f"playground:{name}", "playground").registry
     check_known("playground", name, list(registry.ALL_ENVS))
     config = registry.get_default_config(name)
     # Some tasks' default is physics in Warp, whose kernels are made for GPUs; elsewhere MJX's own, in JAX.
     overrides = {"impl": "jax"} if "impl" in config and jax.default_backend() != "gpu" else {}
+    for key in kwargs:
+        if key.partition(".")[0] not in config:
+            raise TypeError(f"its configuration has no {key!r}; {nearest(key, list(config))}")
+    overrides |= kwargs
     try:
         with quiet():
             env = registry.load(name, config_overrides=overrides)
@@ -99,4 +101,4 @@ def make_playground(name: str) -> BraxEnv:
         raise UnknownEnvironmentError(
             f"environment 'playground:{name}' needs robot models that its package fetches when first used: {error}"
         ) from error
-    return from_brax(env, f"playground:{name}", int(config.episode_length))
+    return from_brax(env, f"playground:{name}", int(overrides.get("episode_length", config.episode_length)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -74,18 +73,22 @@ def _space(seen: Tree) -> Space:
     return Box(seen.shape, "float32" if jnp.issubdtype(seen.dtype, jnp.floating) else str(seen.dtype))
 
 
-@functools.cache  # the same object for the same id, so that what was compiled for it serves again
-def make_gymnax(name: str) -> GymnaxEnv:
-    """Make a gymnax environment by its id, such as ``CartPole-v1`` or ``Breakout-MinAtar``."""
+def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
+    """Make a gymnax environment by its id, such as ``CartPole-v1`` or ``Breakout-MinAtar``.
+
+    ``kwargs`` are its own arguments, or fields of its parameters.
+    """
     gymnax = require("gymnax", f"gymnax:{name}", "gymnax")
     check_known("gymnax", name, gymnax.registered_envs, "see gymnax.registered_envs")
     try:
-        env, params = gymnax.make(name)
+        params = gymnax.make(name)[1] if kwargs else None
+        of_params = {key: value for key, value in kwargs.items() if hasattr(params, key)}
+        env, params = gymnax.make(name, **{key: value for key, value in kwargs.items() if key not in of_params})
     except OSError as error:
         raise UnknownEnvironmentError(
             f"environment 'gymnax:{name}' needs data that its package fetches when first used: {error}"
         ) from error
-    return from_gymnax(env, params, f"gymnax:{name}")
+    return from_gymnax(env, params.replace(**of_params) if of_params else params, f"gymnax:{name}")
 
 
 def from_gymnax(env: Any, params: Any, name: str) -> GymnaxEnv:

@@ -13,18 +13,19 @@ from trpo.envs import Space, Transition, Tree
 from trpo.envs.device import batch
 from trpo.envs.device.extras import quiet
 from trpo.envs.device.protocol import Flattened, JaxEnv
+from trpo.programs import compiled
 from trpo.trees import per_state
 
-_start = jax.jit(batch.start_each, static_argnums=0)
+_start = compiled(batch.start_each)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(compiled, static=2)
 def _step(env: JaxEnv, actions: Space, state: batch.BatchState, action: Tree) -> tuple[batch.BatchState, Transition]:
     # New initial states only where they are needed: for some simulators they cost more than a step.
     return batch.step(env, actions, state, action, partial(batch.fresh_if_any, env, state))
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled
 def _restart(env: JaxEnv, state: batch.BatchState, which: Any) -> batch.BatchState:
     new = batch.fresh(env, state)
     at, observation = jax.tree.map(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from trpo.envs.host.gymnasium import space_of
-from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError
+from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
 from trpo.envs.spec import EnvSpec, Tree, flat
 from trpo.spelling import nearest
 
@@ -21,7 +22,14 @@ class EnvPoolEnvs:
     ``valid=False`` and get weight 0.
     """
 
-    def __init__(self, env_id: str, count: int, rescale_actions: bool = True, flatten: bool = False):
+    def __init__(
+        self,
+        env_id: str,
+        count: int,
+        rescale_actions: bool = True,
+        flatten: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ):
         try:
             import envpool
         except ImportError as error:
@@ -29,12 +37,16 @@ class EnvPoolEnvs:
                 "environments named envpool:… need EnvPool, which is not installed: pip install 'trpo[envpool]'"
             ) from error
         self.count, self._flatten = count, flatten
-        self._make_pool = partial(envpool.make, env_id, env_type="gymnasium", num_envs=count)
+        kwargs = kwargs or {}
+        for name in kwargs.keys() & {"env_type", "num_envs", "batch_size", "seed"}:
+            raise ValueError(f"env.kwargs {name}={kwargs[name]!r}: it is the run's; env.count and seed are settings")
+        self._make_pool = partial(envpool.make, env_id, env_type="gymnasium", num_envs=count, **kwargs)
         known = envpool.list_all_envs()
         if env_id not in known:
             near = nearest(env_id, known, "nearest: none: see envpool.list_all_envs()", cutoff=0.5)
             raise UnknownEnvironmentError(f"unknown EnvPool environment {env_id!r}; {near}")
-        self._envs = self._make(0)
+        with made_with(f"envpool:{env_id}", kwargs):
+            self._envs = self._make(0)
         self._space = space_of(self._envs.observation_space)
         spec = EnvSpec(f"envpool:{env_id}", self._space, space_of(self._envs.action_space, of_actions=True))
         self.spec = spec.with_options(rescale_actions, flatten)

@@ -15,12 +15,14 @@ import numpy as np
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
     EnvironmentFailure,
     MissingExtraError,
     Transition,
     UnknownEnvironmentError,
     UnusableEnvironmentError,
+    made_with,
 )
 from trpo.envs.spec import Leaf, flat
 from trpo.spelling import nearest
@@ -123,16 +125,24 @@ def quiet_mujoco() -> Iterator[None]:
 def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
     """Make a Gymnasium environment by id."""
     try:
-        return gym.make(env_id, disable_env_checker=True, **kwargs)
+        with made_with(env_id, kwargs):
+            return gym.make(env_id, disable_env_checker=True, **kwargs)
     except ImportError as error:
-        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be imported: {error}") from error
+        module = env_id.partition(":")[0]
+        missing = isinstance(error, ModuleNotFoundError) and ":" in env_id and f"'{module}'" in str(error)
+        cure = (package_of(env_id, []) or nearest(module, PREFIXES, "")) if missing else ""
+        cure = cure and f"; {cure}"
+        said = str(error).partition(". Environment registration")[0]
+        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be imported: {said}{cure}") from error
     except gym.error.DependencyNotInstalled as error:
         raise UnknownEnvironmentError(f"environment {env_id!r} needs another package: {error}") from error
     except gym.error.Error as error:  # unregistered, malformed, or a version that is gone
-        if env_id.split(":")[-1] in gym.registry:
+        name, known = env_id.split(":")[-1], list(gym.registry)
+        if name in gym.registry:
             raise
-        near = nearest(env_id, list(gym.registry), "see `gymnasium.pprint_registry()` for the names", cutoff=0.5)
-        raise UnknownEnvironmentError(f"unknown environment {env_id!r}; {near}") from error
+        near = nearest(name, known, "see `gymnasium.pprint_registry()` for the names", cutoff=0.5)
+        cure = "" if ":" in env_id else package_of(env_id, known)
+        raise UnknownEnvironmentError(f"unknown environment {env_id!r}; {cure or near}") from error
 
 
 def make_one(name: str, make: MakeEnv) -> gym.Env:
@@ -140,7 +150,13 @@ def make_one(name: str, make: MakeEnv) -> gym.Env:
     try:
         with quiet_mujoco():
             env = make()
-    except (KeyboardInterrupt, UnknownEnvironmentError, UnsupportedSpaceError, MissingExtraError):
+    except (
+        KeyboardInterrupt,
+        UnknownEnvironmentError,
+        UnusableEnvironmentError,
+        UnsupportedSpaceError,
+        MissingExtraError,
+    ):
         raise
     except BaseException as error:  # whatever the user's code raises, SystemExit included
         cure = "" if "mujoco" in sys.modules else opengl_cure()
