@@ -22,7 +22,7 @@ from trpo.rollout import Source
 from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
 from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, replace_durably, write_config
-from trpo.runs.interrupts import Stop, graceful_stop
+from trpo.runs.interrupts import Interrupted, Stop, end_soon, graceful_stop
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
 from trpo.settings.config import Config, merge
@@ -307,15 +307,18 @@ class _Saver:
             states = error.states
             self.latest = lambda: states
         expected = isinstance(error, NonFiniteBatchError | KeyboardInterrupt | OSError)
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else in_words(error)
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            error = Interrupted()
+        what = in_words(error)
         try:
             how = self.save()
         except Exception as second:
             why = "" if in_words(second) == what else f" ({in_words(second)})"
             how = f"what came after iteration {self.saved} could not be saved{why}"
             how += f"; once that is mended, go on with: trpo resume {self.place}"
-        if isinstance(error, KeyboardInterrupt):
-            return KeyboardInterrupt(f"{what}; {how}")
+        if isinstance(error, Interrupted):
+            end_soon(error.number, f"{what}; {how}")  # what is closed now may never end
+            return Interrupted(error.number, f"{what}; {how}")
         if isinstance(error, NonFiniteBatchError):
             what += "; stopped as configured (on_nonfinite=stop)"
         if self.place is not None and not expected:
@@ -347,27 +350,38 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
         return [run.agent.at(run.state) for run in runs]
     show = Reporter(sum(run.total for run in runs), quiet)
     saver = _Saver(runs, place)
+    # All is saved before anything is closed, environments too: that may take time, or never end.
     with contextlib.closing(show), graceful_stop() as stop:
-        try:
-            _train_and_save(env, runs, show, saver, stop)
-        except BaseException as error:
-            if isinstance(error, ValueError | OSError) and not saver.began:
-                raise  # refused before anything happened
-            raise saver.ended(error) from error
+        with contextlib.ExitStack() as ending:
+            try:
+                _train_and_save(env, runs, show, saver, stop, ending)
+            except BaseException as error:
+                if isinstance(error, ValueError | OSError) and not saver.began and not stop.raised:
+                    raise  # refused before anything happened
+                stop.saving()
+                raise saver.ended(Interrupted(stop.number) if stop.raised else error) from error
+        if stop.number:  # while the last one was saved, or environments were closed
+            raise saver.ended(Interrupted(stop.number))
     return [run.agent.at(run.state) for run in runs]
 
 
-def _train_and_save(env: EnvLike | Source, runs: list[Run], show: Reporter, saver: _Saver, stop: Stop) -> None:
-    with contextlib.ExitStack() as ending:
-        sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
-        for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
-            for its_sinks, records in zip(sinks, progress.metrics, strict=True):
-                for sink in its_sinks:
-                    sink.write(records)
-            saver.finished(progress.states)
-            show.update(joint_metrics([records[-1] for records in progress.metrics]))
-            if stop.requested:
-                raise KeyboardInterrupt
-            if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
-                saver.save()
+def _train_and_save(
+    env: EnvLike | Source,
+    runs: list[Run],
+    show: Reporter,
+    saver: _Saver,
+    stop: Stop,
+    ending: contextlib.ExitStack,
+) -> None:
+    sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
+    for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say, ending=ending):
+        for its_sinks, records in zip(sinks, progress.metrics, strict=True):
+            for sink in its_sinks:
+                sink.write(records)
+        saver.finished(progress.states)
+        stop.iterating = True
+        show.update(joint_metrics([records[-1] for records in progress.metrics]))
+        stop.check()
+        if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
+            saver.save()
     saver.save()
