@@ -128,13 +128,7 @@ def _give_up(command: _Command) -> None:
     time.sleep(PATIENCE)
     if command.code is None:
         _say(f"trpo: {command.line}")
-    import multiprocessing  # loaded, if there are any
-
-    for process in multiprocessing.active_children():
-        for kill in (getattr(os, "killpg", os.kill), os.kill):  # a worker leads a group of its own
-            with contextlib.suppress(OSError):
-                kill(process.pid or 0, signal.SIGKILL)
-    os._exit(command.code or 128 + command.ending)
+    _exit(command.code or 128 + command.ending)
 
 
 def interruption() -> Interrupted | None:
@@ -143,13 +137,29 @@ def interruption() -> Interrupted | None:
 
 
 def over(code: int) -> int:
-    """Note that the command is over, and return with what to exit."""
-    if _command is not None:
-        if _command.ending and code != 128 + _command.ending:  # it was caught somewhere
-            code = 128 + _command.ending
+    """Note that the command is over, and return with what to exit; one that was interrupted exits here."""
+    if _command is None:
+        return code
+    if _command.ending:
+        if code != 128 + _command.ending:  # it was caught somewhere
             _say(f"trpo: {_command.line}")
-        _command.code = code
+        # Computations may be under way, and Python's end is no moment to meet them.
+        _exit(128 + _command.ending)
+    _command.code = code
     return code
+
+
+def _exit(code: int) -> None:
+    import multiprocessing
+
+    for process in multiprocessing.active_children():
+        for kill in (getattr(os, "killpg", os.kill), os.kill):  # a worker leads a group of its own
+            with contextlib.suppress(OSError):
+                kill(process.pid or 0, signal.SIGKILL)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def _say(text: str) -> None:
