@@ -21,6 +21,7 @@ from typing import Any
 LIMIT = 180.0
 """Seconds after which a command that did not end counts as hung."""
 SHARED = Path("/dev/shm")
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass
@@ -71,12 +72,15 @@ class Ending:
         return "; ".join(text for is_so, text in faults if is_so)
 
 
-def start(arguments: Sequence[Any], where: Path, program: Sequence[str] = ("-m", "trpo"), **environment: str) -> Started:
+def start(
+    arguments: Sequence[Any], where: Path, program: Sequence[str] = ("-m", "trpo"), **environment: str
+) -> Started:
     """Start ``python -m trpo ARGUMENTS``, or another Python program, in the directory ``where``."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         cwd=where,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": path} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -207,5 +211,6 @@ def shared_by(pid: int) -> set[str]:
     """Return the names of the shared memory that a process uses; not what has no name any more."""
     with contextlib.suppress(OSError):
         places = (line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
-        return {place.removeprefix(f"{SHARED}/") for place in places if place.startswith(f"{SHARED}/")}
+        named = (place for place in places if place.startswith(f"{SHARED}/") and not place.endswith(" (deleted)"))
+        return {place.removeprefix(f"{SHARED}/") for place in named}
     return set()

@@ -10,6 +10,7 @@ from functools import partial
 
 from trpo.envs.names import EnvLike, Origin, require_name, resolve
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import require_no_fork
 from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
@@ -96,6 +97,7 @@ def advance(
             is said, as a warning.
         ending: closes the environments that are made here; None: they are closed as soon as this ends or fails.
     """
+    require_no_fork()
     if isinstance(env, Source):
         yield from _on_host(env, agents, states, tell)
         return
