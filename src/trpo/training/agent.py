@@ -97,6 +97,7 @@ class Agent:
 
     def actor(self) -> Actor:
         """Return what acting needs, with statistics frozen."""
+        require_no_fork()
         return self.program().freeze(self.learner.deployed, self.learner.observations)
 
     def start(self, count: int | None = None) -> Any:
