@@ -268,7 +268,7 @@ def _round(x: float | None) -> float | None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    from trpo.runs.files import replace_durably
+    from trpo.runs.disk import replace_durably
 
     replace_durably(path, (json.dumps(record) + "\n").encode())
 

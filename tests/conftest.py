@@ -25,6 +25,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares its parent's
     _cache = tempfile.mkdtemp(prefix="trpo-tests-")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+if "XDG_STATE_HOME" not in os.environ or not os.environ["XDG_STATE_HOME"].startswith(tempfile.gettempdir()):
+    _state = tempfile.mkdtemp(prefix="trpo-tests-state-")  # which runs were trained here is none of the user's notes
+    atexit.register(shutil.rmtree, _state, ignore_errors=True)
+    os.environ["XDG_STATE_HOME"] = _state
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

@@ -36,11 +36,11 @@ RUNS = sorted(path for path in (HERE / "runs").iterdir() if path.is_dir())
 def test_a_run_of_the_first_format_evaluates_and_resumes(run: Path, tmp_path: Path) -> None:
     expected = json.loads((run / "expected.json").read_text())
     assert json.loads((run / "config.json").read_text())["format"] == 1
-    found = trpo.load(run).evaluate(episodes=3)
+    found = trpo.load(run, trust=True).evaluate(episodes=3)
     np.testing.assert_allclose(found.returns, expected["evaluated"]["returns"], rtol=1e-2)
     assert list(found.lengths) == expected["evaluated"]["lengths"]
     copy = shutil.copytree(run, tmp_path / "run")
-    trpo.resume(copy, steps=1024, quiet=True)
+    trpo.resume(copy, steps=1024, quiet=True, trust=True)
     resumed = summary(copy)
     assert [m["steps"] for m in resumed["metrics"]] == [m["steps"] for m in expected["resumed"]["metrics"]]
     # The first iteration after the checkpoint: the same batch, so the same step.

@@ -99,14 +99,14 @@ def test_a_signal_between_resuming_and_the_first_iteration(
 def test_the_first_signal_waits_for_an_iteration_if_there_was_one() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with graceful_stop() as stop:
-        with pytest.raises(Interrupted, match="^interrupted by SIGTERM$") as caught:
+        with pytest.raises(Interrupted, match=r"^interrupted by SIGTERM$") as caught:
             signal.raise_signal(signal.SIGTERM)
         assert number_of(caught.value) == signal.SIGTERM
         assert stop.raised
     with graceful_stop() as stop:
         stop.iterating = True
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted, match="^interrupted by SIGTERM$"):
+        with pytest.raises(Interrupted, match=r"^interrupted by SIGTERM$"):
             stop.check()
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
@@ -142,7 +142,7 @@ def test_training_in_python_is_interrupted_and_leaves_handlers_alone(tmp_path: P
     handler = signal.signal(signal.SIGTERM, lambda *_: None)
     mine = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(KeyboardInterrupt, match="^interrupted; checkpoint of iteration 3 is in"):
+        with pytest.raises(KeyboardInterrupt, match=r"^interrupted; checkpoint of iteration 3 is in"):
             trpo.train(Signalling, config=SMALL, out=tmp_path / "r", quiet=True)
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
@@ -167,10 +167,15 @@ def test_training_in_a_thread_sets_no_handlers() -> None:
 
 def test_signals_are_held_back_while_a_process_starts() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), signals_held():
-        signal.raise_signal(signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append(signal.pthread_sigmask(signal.SIG_BLOCK, []) >= {signal.SIGINT, signal.SIGTERM})
+
+    def begin() -> None:
+        with signals_held():
+            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(signal.pthread_sigmask(signal.SIG_BLOCK, []) >= {signal.SIGINT, signal.SIGTERM})
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
     assert reached == [True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}

@@ -207,6 +207,18 @@ def test_mp4(tmp_path: Path) -> None:
     assert "frame=    7" in said
 
 
+@pytest.mark.parametrize("directory", ["run:1", "-d", "a%03d b"])
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, suffix: str) -> None:
+    """Not a protocol, an option or a pattern of ffmpeg's; nor is there a file where a path was misunderstood."""
+    if suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        suffix = ".gif"
+    monkeypatch.chdir(tmp_path)
+    out = record(clock_agent()[0], Path(directory, f"-v:1{suffix}"))
+    assert out.stat().st_size > 100
+    assert [str(path) for path in Path().rglob("*") if path.is_file()] == [str(out)]
+
+
 def test_mp4_without_its_extra_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'trpo\[video\]'; a file that ends in \.gif needs nothing"):

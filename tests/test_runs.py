@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_the_run_goes_on_once_ther
 
 @pytest.mark.parametrize(("owner", "name"), [(room, "write_checkpoint"), (TensorBoard, "__init__")])
 def test_a_disk_that_is_full_from_the_beginning_leaves_no_directory(tmp_path, monkeypatch, owner, name):
-    failing(monkeypatch, owner, name, OSError(*FULL.args), 1)
+    failing(monkeypatch, owner, name, OSError(*FULL.args), 1)  # one of its own: it is given a name
     with pytest.raises(OSError, match=f"No space.*{tmp_path / 'r'}"):
         trpo.train("probe:both", config=CONFIG, out=tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()

@@ -22,8 +22,10 @@ from scipy import integrate, stats
 import trpo
 from trpo.envs import Box, EnvSpec
 from trpo.envs.device import Step
+from trpo.runs import run as runs
 from trpo.runs import sweep as sweeps
 from trpo.runs.aggregate import curves_on_grid, interquartile_mean, interval
+from trpo.runs.lock import LOCK, RunLock
 from trpo.runs.sinks import read_metrics
 from trpo.runs.sweep import TRACED, Variant, groups, is_sweep, nested, read_sweep, resume_sweep, variants
 from trpo.settings.config import merge
@@ -424,12 +426,57 @@ def test_a_sweep_goes_on_from_the_newest_common_iteration(tmp_path: Path) -> Non
         assert newest[0].read_bytes() == newest[1].read_bytes()  # environments included
         rows, expected = read_metrics(parts / name), read_metrics(whole / name)
         assert [row["iteration"] for row in rows] == list(range(1, 11))
-        for both in (rows, expected):
-            both[4].pop("value_loss")  # of the fit before, which a resumed run did not do
         assert [untimed(row) for row in rows] == [untimed(row) for row in expected]
         assert trpo.load(parts / name).config.steps == config(10).steps
     summaries = [json.loads((place / "summary.json").read_text()) for place in (parts, whole)]
     assert summaries[0]["groups"] == summaries[1]["groups"]
+
+
+def test_a_sweep_that_is_killed_between_two_saves_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run keeps one checkpoint; whenever power fails, there is an iteration of which all have one."""
+    place, moments = tmp_path / "sweep", []
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **more: Any) -> Any:
+            shutil.copytree(place, tmp_path / f"killed-{len(moments)}")
+            moments.append(name)
+            return real(*arguments, **more)
+
+        return noted
+
+    for name in ("write_checkpoint", "prune"):
+        monkeypatch.setattr(runs, name, noting(name, getattr(runs, name)))
+    config = configure(4, checkpoint_every=1000, keep_checkpoints=1)  # so saved are the beginning and the end alone
+    uninterrupted = trpo.sweep(WALK, seeds=2, config=config, out=place, quiet=True)
+    monkeypatch.undo()
+    # Two saves at the beginning, before it is a sweep; then all are saved, and then all are pruned.
+    assert moments == ["write_checkpoint"] * 2 + ["write_checkpoint"] * 2 + ["prune"] * 2
+    for moment in range(2, len(moments)):
+        agents = resume_sweep(tmp_path / f"killed-{moment}", env=WALK, quiet=True)
+        assert [bits(a.learner) for a in agents] == [bits(a.learner) for a in uninterrupted]
+        rows, expected = (read_metrics(tmp_path / name / "seed-1") for name in (f"killed-{moment}", "sweep"))
+        assert [untimed(row) for row in rows] == [untimed(row) for row in expected]
+
+
+def test_a_sweep_and_its_runs_are_in_use_while_it_trains(place: tuple[Path, list[trpo.Agent]], tmp_path: Path) -> None:
+    out = shutil.copytree(place[0], tmp_path / "sweep")
+    name = read_sweep(out)[1].name
+    with RunLock(out), pytest.raises(ValueError, match="in use by process"):
+        resume_sweep(out, quiet=True)
+    with RunLock(out / name), pytest.raises(ValueError, match="in use by process"):
+        resume_sweep(out, quiet=True)
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps, "train_runs", lambda *a, **k: taken.extend(path.parent for path in out.rglob(LOCK)) or [])
+        resume_sweep(out, quiet=True)
+    assert sorted(taken) == sorted([out, *(out / variant.name for variant in read_sweep(out))])
+    assert list(out.rglob(LOCK)) == []
+
+
+def test_a_run_s_directory_is_named_by_what_paths_may_have() -> None:
+    (variant,) = variants([0], {"policy.sees": ['a/b[:2] "c"']})
+    assert variant.name == "policy.sees=a_b[_2] _c_-seed-0"
+    assert variant.changes == {"policy.sees": 'a/b[:2] "c"'}
 
 
 def test_a_finished_sweep_stays_as_it_is(place: tuple[Path, list[trpo.Agent]]) -> None:

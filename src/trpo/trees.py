@@ -60,7 +60,7 @@ def from_named_arrays(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     """Put arrays into the structure of ``template``, as what :func:`named_arrays` took from such a tree.
 
     Raises:
-        ValueError: a name or a shape differs; the message says which.
+        ValueError: a name, a shape or a type differs; the message says which.
     """
     expected = named_leaves(template)
     if arrays.keys() != expected.keys():
@@ -68,14 +68,13 @@ def from_named_arrays(template: Any, arrays: dict[str, np.ndarray]) -> Any:
         raise ValueError(f"differs in {', '.join(odd[:3])}")
     leaves = []
     for name, leaf in expected.items():
-        array = arrays[name]
-        shape = leaf.shape + array.shape[array.ndim - 1 :] if _is_key(leaf) else leaf.shape
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-        if _is_key(leaf):
-            leaves.append(jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)))
-        else:
-            leaves.append(jnp.asarray(array, leaf.dtype))
+        array, stored = arrays[name], jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        if array.shape != stored.shape:
+            raise ValueError(f"{name} has shape {array.shape}, expected {stored.shape}")
+        if array.dtype != stored.dtype:  # a cast would lose digits silently
+            raise ValueError(f"{name} is of type {array.dtype}, expected {stored.dtype}")
+        kept = jnp.asarray(array)
+        leaves.append(jax.random.wrap_key_data(kept, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else kept)
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 

@@ -199,8 +199,8 @@ def old() -> int:
         expected = json.loads((run / "expected.json").read_text())
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copytree(run, Path(folder) / "run")
-            evaluated = trpo.load(copy).evaluate(episodes=3).to_json()
-            trpo.resume(copy, steps=1024, quiet=True)
+            evaluated = trpo.load(copy, trust=True).evaluate(episodes=3).to_json()
+            trpo.resume(copy, steps=1024, quiet=True, trust=True)
             found = differences(expected, {"evaluated": evaluated, "resumed": summary(copy)})
         print(f"✗ {run.name}: {len(found)} differ, first {found[0]}" if found else f"✓ {run.name}")
         failed += bool(found)

@@ -137,20 +137,21 @@ def _fresh_directory(env_id: str, kind: str) -> Path:
 
 
 @_command
-def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False) -> int:
+def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, trust: bool = False) -> int:
     """Go on with a run from its newest intact checkpoint.
 
     Args:
         run: Directory of the run.
         steps: Train to this many steps instead of the configured number.
         quiet: Show no progress.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.run import resume
     from trpo.runs.sweep import is_sweep, resume_sweep
 
     go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
     with foreign():
-        go_on(run, steps=steps, quiet=quiet)
+        go_on(run, steps=steps, quiet=quiet, trust=trust)
     return 0
 
 
@@ -162,6 +163,7 @@ def _evaluate(
     seed: int = 0,
     max_steps: int = 30_000,
     as_json: Annotated[bool, arg(name="json")] = False,
+    trust: bool = False,
 ) -> int:
     """Run whole episodes with the newest checkpoint and report undiscounted returns.
 
@@ -172,6 +174,7 @@ def _evaluate(
         seed: Of the environments and of sampled actions.
         max_steps: Steps after which an episode that has not ended is cut; how many were is said.
         as_json: Print one JSON object.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.aggregate import interval
     from trpo.runs.run import read_run
@@ -181,7 +184,7 @@ def _evaluate(
     results = {}
     for place in [run / variant.name for variant in plan] or [run]:
         with foreign():
-            agent, state, problems = read_run(place)
+            agent, state, problems = read_run(place, trust=trust)
             for problem in problems:
                 print(f"trpo: {problem}; using the one before", file=sys.stderr)
             results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
@@ -213,6 +216,7 @@ def _record(
     stochastic: bool = False,
     seed: int = 0,
     max_steps: int = 30_000,
+    trust: bool = False,
 ) -> int:
     """Render episodes of the newest checkpoint to a video, headless.
 
@@ -223,6 +227,7 @@ def _record(
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environment and of sampled actions.
         max_steps: Steps after which an episode that has not ended is cut, which is said.
+        trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.report.recording import record
     from trpo.runs.run import load
@@ -232,7 +237,7 @@ def _record(
 
     how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
     with foreign():
-        file = record(load(run), out, run=run, **how, tell=tell)
+        file = record(load(run, trust=trust), out, run=run, **how, tell=tell)
     print(file)
     return 0
 

@@ -62,6 +62,16 @@ def as_jax_env(env: EnvLike, kwargs: Mapping[str, Any] | None = None) -> JaxEnv 
     return _made(kind, name, json.dumps(kwargs or {}, sort_keys=True)) if kind in _MAKERS else None
 
 
+def imported_module(env: str) -> str | None:
+    """Return the module of somebody's own that making the environment of this name imports, None if it imports none."""
+    kind, colon, name = env.partition(":")
+    if not colon or kind == "probe" or kind in _MAKERS:
+        return None
+    if kind == "envpool":  # drawn by Gymnasium
+        return imported_module(name)
+    return name.partition(":")[0] if kind == "jax" else kind
+
+
 @functools.cache  # the same object for the same name, so that what was compiled for it serves again
 def _made(kind: str, name: str, kwargs: str) -> JaxEnv:
     with made_with(f"{kind}:{name}", given := json.loads(kwargs)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trpo.runs.files import replacing
+from trpo.runs.disk import replacing
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", "#000000")
 """Okabe and Ito's palette, distinguishable with any colour vision; its yellow is too light for lines."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trpo.envs import MissingExtraError
-from trpo.runs.files import replacing
+from trpo.runs.disk import replacing
 
 
 class GifWriter:
@@ -47,7 +47,8 @@ class Mp4Writer:
         self._size = size[0] // 2 * 2, size[1] // 2 * 2  # the format's colours are shared by 2 × 2 pixels
         raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self._size[0]}x{self._size[1]}", "-r", f"{fps:.6g}")
         codec = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
-        command = [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, str(path)]
+        # As a path: ffmpeg would take run:1/v.mp4 for a protocol, and -d/v.mp4 for an option.
+        command = [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", "-an", *codec, f"file:{path}"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         self._pipe: Any = self._process.stdin
 

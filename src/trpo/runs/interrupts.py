@@ -24,11 +24,14 @@ PATIENCE = 2.5
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends what is under way; Python raises a plain KeyboardInterrupt for Ctrl-C alone."""
+    """A signal that ends what is under way; Python raises a plain KeyboardInterrupt for Ctrl-C alone.
+
+    With a message it comes from a run that was saved, as the message says.
+    """
 
     def __init__(self, number: int = signal.SIGINT, message: str = ""):
         super().__init__(message or _in_words(number))
-        self.number = number
+        self.number, self.saved = number, bool(message)
 
 
 def _in_words(number: int) -> str:

@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
+import functools
+import os
+import secrets
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from trpo.envs import EnvSpec
-from trpo.envs.names import EnvLike
+from trpo.envs.names import EnvLike, imported_module
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
-from trpo.rollout import Source
+from trpo.rollout import Seat, Snapshot, Source
 from trpo.rules.protocol import Rule
-from trpo.runs.checkpoint import newest_checkpoint, write_checkpoint
-from trpo.runs.files import CHECKPOINTS, claim_directory, read_config, replace_durably, write_config
+from trpo.runs.checkpoint import newest_checkpoint, prune, write_checkpoint
+from trpo.runs.disk import CHECKPOINTS, replace_durably
+from trpo.runs.files import CONFIG, new_directory, read_config, used_directory, write_config
 from trpo.runs.interrupts import Interrupted, Stop, end_soon, graceful_stop
+from trpo.runs.lock import DirectoryLostError, RunLock
 from trpo.runs.progress import Reporter, joint_metrics
-from trpo.runs.sinks import FILE, JsonLines, Sink, TensorBoard
+from trpo.runs.schema import check_spec, explained
+from trpo.runs.sinks import JsonLines, Sink, TensorBoard
+from trpo.runs.trust import Untrusted, remember, trained_here
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.loop import advance, check_runs, make_agent
 from trpo.training.state import NonFiniteBatchError, TrainingState
+from trpo.trees import from_named_arrays
 
 
 class RunFailed(RuntimeError):
@@ -44,23 +54,49 @@ def read_run(
     rule: Rule | None = None,
     value: PolicyLike | None = None,
     not_after: int | None = None,
+    trust: bool = False,
 ) -> tuple[Agent, TrainingState, list[str]]:
     """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
 
     ``not_after`` leaves out checkpoints of later iterations. The others are needed again where the run was given them:
-    code is never stored, so loading never executes any.
+    code is never stored, so loading never executes any. With ``trust``, or if the run was trained here, its environment
+    may be made although it is imported.
     """
     run = Path(run)
     data = read_config(run)
     for part, given, how in (("policy", policy, _MODULE), ("value", value, _MODULE), ("rule", rule, "it")):
         if data["custom"][part] and given is None:
             raise ValueError(f"{run} was trained with a {part} of its own: pass {how} as {part}=…")
-    spec, config = EnvSpec.from_json(data["spec"]), Config.from_json(data["config"])
-    if env is None and data["custom"]["env"]:
-        env = _missing_env
-    agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
-    state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after)
+    with explained(str(run / CONFIG)):
+        spec, config = check_spec(EnvSpec.from_json(data["spec"])), Config.from_json(data["config"])
+        env = _env_of_run(run, data, trust) if env is None else env
+        agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
+    check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
+    state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after, check)
     return agent.at(state), state, problems
+
+
+def _env_of_run(run: Path, data: dict[str, Any], trust: bool) -> EnvLike:
+    """Return the name of a run's environment, or what refuses to make it."""
+    env_id = data["config"]["env"]["id"]
+    if data["custom"]["env"]:
+        return _missing_env
+    allowed = trust or imported_module(env_id) is None or trained_here(data.get("run"), env_id)
+    return env_id if allowed else Untrusted(run, env_id)
+
+
+def _check_state(agent: Agent, own_env: bool, state: TrainingState) -> None:
+    """Raise ValueError unless a state on the host is one of environments with these spaces."""
+    episodes = state.episodes or {}
+    count = len(episodes.get("running_return", range(agent.config.env.count)))
+    for name in ("running_length", "first"):
+        if len(episodes.get(name, range(count))) != count:
+            raise ValueError(f"{name} has {len(episodes[name])} entries, expected {count}")
+    if isinstance(state.source, Snapshot) and not own_env:
+        seat = Seat(agent.spec.observation.zeros(count), agent.policy.start(count), np.ones(count, bool))
+        from_named_arrays(jax.eval_shape(lambda: seat), state.source.seat)  # type: ignore[arg-type]
+        if not isinstance(state.source.environments, list) or len(state.source.environments) != count:
+            raise ValueError(f"it has no snapshots of {count} environments")
 
 
 _MODULE = "a module of the same structure"
@@ -78,6 +114,7 @@ def load(
     env: EnvLike | None = None,
     rule: Rule | None = None,
     value: PolicyLike | None = None,
+    trust: bool = False,
 ) -> Agent:
     """Load the agent of a run from its newest intact checkpoint. Never executes code; needs no simulator.
 
@@ -87,11 +124,13 @@ def load(
         env: the function that makes the environment, if the run was given one.
         rule: the update rule, if the run was trained with one of your own.
         value: a module of the same structure, if the run was trained with a value function of your own.
+        trust: the agent may import the module that the run names for its environment (``module:Id``, ``jax:…``) when
+            it is evaluated; runs that you trained here may anyway.
 
     Raises:
         ValueError: not a run, or no intact checkpoint.
     """
-    return read_run(run, policy, env, rule, value)[0]
+    return read_run(run, policy, env, rule, value, trust=trust)[0]
 
 
 def train(
@@ -143,22 +182,8 @@ def train(
     agent = make_agent(env, config, policy, rule, value)
     if out is not None:
         check_runs(env, [agent])
-    place = None if out is None else claim_directory(Path(out))
-    with removed_if_refused(place):
-        return train_runs(env, [Run.begin(agent, place)], quiet)[0]
-
-
-@contextlib.contextmanager
-def removed_if_refused(place: Path | None) -> Iterator[None]:
-    """Remove the directory of a new run if, before its first iteration, it turns out to be impossible."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = place and str(place)  # of a full disk it is not said where
-        if place is not None and not any(file.stat().st_size for file in place.rglob(FILE)):
-            shutil.rmtree(place, ignore_errors=True)
-        raise
+    with new_directory(out) as lock:
+        return train_runs(env, [Run.begin(agent, lock)], quiet)[0]
 
 
 def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
@@ -185,21 +210,27 @@ def resume(
     rule: Rule | None = None,
     value: PolicyLike | None = None,
     quiet: bool = False,
+    trust: bool = False,
 ) -> Agent:
-    """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``."""
+    """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``.
+
+    ``trust`` is that of :func:`trpo.load`.
+    """
     keep_programs()
-    agent, state, problems = read_run(run, policy, env, rule, value)
-    said = [f"{problem}; using the one before" for problem in problems]
-    resumed = Run(agent, state, Path(run))
-    if steps is not None:
-        resumed.change_steps(steps)
-    if not resumed.finished:
-        said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
-        if state.source is None and state.iteration > 0:
-            said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
-    if said and not quiet:
-        print(*said, sep="\n", file=sys.stderr, flush=True)
-    return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
+    read_config(Path(run))  # what is no run is left as it is
+    with used_directory(Path(run)) as lock:
+        agent, state, problems = read_run(run, policy, env, rule, value, trust=trust)
+        said = [f"{problem}; using the one before" for problem in problems]
+        resumed = Run.go_on(agent, state, lock)
+        if steps is not None:
+            resumed.change_steps(steps)
+        if not resumed.finished:
+            said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
+            if state.source is None and state.iteration > 0:
+                said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
+        if said and not quiet:
+            print(*said, sep="\n", file=sys.stderr, flush=True)
+        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
 
 
 def env_of(agent: Agent) -> EnvLike:
@@ -213,29 +244,54 @@ class Run:
 
     agent: Agent
     state: TrainingState
-    directory: Path | None
-    """None if nothing is written."""
+    lock: RunLock | None
+    """Of its directory; None if nothing is written."""
+    identity: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+    renew_above: Callable[[], None] = lambda: None
+    """Writes what is missing in the directory that this one is in."""
+    sinks: list[Sink] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def begin(cls, agent: Agent, directory: Path | None) -> Run:
+    def begin(cls, agent: Agent, lock: RunLock | None) -> Run:
         """Return a new run, and write what it starts from."""
-        run = cls(agent, TrainingState(agent.learner), directory)
-        if directory is not None:
-            write_config(directory, agent)
+        run = cls(agent, TrainingState(agent.learner), lock)
+        run.describe()
         run.save()
         return run
+
+    @classmethod
+    def go_on(cls, agent: Agent, state: TrainingState, lock: RunLock) -> Run:
+        """Return a run that was read from a directory; ValueError if its environment must not be imported."""
+        if isinstance(agent.env, Untrusted):
+            agent.env()
+        identity = read_config(lock.directory).get("run")
+        return cls(agent, state, lock) if identity is None else cls(agent, state, lock, identity)
+
+    @property
+    def directory(self) -> Path | None:
+        """Where it is written; None if nothing is."""
+        return None if self.lock is None else self.lock.directory
+
+    def describe(self) -> None:
+        """Write ``config.json``, and note that the run is trained here."""
+        if self.directory is not None:
+            write_config(self.directory, self.agent, self.identity)
+            if not self.agent.custom["env"]:
+                remember(self.identity, self.agent.config.env.id)
 
     def change_steps(self, steps: Any) -> None:
         """Train to another number of steps, and remember it."""
         self.agent = dataclasses.replace(self.agent, config=merge(self.agent.config, {"steps": steps}))
-        if self.directory is not None:
-            write_config(self.directory, self.agent)
+        self.describe()
 
     def open_sinks(self) -> list[Sink]:
         """Open what its metrics go to."""
-        if self.directory is None:
-            return []
-        return [JsonLines(self.directory, self.state.iteration), TensorBoard(self.directory, self.state.steps)]
+        if self.directory is not None:
+            self.sinks = [
+                JsonLines(self.directory, self.state.iteration),
+                TensorBoard(self.directory, self.state.steps),
+            ]
+        return self.sinks
 
     @property
     def finished(self) -> bool:
@@ -249,18 +305,37 @@ class Run:
         return taken + -(-max(0, config.steps - taken) // config.batch) * config.batch
 
     def save(self) -> None:
-        """Write a checkpoint; where the simulators' state cannot be written, without it."""
+        """Write a checkpoint, and whatever else of the run was deleted meanwhile.
+
+        Where the simulators' state cannot be written, it is left out.
+        """
         if self.directory is None:
             return
-        place, keep = self.directory / CHECKPOINTS, self.agent.config.keep_checkpoints
+        self.renew_above()
+        self.renew()
+        place = self.directory / CHECKPOINTS
         try:
-            write_checkpoint(place, self.state, keep)
+            write_checkpoint(place, self.state)
         except (TypeError, ValueError, RecursionError) as error:  # what a user's snapshot() returned is not JSON
             if self.state.source is None:
                 raise
             lost = f"the simulators' state cannot be saved ({in_words(error)}): a resumed run begins new episodes"
             warnings.warn(lost, stacklevel=2)
-            write_checkpoint(place, dataclasses.replace(self.state, source=None), keep)
+            write_checkpoint(place, dataclasses.replace(self.state, source=None))
+
+    def renew(self) -> None:
+        """Write what is missing of the run's directory again, if it was deleted or moved away while it trained."""
+        if self.lock is not None:
+            self.lock.renew()
+            if not os.path.lexists(self.lock.directory / CONFIG):
+                self.describe()
+            for sink in self.sinks:
+                sink.renew()
+
+    def prune(self) -> None:
+        """Remove checkpoints that are not to be kept."""
+        if self.directory is not None:
+            prune(self.directory / CHECKPOINTS, self.state.iteration, self.agent.config.keep_checkpoints)
 
 
 TRACEBACK = "traceback.txt"
@@ -293,8 +368,11 @@ class _Saver:
         if self.place is None:
             return "no run directory, so nothing was saved"
         began, iteration = time.perf_counter(), self.runs[0].state.iteration
-        for run in self.runs if iteration != self.saved else ():
+        due = self.runs if iteration != self.saved else []
+        for run in due:
             run.save()
+        for run in due:  # when all are saved: runs that train together go on together
+            run.prune()
         self.saved, self._ended = iteration, time.perf_counter()
         self._took = self._ended - began
         return f"checkpoint of iteration {iteration} is in {self.place}; go on with: trpo resume {self.place}"
@@ -316,6 +394,7 @@ class _Saver:
             why = "" if in_words(second) == what else f" ({in_words(second)})"
             how = f"what came after iteration {self.saved} could not be saved{why}"
             how += f"; once that is mended, go on with: trpo resume {self.place}"
+            expected = expected or isinstance(second, DirectoryLostError)  # it is another's: nothing is written there
         if isinstance(error, Interrupted):
             end_soon(error.number, f"{what}; {how}")  # what is closed now may never end
             return Interrupted(error.number, f"{what}; {how}")
@@ -350,7 +429,8 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
         return [run.agent.at(run.state) for run in runs]
     show = Reporter(sum(run.total for run in runs), quiet)
     saver = _Saver(runs, place)
-    # All is saved before anything is closed, environments too: that may take time, or never end.
+    # All is saved before anything is closed: environments may never end to close, and from what sinks hold is written
+    # again what was deleted meanwhile.
     with contextlib.closing(show), graceful_stop() as stop:
         with contextlib.ExitStack() as ending:
             try:

@@ -6,9 +6,11 @@ which, and ``summary.json``, written at the end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
-from trpo.runs.files import claim_directory, read_config, read_json, write_json
-from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, removed_if_refused, train_runs
+from trpo.runs.disk import refuse_link
+from trpo.runs.files import new_directory, read_config, used_directory
+from trpo.runs.lock import RunLock
+from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, train_runs
+from trpo.runs.schema import SweepFile, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
 from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
@@ -56,9 +61,14 @@ def variants(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> list[Va
     found = []
     for values in itertools.product(*vary.values()):
         changes = dict(zip(vary, values, strict=True))
-        parts = [f"{name}={value}" for name, value in changes.items()]
-        found += [Variant("-".join([*parts, f"seed-{seed}"]), changes, seed) for seed in seeds]
+        parts = "-".join(f"{name}={value}" for name, value in changes.items())
+        label = "".join(c if c.isprintable() and c not in _UNFIT else "_" for c in f"{parts}-" if parts)
+        found += [Variant(f"{label}seed-{seed}", changes, seed) for seed in seeds]
     return found
+
+
+_UNFIT = '/\\:*?"<>|'
+"""Characters that are in no name of a run's directory: some system gives them a meaning in paths."""
 
 
 def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,12 +133,24 @@ def sweep(
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
     agents = [make_agent(env, c, policy, value=value) for c in configs]
     check_runs(env, agents)
-    place = None if out is None else claim_directory(Path(out))
-    with removed_if_refused(place):
-        runs = [Run.begin(a, place and place / v.name) for v, a in zip(plan, agents, strict=True)]
-        if place is not None:
-            write_json(place / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
-        return _train(env, runs, quiet, place)
+    with new_directory(out) as lock, contextlib.ExitStack() as members:
+        runs = [
+            Run.begin(a, lock and members.enter_context(_member(lock, v))) for v, a in zip(plan, agents, strict=True)
+        ]
+        return _train(env, runs, quiet, lock, plan)
+
+
+def _member(lock: RunLock, variant: Variant) -> RunLock:
+    place = lock.directory / variant.name
+    place.mkdir()
+    return RunLock(place)
+
+
+def _describe(lock: RunLock, plan: Sequence[Variant]) -> None:
+    """Write which run is which, unless it is there."""
+    lock.renew()
+    if not os.path.lexists(lock.directory / SWEEP):
+        write_json(lock.directory / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
 
 
 def _seeds(seeds: Any, first: int) -> list[int]:
@@ -163,7 +185,12 @@ def _varied(env: EnvLike, vary: Mapping[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> list[Agent]:
+def _train(env: EnvLike, runs: list[Run], quiet: bool, lock: RunLock | None, plan: Sequence[Variant]) -> list[Agent]:
+    if lock is not None:
+        _describe(lock, plan)
+        for run in runs:
+            run.renew_above = functools.partial(_describe, lock, plan)
+    place = None if lock is None else lock.directory
     together = [runs] if is_in_jax(env) else [[run] for run in runs]
     agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
     if place is not None:
@@ -177,12 +204,22 @@ def _train(env: EnvLike, runs: list[Run], quiet: bool, place: Path | None) -> li
 
 def is_sweep(run: Path) -> bool:
     """Return whether a directory is a sweep's."""
-    return (run / SWEEP).is_file()
+    return os.path.lexists(run / SWEEP)
 
 
 def read_sweep(place: Path) -> list[Variant]:
-    """Return the runs of a sweep."""
-    return [Variant(**record) for record in read_json(place / SWEEP, FORMAT)["runs"]]
+    """Return the runs of a sweep, each in a directory of its own inside it."""
+    found = read_json(place / SWEEP, SweepFile, FORMAT)["runs"]
+    with explained(str(place / SWEEP)):
+        names = {record["name"].casefold() for record in found}
+        if not found or len(names) < len(found):
+            raise ValueError("must have one or more runs, each once")
+        for record in found:
+            name = record["name"]
+            if name.startswith(".") or not name.isprintable() or set(name) & set(_UNFIT) or not name:
+                raise ValueError(f"name={name!r}: must be that of a directory in it")
+            refuse_link(place / name)
+    return [Variant(record["name"], record["changes"], record["seed"]) for record in found]
 
 
 def groups(plan: Sequence[Variant]) -> dict[str, list[Variant]]:
@@ -216,24 +253,30 @@ def resume_sweep(
     env: EnvLike | None = None,
     value: PolicyLike | None = None,
     quiet: bool = False,
+    trust: bool = False,
 ) -> list[Agent]:
-    """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint."""
+    """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint.
+
+    ``trust`` is that of :func:`trpo.load`.
+    """
     keep_programs()
     place = Path(place)
     plan = read_sweep(place)
-    if is_jax_name(read_config(place / plan[0].name)["config"]["env"]["id"]):
+    described = [read_config(place / variant.name) for variant in plan]
+    if is_jax_name(described[0]["config"]["env"]["id"]):
         use_cores(len(plan))
-    read = functools.partial(read_run, policy=policy, env=env, value=value)
-    places = [place / variant.name for variant in plan]
-    runs = [Run(*read(each)[:2], each) for each in places]
-    target = env_of(runs[0].agent)
-    # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
-    while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
-        earliest = min(run.state.iteration for run in runs)
-        for run, each in zip(runs, places, strict=True):
-            if run.state.iteration > earliest:
-                run.state = read(each, not_after=earliest)[1]
-    if steps is not None:
-        for run in runs:
-            run.change_steps(steps)
-    return _train(target, runs, quiet, place)
+    read = functools.partial(read_run, policy=policy, env=env, value=value, trust=trust)
+    with used_directory(place) as lock, contextlib.ExitStack() as members:
+        locks = [members.enter_context(used_directory(place / variant.name)) for variant in plan]
+        runs = [Run.go_on(*read(each.directory)[:2], each) for each in locks]
+        target = env_of(runs[0].agent)
+        # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
+        while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
+            earliest = min(run.state.iteration for run in runs)
+            for run, each in zip(runs, locks, strict=True):
+                if run.state.iteration > earliest:
+                    run.state = read(each.directory, not_after=earliest)[1]
+        if steps is not None:
+            for run in runs:
+                run.change_steps(steps)
+        return _train(target, runs, quiet, lock, plan)

@@ -80,7 +80,7 @@ class DeviceLoop:
         self.hyper = self._join([_arrays(hyper) for hyper in hypers])
         self.keys = self._join([jax.random.key(config.seed) for config in self.configs])
         self.episodes = [RecentEpisodes(state.episodes) for state in states]
-        self._losses: list[Any] = [None] * len(agents)
+        self._fits = [state.value_fit for state in states]
         self.begins_anew = ""
         """Why new episodes begin although the states have the simulators'; empty if it is not so."""
         with quiet():
@@ -165,14 +165,15 @@ class DeviceLoop:
                     seconds=state.seconds + elapsed / done,
                 )
                 timing = {"steps_per_second": config.batch * done / elapsed, "collect_seconds": None}
-                records.append(record_of(state, row.info, self.rules[m], recent, self._losses[m], timing))
-                self._losses[m] = row.value.loss if row.info.finite else None
+                loss = None if (fit := self._fits[m]) is None else fit.loss
+                records.append(record_of(state, row.info, self.rules[m], recent, loss, timing))
+                self._fits[m] = row.value if row.info.finite else None
                 if not (row.info.finite and row.value.finite):
                     which = f"seed {config.seed}, " if self.setup.stacked else ""
                     bad.append(
                         which + nonfinite_message(state.iteration, bool(row.info.finite), self.setup.source.spec.id)
                     )
-            self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json())
+            self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json(), value_fit=self._fits[m])
             metrics.append(records)
         if bad and self.setup.stop:
             return [records[:-1] for records in metrics], bad[0]

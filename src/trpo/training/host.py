@@ -82,7 +82,7 @@ class HostLoop:
         key = jax.random.key(self.config.seed)
         began = time.perf_counter() - self.state.seconds
         actor, noise, fit_key = self._prepare(learner.policy, learner.observations, key, iteration)
-        value_info: ValueInfo | None = None
+        value_info: ValueInfo | None = self.state.value_fit
         while steps < self.config.steps:
             started = time.perf_counter()
             self.policy.load(actor)
@@ -109,7 +109,13 @@ class HostLoop:
                 self._restart(iteration)
             episodes = self.source.episodes
             self.state = TrainingState(
-                learner, iteration, steps, now - began, episodes.to_json(), self.source.snapshot()
+                learner=learner,
+                iteration=iteration,
+                steps=steps,
+                seconds=now - began,
+                episodes=episodes.to_json(),
+                source=self.source.snapshot(),
+                value_fit=value_info,
             )
             timing = {"steps_per_second": self.config.batch / (now - started), "collect_seconds": collected - started}
             loss = None if fitted is None else fitted.loss

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from trpo.training.learner import Learner
+from trpo.value_fits import ValueInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class TrainingState:
     source: Any | None = None
     """The source's own state: a :class:`~trpo.rollout.Snapshot`, or environments in JAX, whole or by name as loaded.
     None where simulators cannot be saved: a resumed run then starts new episodes."""
+    value_fit: ValueInfo | None = None
+    """How the last value fit went, if there was one: the metrics of the next iteration say so."""
 
 
 class NonFiniteBatchError(RuntimeError):
