@@ -16,7 +16,8 @@ from gymnasium import spaces
 
 import trpo
 from trpo.envs import Transition
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Space, Tuple
+from trpo.envs.spec import EnvSpec
 from trpo.rollout import HostPolicy, noise_of, whole_episodes
 from trpo.rollout.whole_episodes import MAX_STEPS, drawn_noise
 from trpo.training.agent import Agent

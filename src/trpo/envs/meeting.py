@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from trpo.envs.bounds import meaning
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Leaf, Space, Tree, Tuple, at
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, at
+from trpo.envs.spec import EnvSpec
 
 Path = tuple[str | int, ...]
 

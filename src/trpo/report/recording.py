@@ -25,7 +25,7 @@ from trpo.envs.host.returned import WrongAnswerError, begun, described, taken, w
 from trpo.envs.meeting import not_finite, require_same_spaces
 from trpo.envs.names import is_in_jax, make_single
 from trpo.envs.protocol import UnusableEnvironmentError
-from trpo.envs.spec import flat
+from trpo.envs.spaces import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.rollout.whole_episodes import MAX_STEPS
 from trpo.training.agent import Agent

@@ -31,7 +31,7 @@ from trpo.runs.files import CONFIG, new_directory, read_config, used_directory, 
 from trpo.runs.interrupts import Stop, graceful_stop
 from trpo.runs.lock import DirectoryLostError, RunLock
 from trpo.runs.progress import Reporter, joint_metrics
-from trpo.runs.schema import check_spec, explained
+from trpo.runs.schema import explained
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
 from trpo.runs.trust import Untrusted, remember, trained_here
 from trpo.settings.config import Config, merge
@@ -68,7 +68,7 @@ def read_run(
         if data["custom"][part] and given is None:
             raise ValueError(f"{run} was trained with a {part} of its own: pass {how} as {part}=…")
     with explained(str(run / CONFIG)):
-        spec, config = check_spec(EnvSpec.from_json(data["spec"])), Config.from_json(data["config"])
+        spec, config = EnvSpec.from_json(data["spec"]), Config.from_json(data["config"])
         env = _env_of_run(run, data, trust) if env is None else env
         agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
     check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))

@@ -10,18 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Leaf, Space, Tuple
 from trpo.runs.disk import read_regular, replace_durably
 
 JSON_BYTES = 2**28
 """The largest JSON file that is read; snapshots of simulators are in one."""
-DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"} | {"bool"}
 LARGEST = 2**53
 """Whole numbers stay below it: any reader of JSON has them exactly."""
-ELEMENTS = 2**28
-"""The most elements of a space."""
-DEEPEST = 16
-"""The most spaces inside each other."""
 
 Count = Annotated[int, range(LARGEST)]
 Iteration = Annotated[int, range(2**31)]
@@ -51,7 +45,7 @@ class Settings(TypedDict):
 
 
 class Spaces(TypedDict):
-    """Spaces, which are checked when they are made: :func:`check_spec`."""
+    """Spaces, which are checked when they are made: :mod:`trpo.envs.spec`."""
 
     id: Name
     observation: dict[str, Any]
@@ -157,43 +151,6 @@ def _first(found: Iterator[str | None]) -> str | None:
 
 def _said(name: str, value: Any) -> str:
     return f"{name or 'the content'}={reprlib.repr(value)}"
-
-
-def check_spec(spec: EnvSpec) -> EnvSpec:
-    """Return ``spec``; ValueError unless its spaces are such as environments have."""
-    for part in ("observation", "action"):
-        _check_space(getattr(spec, part), f"spec.{part}")
-    return spec
-
-
-def _check_space(space: Any, name: str, depth: int = 0) -> None:
-    if isinstance(space, Dict | Tuple) and space.items and depth < DEEPEST:
-        named = space.items if isinstance(space, Dict) else enumerate(space.items)
-        for key, part in named:
-            _check_space(part, f"{name}.{key}", depth + 1)
-        return
-    if not (isinstance(space, Leaf) and _whole(space.shape, 0, ELEMENTS) and math.prod(space.shape) <= ELEMENTS):
-        raise ValueError(f"{name}={reprlib.repr(space)}: must be a space of up to {ELEMENTS:,} elements")
-    if space.dtype not in DTYPES or not _sound(space):
-        raise ValueError(f"{name}={reprlib.repr(space)}: its fields do not fit each other")
-
-
-def _sound(space: Space) -> bool:
-    match space:
-        case Box():
-            ends = [end if isinstance(end, tuple) else (end,) * space.size for end in (space.low, space.high)]
-            numbers = all(type(x) in (int, float) and not math.isnan(x) for end in ends for x in end)
-            return numbers and {len(end) for end in ends} == {space.size} and type(space.rescale) is bool
-        case Choice():
-            return _whole((space.n,), 1, ELEMENTS) and _whole((space.start,), -LARGEST) and space.shape == ()
-        case Choices():
-            whole = _whole(space.sizes, 1, ELEMENTS) and _whole(space.start, -LARGEST)
-            return whole and sum(space.sizes) <= ELEMENTS and len(space.sizes) == len(space.start) == space.size
-    return isinstance(space, Bits)
-
-
-def _whole(values: Any, least: int, most: int = LARGEST) -> bool:
-    return isinstance(values, tuple) and all(type(x) is int and least <= x <= most for x in values)
 
 
 # ---------------------------------------------------------------- reading and writing

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trpo.envs.meeting import kept
-from trpo.envs.spec import Box, Choice, Dict, Leaf, Space, Tree, Tuple
+from trpo.envs.spaces import Box, Choice, Dict, Leaf, Space, Tree, Tuple
 
 Write = Callable[[Tree, int, Tree], None]
 """(columns, i, x) ↦, which writes one environment's observation into row i."""
