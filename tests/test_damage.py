@@ -34,10 +34,10 @@ from trpo.runs.checkpoint import DATA, SUMS, TENSORS, CheckpointError, checkpoin
 from trpo.runs.disk import replacing
 from trpo.runs.files import read_config
 from trpo.runs.lock import LOCK, DirectoryLostError, RunLock
-from trpo.runs.run import read_run
 from trpo.runs.schema import parse_json
 from trpo.runs.sinks import read_metrics
 from trpo.runs.sweep import read_sweep
+from trpo.runs.train import read_run
 from trpo.settings.config import Config
 from trpo.trees import from_named_arrays, named_arrays
 

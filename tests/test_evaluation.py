@@ -573,7 +573,7 @@ def test_an_agent_meets_other_spaces_at_every_door(tmp_path: Any) -> None:
     """Training, resuming, a source, environments that are handed in, in processes, in JAX; evaluation and recording."""
     from trpo.envs.device.probes import make_probe
     from trpo.report.recording import record
-    from trpo.runs.run import Run
+    from trpo.runs.one import Run
 
     config = trpo.Config(steps=32, fragment=4, env=trpo.EnvConfig(count=4), **SMALL)
     home, other = in_spaces(VECTOR, PAIR), in_spaces(VECTOR, spaces.Discrete(5, start=7))

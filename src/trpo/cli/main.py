@@ -87,7 +87,7 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
 def _train(arguments: Sequence[str]) -> int:
     from trpo.cli.help import few_flags
     from trpo.cli.options import Train, gathered, varied
-    from trpo.runs.run import configure, train
+    from trpo.runs.train import configure, train
     from trpo.settings.config import Config
     from trpo.settings.presets import NONE, apply_preset, describe
 
@@ -145,8 +145,8 @@ def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, tr
         quiet: Show no progress.
         trust: Import the module that the run names for its environment, although it was not trained here.
     """
-    from trpo.runs.run import resume
     from trpo.runs.sweep import is_sweep, resume_sweep
+    from trpo.runs.train import resume
 
     go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
     with foreign():
@@ -176,8 +176,8 @@ def _evaluate(
         trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.runs.aggregate import interval
-    from trpo.runs.run import read_run
     from trpo.runs.sweep import groups, is_sweep, read_sweep
+    from trpo.runs.train import read_run
 
     plan = read_sweep(run) if is_sweep(run) else []
     results = {}
@@ -229,7 +229,7 @@ def _record(
         trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.report.recording import record
-    from trpo.runs.run import load
+    from trpo.runs.train import load
 
     def tell(text: str) -> None:
         print(f"trpo: {text}", file=sys.stderr)

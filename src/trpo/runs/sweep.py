@@ -24,9 +24,11 @@ from trpo.runs.aggregate import interval
 from trpo.runs.disk import refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
-from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, train_runs
+from trpo.runs.one import Run
+from trpo.runs.run import RunFailed, train_runs
 from trpo.runs.schema import SweepFile, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
+from trpo.runs.train import configure, env_of, read_run
 from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
