@@ -24,9 +24,14 @@ class HelpShown(Exception):
     """The flags of a command were shown: there is nothing to run."""
 
 
+def say(text: str) -> None:
+    """Say something that is no result."""
+    print(f"trpo: {text}", file=sys.stderr, flush=True)
+
+
 def fail(message: str, code: int) -> int:
     """Say what ended a command; return its exit code."""
-    print(f"trpo: {message}", file=sys.stderr, flush=True)
+    say(message)
     return code
 
 
@@ -154,7 +159,7 @@ def _evaluate(
         with foreign():
             agent, state, problems = read_run(place, trust=trust)
             for problem in problems:
-                print(f"trpo: {problem}; using the one before", file=sys.stderr)
+                say(f"{problem}; using the one before")
             results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
         if not as_json:
             how = "stochastic" if stochastic else "deterministic"
@@ -200,12 +205,9 @@ def _record(
     from trpo.report.recording import record
     from trpo.runs.train import load
 
-    def tell(text: str) -> None:
-        print(f"trpo: {text}", file=sys.stderr)
-
     how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
     with foreign():
-        file = record(load(run, trust=trust), out, run=run, **how, tell=tell)
+        file = record(load(run, trust=trust), out, run=run, **how, tell=say)
     print(file)
     return 0
 

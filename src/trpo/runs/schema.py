@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from trpo.runs.disk import read_regular, replace_durably
+from trpo.spelling import on_one_line
 
 JSON_BYTES = 2**28
 """The largest JSON file that is read; snapshots of simulators are in one."""
@@ -170,6 +171,5 @@ def explained(what: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Return an error's text on one line; its kind too, where it is not one that explains itself."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 500 else f"{text[:500]}…"
+    text = on_one_line(error, 500)
     return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
