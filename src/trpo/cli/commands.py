@@ -87,13 +87,12 @@ def _train(arguments: Sequence[str]) -> int:
     if not quiet:
         changes = f": {describe(settings)}" if settings else ""
         print(f"trpo {__version__} · {env} · preset {name}{changes} · run {out}", file=sys.stderr)
-    if several:
-        from trpo.runs.sweep import sweep
+    with foreign():
+        if several:
+            from trpo.runs.sweep import sweep
 
-        with foreign():
             sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
-    else:
-        with foreign():
+        else:
             train(env, config=config, out=out, quiet=quiet)
     if not quiet:
         from trpo.report.recording import can_record

@@ -67,23 +67,23 @@ def _is_float(box: Box) -> bool:
 # ---------------------------------------------------------------- observations
 
 
-def kept(leaf: Leaf, x: Any) -> np.ndarray:
-    """Return an array in the type of ``leaf``, of any shape; ValueError where that would change what it says.
+def kept(leaf: Leaf, x: Any, part: str = "observation") -> np.ndarray:
+    """Return an array in the type of ``leaf``, of any shape; ValueError where that would change what ``part`` says.
 
     NaN and infinity may stand among floats: they are another's to refuse.
     """
     try:
         given = np.asarray(x)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"observation of type {type(x).__name__} is not an array: {error}") from error
+        raise ValueError(f"{part} of type {type(x).__name__} is not an array: {error}") from error
     if given.dtype.kind not in "biuf":
-        raise ValueError(f"observation {on_one_line(x, 60)} is not a number or an array of numbers")
+        raise ValueError(f"{part} {on_one_line(x, 60)} is not a number or an array of numbers")
     with np.errstate(invalid="ignore", over="ignore"):
         array = given.astype(leaf.dtype, copy=False)
     if array.dtype.kind in "biu" and not np.can_cast(given.dtype, array.dtype) and not np.array_equal(array, given):
-        raise ValueError(f"observation {on_one_line(x, 60)} must be whole numbers that {leaf.dtype} holds, for {leaf}")
+        raise ValueError(f"{part} {on_one_line(x, 60)} must be whole numbers that {leaf.dtype} holds, for {leaf}")
     if not np.all(_inside(leaf, array)):
-        raise ValueError(f"observation {on_one_line(x, 60)} is not of {leaf}")
+        raise ValueError(f"{part} {on_one_line(x, 60)} is not of {leaf}")
     return array
 
 

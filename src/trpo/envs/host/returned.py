@@ -32,7 +32,7 @@ def begun(answer: Any) -> Any:
     )
 
 
-def taken(answer: Any) -> tuple[Any, bool]:
+def stepped(answer: Any) -> tuple[Any, bool]:
     """Return the observation that ``step`` returned, and whether the episode has ended."""
     try:
         observation, reward, terminated, truncated, _ = answer
@@ -136,9 +136,9 @@ def _leaf_writer(leaf: Leaf, part: str) -> Write:
             column[i] = x
             return
         try:
-            array = kept(leaf, x)
+            array = kept(leaf, x, part)
         except ValueError as error:
-            raise WrongAnswerError(str(error).replace("observation", part, 1)) from error
+            raise WrongAnswerError(str(error)) from error
         if array.shape != shape:
             if array.size != 1 or size != 1:
                 raise WrongAnswerError(
