@@ -573,6 +573,7 @@ def test_an_agent_meets_other_spaces_at_every_door(tmp_path: Any) -> None:
     """Training, resuming, a source, environments that are handed in, in processes, in JAX; evaluation and recording."""
     from trpo.envs.device.probes import make_probe
     from trpo.report.recording import record
+    from trpo.runs.lock import RunLock
     from trpo.runs.one import Run
 
     config = trpo.Config(steps=32, fragment=4, env=trpo.EnvConfig(count=4), **SMALL)
@@ -580,7 +581,9 @@ def test_an_agent_meets_other_spaces_at_every_door(tmp_path: Any) -> None:
     agent = trpo.make_agent(home, config)
     both, message = trpo.make_envs(other, 4), r"Discrete\(2\), those of environment .* Discrete\(5, start=7\)"
     source = trpo.HostSource(both)
-    Run.begin(agent, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with RunLock(tmp_path / "run") as lock:
+        Run.begin(agent, lock)
     workers = dataclasses.replace(config, env=trpo.EnvConfig(count=4, workers=1))
     doors: list[Any] = [
         lambda: list(trpo.iterations(other, agent)),
