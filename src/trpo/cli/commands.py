@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from trpo._version import __version__
 from trpo.cli.output import foreign
+from trpo.runs.interrupts import begin_work
 
 RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
 
@@ -223,6 +224,7 @@ def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] =
     from trpo.report.sweep_plots import plot_sweeps
     from trpo.runs.sweep import is_sweep
 
+    begin_work()
     if not runs:
         raise ValueError("plot needs at least one run: trpo plot RUN...")
     kinds = {is_sweep(run) for run in runs}
@@ -258,6 +260,7 @@ def _theory(
             number = f"{record['number']:>2} of {len(CLAIMS)}"
             print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
 
+    begin_work()
     jax.devices()  # one error, where there is none, and not one for each claim
     report = run_theory(out, mdps, seed, only, tell=tell)
     print_table(report)

@@ -1,7 +1,7 @@
 """The command line: ``trpo train | resume | evaluate | record | plot | presets | theory | completion``.
 
-Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted (a checkpoint was written);
-1 anything else.
+Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted, 143 terminated (a checkpoint
+was written); 1 anything else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from trpo._version import __version__
 from trpo.cli.commands import COMMANDS, HelpShown, fail
 from trpo.cli.output import give_up_output, prepare_streams, results_apart
+from trpo.runs.interrupts import heed_signals, interruption, number_of, over
 from trpo.spelling import in_words, nearest
 
 USAGE = """\
@@ -85,11 +86,13 @@ def _explain(error: BaseException) -> int:
     """Say in one line what ended a command, and return the exit code."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
+    if not isinstance(error, KeyboardInterrupt):
+        error = interruption() or error
     if isinstance(error, BrokenPipeError):
         give_up_output()  # who read it has seen enough
         return 1
     if isinstance(error, KeyboardInterrupt):
-        return fail(str(error) or "interrupted", 130)
+        return fail(str(error) or "interrupted", 128 + number_of(error))
     if isinstance(error, ValueError):
         return fail(" ".join(str(error).split()), 2)
     if isinstance(error, OSError):
@@ -114,7 +117,12 @@ def _has_device() -> bool:
 
 def entry_point() -> None:
     """Console script. Modules of the current directory can be named, as with ``python -m trpo``."""
+    heed_signals()
     prepare_streams()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
-    sys.exit(main(for_good=True))
+    try:
+        code = over(main(for_good=True))
+    except KeyboardInterrupt:  # while it was said how the command ended
+        code = over(1)
+    sys.exit(code)

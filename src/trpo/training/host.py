@@ -122,7 +122,6 @@ class HostLoop:
             metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
             if (not info.finite or bad_fit) and self.config.on_nonfinite == "stop":
                 kept = dataclasses.replace(self.state, learner=previous)
-                raise NonFiniteBatchError(
-                    [kept], nonfinite_message(iteration, bad_fit, self.source.spec.id, trajectory)
-                )
+                at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
+                raise NonFiniteBatchError([kept], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))
             yield self.state, metrics
