@@ -8,7 +8,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 
@@ -24,7 +24,7 @@ from trpo.envs.host.probes import Probe
 from trpo.envs.host.returned import described
 from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError, made_with
 from trpo.envs.spec import EnvSpec
-from trpo.spelling import nearest
+from trpo.spelling import nearest, on_one_line
 
 _MAKERS: dict[str, Callable[..., JaxEnv]] = {
     "gymnax": make_gymnax,
@@ -112,23 +112,6 @@ EnvLike: TypeAlias = str | MakeEnv | JaxEnv | HostEnv
 """A name, a function without arguments that makes a ``gymnasium.Env``, an environment in JAX, or environments made."""
 
 
-@runtime_checkable
-class DoorOptions(Protocol):
-    """What is done at an environment's door: see :class:`~trpo.EnvConfig`."""
-
-    @property
-    def rescale_actions(self) -> bool:
-        """Whether [−1, 1] is mapped onto finite bounds."""
-
-    @property
-    def flatten(self) -> bool:
-        """Whether every observation is made one vector."""
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        """What an environment that is named is made with."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """Where a run's environments come from: what ENV is, decided once (:func:`resolve`)."""
@@ -172,8 +155,8 @@ class Origin:
         return make_envs(self.env, count, workers, self.rescale_actions, self.flatten, self.kwargs)
 
 
-def resolve(env: EnvLike, options: DoorOptions) -> Origin:
-    """Return what ENV is; nothing is made or imported yet.
+def resolve(env: EnvLike, options: Any) -> Origin:
+    """Return what ENV is, with the ``options`` of a :class:`~trpo.EnvConfig`; nothing is made or imported yet.
 
     Raises:
         ValueError: it is nothing that environments can be made from.
@@ -209,8 +192,7 @@ _LIKE = "an environment id or a function without arguments that makes one, envir
 
 
 def _shown(env: Any) -> str:
-    text = f"<class {env.__qualname__}>" if isinstance(env, type) else " ".join(repr(env).split())
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return on_one_line(f"<class {env.__qualname__}>" if isinstance(env, type) else repr(env))
 
 
 def _cure(env: Any) -> str:

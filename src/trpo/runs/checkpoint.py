@@ -28,7 +28,7 @@ import safetensors.numpy
 from trpo.rollout import Snapshot
 from trpo.runs.disk import TEMPORARY, is_link, open_regular, refuse_link, remove, replacing
 from trpo.runs.first_format import arrays_today, with_reset
-from trpo.runs.schema import JSON_BYTES, StateFile, conform, one_line, parse_json
+from trpo.runs.schema import JSON_BYTES, STATE_FILE, conform, one_line, parse_json
 from trpo.training.state import TrainingState
 from trpo.trees import from_named_arrays, named_arrays, named_leaves, number
 from trpo.value_fits import ValueInfo
@@ -111,7 +111,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             file.seek(0)
             contents[name] = file.read(os.fstat(file.fileno()).st_size)
     data = parse_json(contents[DATA])
-    conform(data, StateFile)
+    conform(data, STATE_FILE)
     if data["format"] not in (1, FORMAT):
         raise CheckpointError(f"has format {data['format']}, but this version reads format {FORMAT}")
     return safetensors.numpy.load(contents[TENSORS]), data

@@ -25,9 +25,11 @@ from trpo.runs.aggregate import interval
 from trpo.runs.disk import refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
-from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, train_runs
-from trpo.runs.schema import SweepFile, explained, read_json, write_json
+from trpo.runs.one import Run
+from trpo.runs.run import RunFailed, train_runs
+from trpo.runs.schema import SWEEP_FILE, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
+from trpo.runs.train import configure, env_of, read_run
 from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
@@ -216,7 +218,7 @@ def is_sweep(run: Path) -> bool:
 
 def read_sweep(place: Path) -> list[Variant]:
     """Return the runs of a sweep, each in a directory of its own inside it."""
-    found = read_json(place / SWEEP, SweepFile, FORMAT)["runs"]
+    found = read_json(place / SWEEP, SWEEP_FILE, FORMAT)["runs"]
     with explained(str(place / SWEEP)):
         names = {record["name"].casefold() for record in found}
         if not found or len(names) < len(found):

@@ -11,7 +11,8 @@ import numpy as np
 
 from trpo.envs.host.gymnasium import space_of
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
-from trpo.envs.spec import EnvSpec, Tree, flat
+from trpo.envs.spaces import Tree, flat
+from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
 

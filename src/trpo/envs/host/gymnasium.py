@@ -25,7 +25,7 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spec import Leaf, flat
+from trpo.envs.spaces import Leaf, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
