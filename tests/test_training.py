@@ -28,7 +28,7 @@ import trpo.envs
 from tests.helpers import run_process
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.host.probes import Probe
-from trpo.envs.spec import Box, Choice
+from trpo.envs.spaces import Box, Choice
 from trpo.rollout import Snapshot
 from trpo.training.agent import Agent
 from trpo.training.host import env_seeds

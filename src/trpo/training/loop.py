@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from functools import partial
 
 from trpo.envs.names import EnvLike, Origin, require_name, resolve
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import require_no_fork
 from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
@@ -17,6 +19,7 @@ from trpo.training.agent import Agent
 from trpo.training.device import ROWS, DeviceLoop, setup_for
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
+from trpo.training.sizes import check_training
 from trpo.training.state import TrainingState
 
 
@@ -56,9 +59,15 @@ def device_source(origin: Origin) -> DeviceSource | None:
 
 def check_runs(env: EnvLike | Source, agents: Sequence[Agent]) -> None:
     """Raise ValueError for runs that could not begin, before anything is written or compiled."""
-    source = None if isinstance(env, Source) else device_source(resolve(env, agents[0].config.env))
+    origin = None if isinstance(env, Source) else resolve(env, agents[0].config.env)
+    source = None if origin is None else device_source(origin)
     if source is not None:
         setup_for(source, agents[0], len(agents))
+        return
+    for agent in agents:
+        check_training(agent, on_host=True)
+        if origin is not None:
+            origin.check_room(agent.config.env.count, agent.config.env.workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +91,7 @@ def advance(
     states: Sequence[TrainingState],
     longest: int = ROWS,
     tell: Callable[[str], None] | None = None,
+    ending: contextlib.ExitStack | None = None,
 ) -> Iterator[Progress]:
     """Train one run, or on the device several at once, yielding now and then; each follows its agent's configuration.
 
@@ -92,8 +102,11 @@ def advance(
         longest: the most iterations without a word.
         tell: what to do with a line that a user should see before the first iteration; None: only what is unexpected
             is said, as a warning.
+        ending: closes the environments that are made here; None: they are closed as soon as this ends or fails.
     """
+    require_no_fork()
     if isinstance(env, Source):
+        check_runs(env, agents)
         yield from _on_host(env, agents, states, tell)
         return
     config = agents[0].config.env
@@ -107,12 +120,12 @@ def advance(
         for metrics, gather in loop.run(longest):
             yield Progress(metrics, gather)
         return
+    check_runs(env, agents)
     envs = origin.open(config.count, config.workers)
-    try:
-        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
-    finally:
+    with contextlib.ExitStack() as here:
         if origin.ours:
-            envs.close()
+            (here if ending is None else ending).callback(envs.close)
+        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
 
 
 def _say_anew(loop: HostLoop | DeviceLoop, tell: Callable[[str], None] | None) -> None:

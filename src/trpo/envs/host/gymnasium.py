@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import warnings
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.bounds import Bound, Number
+from trpo.envs.host.closing import close_all
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
 from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
@@ -24,7 +25,7 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spec import Leaf, flat
+from trpo.envs.spaces import Leaf, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -109,17 +110,27 @@ def quiet_mujoco() -> Iterator[None]:
     except Exception:  # not installed, or no such backend as MUJOCO_GL says: those who need it will hear of it
         yield
         return
-    previous = mujoco.get_mju_user_warning()
-
-    def report(message: str) -> None:
-        if "deprecated" not in message:
-            gym.logger.warn(message)
-
-    mujoco.set_mju_user_warning(report)
+    with _REPORTING:
+        _BEFORE.append(mujoco.get_mju_user_warning())
+        mujoco.set_mju_user_warning(_report)
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(previous)
+        with _REPORTING:
+            before = _BEFORE.pop()
+            if not _BEFORE:
+                mujoco.set_mju_user_warning(before)
+
+
+_REPORTING = threading.Lock()
+_BEFORE: list[Any] = []
+"""Where MuJoCo's warnings went when each thread that is in :func:`quiet_mujoco` came there; the last to leave puts the
+first back."""
+
+
+def _report(message: str) -> None:
+    if "deprecated" not in message:
+        gym.logger.warn(message)
 
 
 def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
@@ -164,16 +175,6 @@ def make_one(name: str, make: MakeEnv) -> gym.Env:
     if not isinstance(env, gym.Env):
         raise ValueError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
     return env
-
-
-def close_one(env: gym.Env, name: str) -> None:
-    """Close an environment; if that fails, it is said and nothing more, since there may be a result to keep."""
-    try:
-        env.close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        warnings.warn(f"environment {name} raised {described(error)} when it was closed", stacklevel=2)
 
 
 @contextlib.contextmanager
@@ -282,6 +283,5 @@ class GymnasiumEnvs:
                 env.restore(state)
 
     def close(self) -> None:
-        for env in self._envs:
-            close_one(env, self._name)
-        self._envs = []
+        envs, self._envs = self._envs, []
+        close_all(envs, self._name)
