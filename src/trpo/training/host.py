@@ -120,9 +120,11 @@ class HostLoop:
             timing = {"steps_per_second": self.config.batch / (now - started), "collect_seconds": collected - started}
             loss = None if fitted is None else fitted.loss
             metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
-            if (not info.finite or bad_fit) and self.config.on_nonfinite == "stop":
-                kept = dataclasses.replace(self.state, learner=previous)
-                raise NonFiniteBatchError(
-                    [kept], nonfinite_message(iteration, bad_fit, self.source.spec.id, trajectory)
-                )
+            stops = (not info.finite or bad_fit) and self.config.on_nonfinite == "stop"
+            if stops:
+                self.state = dataclasses.replace(self.state, learner=previous)
             yield self.state, metrics
+            if stops:
+                raise NonFiniteBatchError(
+                    [self.state], nonfinite_message(iteration, bad_fit, self.source.spec.id, trajectory)
+                )
