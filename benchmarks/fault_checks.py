@@ -22,7 +22,7 @@ def check(holds: object, otherwise: str) -> None:
 
 
 def check_said(code: int, output: str, allowed: Collection[int], *words: str) -> None:
-    """Check an exit code, that nobody is shown a traceback, and that what is said names the cause (any of ``words``)."""
+    """Check an exit code, that there is no traceback, and that what is said names the cause (any of ``words``)."""
     told = output.strip()[-600:]
     check(TRACE not in output, f"traceback: {told}")
     check(code in allowed, f"exit code {code}, not {sorted(allowed)}: {told}")

@@ -152,7 +152,7 @@ def retold(checkpoint: Path, chance: random.Random) -> str:
         size = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2}.get(kind, 1)
         data = bytes(size * max(1, _product(shape)) if _product(shape) else 0)
     elif what == "shape":
-        shape = chance.choice([[*shape, 1], [_product(shape)], shape[::-1] + [0], [2**40], [-1], shape[1:]])
+        shape = chance.choice([[*shape, 1], [_product(shape)], [*shape[::-1], 0], [2**40], [-1], shape[1:]])
         data = bytes(4 * _product(shape)) if 0 <= _product(shape) < 2**20 else data
     elif what == "not finite":
         words = {"F32": [b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff"], "F64": [struct.pack("<d", float("nan"))]}

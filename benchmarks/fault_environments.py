@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import shutil
 import signal
@@ -51,7 +52,7 @@ RAISES: dict[str, Callable[[], Any]] = {
     "StopIteration": lambda: next(iter(())),
     "SystemExit": lambda: sys.exit(0),
     "sys.exit of words": lambda: sys.exit("bye"),
-    "OSError": lambda: open("/nowhere/at/all"),
+    "OSError": Path("/nowhere/at/all").read_text,
     "BrokenPipeError": lambda: _raise(BrokenPipeError()),
     "ZeroDivisionError": lambda: 1 // 0,
     "UnicodeError": lambda: b"\xff".decode(),
@@ -99,6 +100,8 @@ class Faulty(gym.Env):
         if where != self.where or number < self.at:
             return usual
         if self.fault == "death":
+            if multiprocessing.parent_process() is None:
+                return usual  # a worker dies, not who trains
             os.kill(os.getpid(), signal.SIGKILL)
         return RAISES[self.fault]() if self.fault in RAISES else STEPS[self.fault]
 
@@ -137,9 +140,7 @@ def _cases() -> list[tuple[str, str, int]]:
     cases = [("step", fault, at) for fault in (*RAISES, *STEPS) for at in (LATE, 0)]
     cases += [(where, fault, at) for where, at in (("reset", 5), ("reset", 0), ("init", 0)) for fault in RAISES]
     cases += [("reset", fault, 5) for fault in ("nothing", "a number", "four values")]
-    cases += [
-        (where, fault, 0) for where in ("snapshot", "close") for fault in ("RuntimeError", "SystemExit", "KeyError")
-    ]
+    cases += [(w, fault, 0) for w in ("snapshot", "close") for fault in ("RuntimeError", "SystemExit", "KeyError")]
     return cases
 
 

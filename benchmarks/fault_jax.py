@@ -35,12 +35,15 @@ FAULTS: dict[str, tuple[str, ...]] = {
 """What is wrong, and words of which the message has one; none where the run goes on."""
 
 
+SPEC = EnvSpec("JaxFaulty", Box((2,)), Choice(2))
+
+
 @dataclasses.dataclass(frozen=True)
 class JaxFaulty:
     """Episodes of ten steps."""
 
     fault: str
-    spec: EnvSpec = EnvSpec("JaxFaulty", Box((2,)), Choice(2))
+    spec: EnvSpec = SPEC
     cheap_reset: bool = True
 
     def reset(self, key: Any) -> Any:

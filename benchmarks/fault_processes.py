@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.fault_checks import Broken
 
 PATIENCE = 240.0
-"""Seconds after which a process counts as hung. Nothing here takes a tenth of it on a machine with nothing else to do."""
+"""Seconds after which a process counts as hung. On a quiet machine nothing here takes a tenth of it."""
 
 
 class Process:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_checks import Canary, check, check_said, ends
+from benchmarks.fault_checks import Canary, check_said, ends
 from benchmarks.fault_processes import trpo
 
 EVERY = 5

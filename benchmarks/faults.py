@@ -3,10 +3,11 @@
     python -m benchmarks.faults [--quick] [--only KIND ...] [--fresh] [--page]
 
 Processes are killed, interrupted and set on each other; checkpoints and configurations are damaged, by accident and on
-purpose; links lead elsewhere; disks are full; environments misbehave; settings are absurd; threads train at once. What is
-checked afterwards (``fault_checks.py``) is independent of the code under test. Results are kept below
-``benchmarks/results/faults``, so a campaign that was interrupted goes on; ``docs/reliability.md`` is written from them.
-Needs Linux. ``--quick`` injects a tenth and keeps nothing.
+purpose; links lead elsewhere; disks are full; environments misbehave; settings are absurd; threads train at once. What
+is checked afterwards (``fault_checks.py``) is independent of the code under test. Results are kept below
+``benchmarks/results/faults``, so a campaign that was interrupted goes on while ``src`` is the same; what is complete is
+injected again with ``--fresh``. ``docs/reliability.md`` is written from them. ``--quick`` injects a tenth and keeps
+nothing. Needs Linux.
 """
 
 from __future__ import annotations
