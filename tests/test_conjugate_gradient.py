@@ -84,6 +84,16 @@ def test_direction_does_not_depend_on_the_scale_of_b(scale: float) -> None:
     np.testing.assert_allclose(scaled.residual, info.residual, rtol=0.05, atol=1e-6)
 
 
+def test_a_solve_goes_on_to_the_rounding_of_its_type() -> None:
+    """However short the directions become, curvature is that of a unit vector; and b may be zero in places."""
+    a, b = system(6, np.float32)
+    b[2] = 0.0
+    x, info = solve(a, b, 2 * N, 1e-11)
+    np.testing.assert_allclose(x, np.linalg.solve(a.astype(np.float64), b), rtol=1e-4, atol=1e-6)
+    assert N <= info.iterations < 2 * N
+    assert info.residual < 1e-5
+
+
 @pytest.mark.parametrize("size", [3e-38, 8e-38, 9e37, 3.3e38])
 def test_b_may_be_anywhere_in_the_range(size: float) -> None:
     x, info = trpo.conjugate_gradient(lambda v: 2 * v, jnp.full(3, size), 3)

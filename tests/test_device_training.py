@@ -8,6 +8,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,18 +24,21 @@ from trpo.envs.device.hosted import HostedJaxEnvs
 from trpo.envs.names import resolve
 from trpo.rollout import HostPolicy, HostSource, noise_of
 from trpo.rollout.device import DeviceRollout, DeviceSource
+from trpo.rollout.episodes import EpisodeTotals, RecentEpisodes
+from trpo.rules.protocol import Result, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.runs import checkpoint
 from trpo.runs.sinks import read_metrics
 from trpo.training import device as device_training
 from trpo.training import layout as parallel
-from trpo.training.chunk import begin, iterate
+from trpo.training.chunk import Row, begin, iterate
 from trpo.training.device import DeviceLoop, setup_for
 from trpo.training.host import _improve, _prepare, _refit
-from trpo.training.learner import Hyper
+from trpo.training.learner import Hyper, IterationInfo
 from trpo.training.loop import advance, device_source
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import named_arrays
+from trpo.value_fits import ValueInfo
 
 LIMIT = 6
 
@@ -579,6 +583,67 @@ def test_what_is_beyond_all_measure_is_skipped_if_so_configured() -> None:
     for row in rows:
         json.dumps(row, allow_nan=False)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].learner))
+
+
+def test_a_refused_value_fit_is_skipped_if_so_configured() -> None:
+    """A learning rate that sends V to infinity: the policy has learned, V has not, and new episodes begin."""
+    value = trpo.ValueConfig(hidden=(), learning_rate=1e38, minibatch=8)
+    agent, states, rows = run(configure(iterations=2, value=value, on_nonfinite="continue"))
+    assert [row["result"] for row in rows] == ["accepted"] * 2
+    assert bits(states[-1].learner.value) == bits(agent.learner.value)
+    assert bits(states[-1].learner.policy) != bits(agent.learner.policy)
+    for state in states:
+        assert not np.asarray(state.source.running_length).any()
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_every_run_of_a_chunk_has_records_of_its_own(stop: bool) -> None:
+    """Three iterations of two runs that go on; the second run's last value fit failed."""
+
+    def numbers(offset: float) -> np.ndarray:  # [iteration, run]
+        return offset + np.arange(10.0 * 3).reshape(3, 10)[:, :2]
+
+    scalars = {f.name: numbers(i) for i, f in enumerate(dataclasses.fields(UpdateInfo))} | {"result": np.ones((3, 2))}
+    sound, fits = np.ones((3, 2), bool), np.array([[True, True], [True, True], [True, False]])
+    sound[1, 0] = False
+    ended = [np.full((3, 2), 4), np.array([[0, 0], [2, 1], [0, 4]]), numbers(0.5), numbers(3)]
+    real, whole, yes = jnp.zeros(()), jnp.asarray(0), jnp.asarray(True)
+    wholes = {"result", "cg_iterations", "backtracks", "accepted_updates"}
+    update = UpdateInfo(**{name: whole if name in wholes else real for name in scalars})
+    one = Row(IterationInfo(update, real, None, yes), ValueInfo(real, yes), EpisodeTotals(whole, whole, real, whole))
+    leaves = [*scalars.values(), numbers(0.25), sound, numbers(100), fits, *ended]
+    rows = jax.tree.structure(one).unflatten(leaves)
+    loop: Any = object.__new__(DeviceLoop)
+    loop.configs = [configure(seed=seed) for seed in (8, 9)]
+    learner = trpo.make_agent(WALK, loop.configs[0]).learner
+    loop.states = [TrainingState(learner, 5 * m, 70 * m, 11.0 * m) for m in (1, 2)]
+    loop.rules = [trpo.TRPO(max_kl=0.25), trpo.TRPO(max_kl=0.5)]
+    loop.episodes = [RecentEpisodes({"episodes": 6}), RecentEpisodes()]
+    loop._fits = [ValueInfo(real + 7.0, yes), None]
+    loop.setup = SimpleNamespace(stacked=True, stop=stop, source=SimpleNamespace(spec=WALK.spec))
+    metrics, bad = loop._records(rows, 3, 6.0)
+    assert [len(records) for records in metrics] == [2 if stop else 3] * 2
+    assert bad == ("seed 8, iteration 7: " + Result.NONFINITE_BATCH.reason + "; environment walk" if stop else None)
+    for m, records in enumerate(metrics):
+        for i, row in enumerate(records):
+            assert (row["iteration"], row["steps"]) == (5 * (m + 1) + i + 1, 70 * (m + 1) + 20 * (i + 1))
+            assert (row["seconds"], row["steps_per_second"]) == (11 * (m + 1) + 2 * (i + 1), 10)
+            assert row["collect_seconds"] is None
+            assert row["max_kl"] == (0.25, 0.5)[m]
+            assert row["mean_kl"] == scalars["mean_kl"][i, m]
+            assert row["explained_variance"] == 10 * i + m + 0.25
+            assert row["episodes"] == (6, 0)[m] + 4 * (i + 1)
+        assert [row["value_loss"] for row in records] == [[7.0, 100.0, None], [None, 101.0, 111.0]][m][: len(records)]
+    assert [row["episode_return"] for row in metrics[1][:2]] == [None, 11.5]
+    assert [row["episode_length"] for row in metrics[0][:2]] == [None, 13 / 2]
+    for m, state in enumerate(loop.states):
+        assert (state.iteration, state.steps, state.seconds) == (5 * m + 8, 70 * m + 130, 11 * m + 17)
+        assert state.episodes == loop.episodes[m].to_json()
+        assert state.value_fit is loop._fits[m]
+        assert state.value_fit.loss == 120 + m
+    sound[1, 0] = True
+    _, bad = loop._records(rows, 3, 6.0)
+    assert bad == ("seed 9, iteration 16: its value fit gave a NaN or infinite loss and was refused" if stop else None)
 
 
 def train_probe(**changes: Any) -> None:

@@ -467,6 +467,20 @@ def test_an_agent_begins_from_its_settings() -> None:
     assert_same_bits(agent.learner, again.learner)
     for name in ("policy", "value"):
         assert differs(getattr(agent.learner, name), getattr(other.learner, name))
+    small, rule = trpo.ValueConfig(hidden=(5,), method="gauss-newton"), trpo.Penalty(initial_coefficient=3.0)
+    config = dataclasses.replace(SETTINGS, policy=trpo.PolicyConfig(hidden=(5,), averaging=0.0), value=small)
+    whole = trpo.make_agent("Pendulum-v1", config, rule=rule)
+    assert (whole.config, whole.rule) == (config, rule)
+    made = whole.learner
+    assert made.average is None
+    # The first layers have 5 units for 3 numbers, with weights of their own.
+    (first,), (of_value,) = (
+        [leaf for leaf in jax.tree.leaves(params) if leaf.size == 15] for params in (made.policy, made.value.params)
+    )
+    assert differs(first, of_value)
+    assert_same_bits(made.rule, rule.init(made.policy))
+    assert_same_bits(made.value.optimiser, small.build().init(made.value.params))
+    assert jax.tree.structure(made.value.optimiser) != jax.tree.structure(agent.learner.value.optimiser)
 
 
 # ---------------------------------------------------------------- row 12: no signal

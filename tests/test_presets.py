@@ -15,7 +15,8 @@ import trpo
 from trpo.envs.host.gymnasium import quiet_mujoco
 from trpo.envs.host.probes import Probe
 from trpo.runs.run import configure
-from trpo.settings.presets import AUTO, NONE, about, apply_preset, names, preset_for, settings_of
+from trpo.settings.config import merge
+from trpo.settings.presets import AUTO, NONE, about, apply_preset, describe, names, preset_for, settings_of, tasks
 
 
 @pytest.mark.parametrize("name", names())
@@ -56,6 +57,23 @@ def test_what_counts_is_the_task(ids: list[str], name: str) -> None:
 def test_every_preset_says_what_it_is_for() -> None:
     assert all(0 < len(about(name)) <= 100 for name in names())
     assert not any({"about", "match"} & settings_of(name).keys() for name in names())
+
+
+def test_the_tasks_that_are_said_to_be_a_preset_s_have_it() -> None:
+    said = {task: name for name in names() for task in tasks(name).split(", ")}
+    assert sum(len(tasks(name).split(", ")) for name in names()) == len(said)  # no task is said twice
+    assert {task: preset_for(task.replace("*", "Q") + "-v9") for task in said} == said
+
+
+def test_an_applied_preset_is_its_settings_and_an_unknown_one_names_the_nearest() -> None:
+    config = trpo.Config(env=trpo.EnvConfig("Ant-v5"))
+    changed, name, settings = apply_preset(config)
+    assert (name, settings) == ("ant", settings_of("ant"))
+    assert changed == merge(config, settings) != config
+    assert apply_preset(config, NONE) == (config, NONE, {})
+    with pytest.raises(ValueError, match=r"^preset='antt': unknown; did you mean ant"):
+        apply_preset(config, "antt")
+    assert describe({"rule": {"max_kl": 0.02, "b": {"c": (1,)}}, "d": 3}) == "rule.max_kl=0.02 rule.b.c=(1,) d=3"
 
 
 def task() -> Probe:

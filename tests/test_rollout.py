@@ -25,7 +25,7 @@ from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
 from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostSource, Trajectory, noise_of
 from trpo.rollout.acting import act, bound, numpy_act
-from trpo.rollout.episodes import RECENT
+from trpo.rollout.episodes import RECENT, RecentEpisodes
 from trpo.running_statistics import RunningStatistics
 from trpo.training.agent import Agent
 
@@ -512,6 +512,39 @@ def test_episode_statistics_survive_json_and_remember_the_latest() -> None:
         one.add(np.ones((1, 2), np.float32), np.ones((1, 2), bool), np.ones((1, 2), bool))
     assert copy.to_json() == statistics.to_json()
     assert latest(copy)[-1] == (pytest.approx(rewards[:, 1].sum(dtype=np.float64) + 1), 3 * RECENT + 1)
+
+
+def test_recent_episodes_are_the_latest_entries_that_hold_a_hundred() -> None:
+    recent = RecentEpisodes()
+    assert recent.means() == (None, None)
+    recent.add(60, 60.0, 600)
+    recent.add(99, 198.0, 99)
+    assert recent.means() == (258 / 159, 699 / 159)
+    recent.add(1, 5.0, 7)  # without the oldest there are a hundred
+    for one in (recent, RecentEpisodes(recent.to_json())):
+        assert one.means() == (2.03, 1.06)
+    one.add(RECENT, 0.0, RECENT)
+    assert one.means() == (0.0, 1.0)
+    first_format = RecentEpisodes({"episodes": 9, "returns": [1.0, 2.0], "lengths": [3, 6]})
+    assert (first_format.episodes, first_format.means()) == (9, (1.5, 4.5))
+
+
+def test_episodes_under_way_are_those_of_their_environments() -> None:
+    """With another number of environments they are not; what has ended stays. Old checkpoints know no first one."""
+    statistics = EpisodeStatistics(2)
+    assert statistics.first.tolist() == [True, True]
+    statistics.add(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[False, True], [False, False]]), np.ones((2, 2), bool))
+    data = statistics.to_json()
+    again, other = EpisodeStatistics(2, data), EpisodeStatistics(3, data)
+    found = again.running_return.tolist(), again.running_length.tolist(), again.first.tolist()
+    assert found == ([4.0, 4.0], [2, 1], [True, False])
+    assert other.running_return.tolist() == other.running_length.tolist() == [0, 0, 0]
+    assert other.first.tolist() == [True, True, True]
+    assert latest(again) == latest(other) == [(2.0, 1)]
+    assert again.recent.episodes == other.recent.episodes == 1
+    assert EpisodeStatistics(2, {k: v for k, v in data.items() if k != "first"}).first.tolist() == [False, False]
+    again.restart()
+    assert again.to_json() == data | {"running_return": [0, 0], "running_length": [0, 0], "first": [True, True]}
 
 
 # ---------------------------------------------------------------- staggered first episodes

@@ -143,7 +143,7 @@ def test_what_means_the_same_is_taken(hint: Any, value: Any, kept: Any) -> None:
         (tuple[int, ...], {64: 1}), (dict[str, Any], {1: 2}), (dict[str, Any], {"a": np.nan}),
         (dict[str, Any], {"a": object()}), (dict[str, Any], [("a", 1)]), (trpo.RuleConfig, {"max_kl": 0.1}),
     ],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", None) or type(x).__name__,
 )  # fmt: skip
 def test_what_does_not_is_refused(hint: Any, value: Any) -> None:
     with pytest.raises(ValueError, match=r"^x=.*: must be"):

@@ -172,6 +172,37 @@ def test_one_gauss_newton_step_respects_its_trust_region(x64: None) -> None:
         np.testing.assert_allclose(jnp.sum(batch.weight * change**2) / (2 * sigma_squared), epsilon, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("begin", "halvings"), [(0.1, 5), (0.01, None)])
+def test_a_gauss_newton_step_is_halved_until_the_loss_falls(begin: float, halvings: int | None, x64: None) -> None:
+    """V = p³ and G = 1: the step (1 − p³) / 3p² is far too long; after eight halvings without success, none."""
+    batch = ValueBatch(jnp.ones((2, 1)), jnp.ones(2), jnp.full(2, 0.5))
+    method = trpo.GaussNewtonFit(max_change=float("inf"), damping=0.0, steps=1, cg_iterations=1)
+    after, _ = method.minimise(lambda p, x: p["p"] ** 3 * x[:, 0], {"p": jnp.asarray(begin)}, (), batch, jax.random.key(0))
+    step = 0.0 if halvings is None else (1 - begin**3) / (3 * begin**2) / 2**halvings
+    np.testing.assert_allclose(after["p"], begin + step, rtol=1e-12)
+
+
+def test_damping_is_added_to_the_gauss_newton_matrix(x64: None) -> None:
+    batch, method = data(dtype=np.float64), trpo.GaussNewtonFit(max_change=float("inf"), damping=0.5, steps=1)
+    before = start(method, np.float64).params
+    after, _ = method.minimise(linear, before, (), batch, jax.random.key(0))
+    design, weight = np.c_[np.ones(N), batch.observation], np.asarray(batch.weight)
+    error = np.asarray(batch.target - linear(before, batch.observation))
+    step = np.linalg.solve((design.T * weight) @ design + 0.5 * np.eye(D + 1), design.T @ (weight * error))
+    np.testing.assert_allclose(np.r_[after["b"] - before["b"], after["w"] - before["w"]], step, rtol=1e-9)
+
+
+def test_the_unit_of_values_is_the_deviation_of_returns_or_a_tenth_of_their_size() -> None:
+    def scale(*returns: float) -> float:
+        x = jnp.asarray(returns, jnp.float32)
+        return float(ValueState({}, (), trpo.RunningStatistics.zeros(()).merge(x, jnp.ones(len(x)))).scale)
+
+    assert scale(3.0, 5.0) == pytest.approx(1.0)
+    assert scale(-7.0, -7.0) == pytest.approx(0.7)
+    assert scale(19.0, 21.0) == pytest.approx(0.1 * np.hypot(20.0, 1.0))
+    assert scale(0.0, 0.0) == scale() == 0.0
+
+
 @pytest.mark.parametrize(
     "method", [trpo.AdamFit(minibatch=0), trpo.AdamFit(minibatch=8), trpo.GaussNewtonFit()], ids=repr
 )
@@ -255,7 +286,7 @@ def test_explained_variance_is_its_definition() -> None:
     [
         (lambda: trpo.AdamFit(epochs=0), r"value\.epochs=0: must be ≥ 1; 10 is usual"),
         (lambda: trpo.AdamFit(minibatch=-1), r"value\.minibatch=-1: must be ≥ 0; 0 uses the whole batch"),
-        (lambda: trpo.AdamFit(learning_rate=0.0), r"value\.learning_rate=0\.0: must be > 0; 1e-3 is usual"),
+        (lambda: trpo.AdamFit(learning_rate=0.0), r"value\.learning_rate=0\.0: must be > 0 and finite; 1e-3 is usual"),
         (lambda: trpo.AdamFit(learning_rate=float("nan")), r"value\.learning_rate=nan: must be > 0"),
         (lambda: trpo.GaussNewtonFit(steps=0), r"value\.steps=0, .*must be ≥ 1"),
         (lambda: trpo.GaussNewtonFit(cg_iterations=0), r"value\.cg_iterations=0: must be ≥ 1"),

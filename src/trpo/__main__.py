@@ -1,5 +1,5 @@
 """``python -m trpo`` is the command line."""
 
-from trpo.cli.main import entry_point
+from trpo.cli.entry import entry_point
 
 entry_point()

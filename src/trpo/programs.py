@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import xla_bridge
 
 KEPT = 4
 """Of how many values of its static arguments the programs of a function are kept in memory."""
@@ -36,6 +37,27 @@ def forget() -> None:
     """Give up all compiled programs in memory, and what they were compiled for."""
     for function in _bounded:
         function.cache_clear()
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = _forked or xla_bridge.backends_are_initialized()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def require_no_fork() -> None:
+    """Raise RuntimeError in a process forked from one that has computed: it would wait for ever for JAX's threads."""
+    if _forked:
+        raise RuntimeError(
+            "this process was forked from one in which JAX had computed, and lacks its threads: start processes with "
+            'multiprocessing.get_context("spawn"), or fork before anything is computed'
+        )
 
 
 def compiled(function: Callable[..., Any], static: int = 1) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """The command line: ``trpo train | resume | evaluate | record | plot | presets | theory | completion``.
 
-Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted (a checkpoint was written);
-1 anything else.
+Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted, 143 terminated (a checkpoint
+was written); 1 anything else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from trpo._version import __version__
 from trpo.cli.output import foreign, give_up_output, prepare_streams, results_apart
+from trpo.runs.interrupts import begin_work, heed_signals, interruption, number_of, over
 from trpo.spelling import in_words, nearest
 
 RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
@@ -253,6 +254,7 @@ def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] =
     from trpo.report.sweep_plots import plot_sweeps
     from trpo.runs.sweep import is_sweep
 
+    begin_work()
     if not runs:
         raise ValueError("plot needs at least one run: trpo plot RUN...")
     kinds = {is_sweep(run) for run in runs}
@@ -288,6 +290,7 @@ def _theory(
             number = f"{record['number']:>2} of {len(CLAIMS)}"
             print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
 
+    begin_work()
     jax.devices()  # one error, where there is none, and not one for each claim
     report = run_theory(out, mdps, seed, only, tell=tell)
     print_table(report)
@@ -379,11 +382,13 @@ def _explain(error: BaseException) -> int:
     """Say in one line what ended a command, and return the exit code."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
+    if not isinstance(error, KeyboardInterrupt):
+        error = interruption() or error
     if isinstance(error, BrokenPipeError):
         give_up_output()  # who read it has seen enough
         return 1
     if isinstance(error, KeyboardInterrupt):
-        return _fail(str(error) or "interrupted", 130)
+        return _fail(str(error) or "interrupted", 128 + number_of(error))
     if isinstance(error, ValueError):
         return _fail(" ".join(str(error).split()), 2)
     if isinstance(error, OSError):
@@ -408,7 +413,12 @@ def _has_device() -> bool:
 
 def entry_point() -> None:
     """Console script. Modules of the current directory can be named, as with ``python -m trpo``."""
+    heed_signals()
     prepare_streams()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
-    sys.exit(main(for_good=True))
+    try:
+        code = over(main(for_good=True))
+    except KeyboardInterrupt:  # while it was said how the command ended
+        code = over(1)
+    sys.exit(code)

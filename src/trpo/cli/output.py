@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from trpo.runs.interrupts import begin_work
+
 
 def prepare_streams() -> None:
     """Let no character that the terminal's encoding lacks end a command, and warnings be one line."""
@@ -55,6 +57,7 @@ def results_apart(for_good: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def foreign() -> Iterator[None]:
     """Send to standard error what others' code, such as an environment, prints."""
+    begin_work()
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

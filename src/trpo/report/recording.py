@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
+from trpo.envs.host.closing import close_all
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
 from trpo.envs.host.returned import WrongAnswerError, begun, described, taken, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
@@ -92,8 +93,7 @@ def record(
         if next(frames, None) is not None:
             tell(f"the recording was cut at {max_frames:,} frames, before the last episode had ended")
     finally:
-        with contextlib.suppress(Exception, SystemExit):  # some renderers fail in closing what they never opened
-            env.close()
+        close_all([env], agent.spec.id, tell=lambda text: None)  # some renderers fail in closing what they never opened
     return out
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from trpo._version import __version__
 from trpo.runs.disk import remove_leftovers
 from trpo.runs.first_format import config_today
+from trpo.runs.interrupts import Interrupted
 from trpo.runs.lock import HOLDER, LOCK, DirectoryLostError, RunLock
 from trpo.runs.schema import ConfigFile, conform, explained, read_json, write_json
 from trpo.training.agent import Agent
@@ -45,7 +46,8 @@ def read_config(run: Path) -> dict[str, Any]:
 def new_directory(out: str | Path | None) -> Iterator[RunLock | None]:
     """Make the directory of a new run and hold its lock; one that has anything in it is refused.
 
-    It is removed if, before its first iteration, the run turns out to be impossible.
+    It is removed if, before its first iteration, the run turns out to be impossible, or is interrupted before there is
+    something to go on with.
     """
     if out is None:
         yield None
@@ -57,11 +59,11 @@ def new_directory(out: str | Path | None) -> Iterator[RunLock | None]:
         _refuse_used(place)  # by another that was as quick
         try:
             yield lock
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(place)  # of a full disk it is not said where
-            another = isinstance(error, DirectoryLostError)
-            if not another and not any(file.stat().st_size for file in place.rglob(METRICS)):
+            kept = isinstance(error, DirectoryLostError) or (isinstance(error, Interrupted) and error.saved)
+            if not kept and not any(file.stat().st_size for file in place.rglob(METRICS)):
                 shutil.rmtree(place, ignore_errors=True)
             raise
 

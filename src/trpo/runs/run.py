@@ -28,7 +28,7 @@ from trpo.rules.protocol import Rule
 from trpo.runs.checkpoint import newest_checkpoint, prune, write_checkpoint
 from trpo.runs.disk import CHECKPOINTS, replace_durably
 from trpo.runs.files import CONFIG, new_directory, read_config, used_directory, write_config
-from trpo.runs.interrupts import Stop, graceful_stop
+from trpo.runs.interrupts import Interrupted, Stop, end_soon, graceful_stop
 from trpo.runs.lock import DirectoryLostError, RunLock
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.runs.schema import check_spec, explained
@@ -385,7 +385,9 @@ class _Saver:
             states = error.states
             self.latest = lambda: states
         expected = isinstance(error, NonFiniteBatchError | KeyboardInterrupt | OSError)
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else in_words(error)
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            error = Interrupted()
+        what = in_words(error)
         try:
             how = self.save()
         except Exception as second:
@@ -393,8 +395,9 @@ class _Saver:
             how = f"what came after iteration {self.saved} could not be saved{why}"
             how += f"; once that is mended, go on with: trpo resume {self.place}"
             expected = expected or isinstance(second, DirectoryLostError)  # it is another's: nothing is written there
-        if isinstance(error, KeyboardInterrupt):
-            return KeyboardInterrupt(f"{what}; {how}")
+        if isinstance(error, Interrupted):
+            end_soon(error.number, f"{what}; {how}")  # what is closed now may never end
+            return Interrupted(error.number, f"{what}; {how}")
         if isinstance(error, NonFiniteBatchError):
             what += "; stopped as configured (on_nonfinite=stop)"
         if self.place is not None and not expected:
@@ -426,14 +429,19 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
         return [run.agent.at(run.state) for run in runs]
     show = Reporter(sum(run.total for run in runs), quiet)
     saver = _Saver(runs, place)
-    # The sinks are closed when all is saved: what was deleted meanwhile is written again from what they hold.
-    with contextlib.closing(show), graceful_stop() as stop, contextlib.ExitStack() as ending:
-        try:
-            _train_and_save(env, runs, show, saver, stop, ending)
-        except BaseException as error:
-            if isinstance(error, ValueError | OSError) and not saver.began:
-                raise  # refused before anything happened
-            raise saver.ended(error) from error
+    # All is saved before anything is closed: environments may never end to close, and from what sinks hold is written
+    # again what was deleted meanwhile.
+    with contextlib.closing(show), graceful_stop() as stop:
+        with contextlib.ExitStack() as ending:
+            try:
+                _train_and_save(env, runs, show, saver, stop, ending)
+            except BaseException as error:
+                if isinstance(error, ValueError | OSError) and not saver.began and not stop.raised:
+                    raise  # refused before anything happened
+                stop.saving()
+                raise saver.ended(Interrupted(stop.number) if stop.raised else error) from error
+        if stop.number:  # while the last one was saved, or environments were closed
+            raise saver.ended(Interrupted(stop.number))
     return [run.agent.at(run.state) for run in runs]
 
 
@@ -446,14 +454,14 @@ def _train_and_save(
     ending: contextlib.ExitStack,
 ) -> None:
     sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
-    for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say):
+    for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say, ending=ending):
         for its_sinks, records in zip(sinks, progress.metrics, strict=True):
             for sink in its_sinks:
                 sink.write(records)
         saver.finished(progress.states)
+        stop.iterating = True
         show.update(joint_metrics([records[-1] for records in progress.metrics]))
-        if stop.requested:
-            raise KeyboardInterrupt
+        stop.check()
         if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
             saver.save()
     saver.save()

@@ -10,11 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 from trpo._version import __version__
+from trpo.envs.host.families import lead, signals_held
 from trpo.theory.claims import CLAIMS, claim, text
 from trpo.theory.pages.markdown import claims_page, equations_page
 from trpo.theory.pages.page import html_page
@@ -55,8 +56,11 @@ def check_claim(name: str, size: int, figures: Path | None, seed: int = 0) -> di
     }
 
 
-def _compile_quickly() -> None:
-    """Ask XLA for simple code; before JAX is loaded, since it reads this once."""
+def _begin(quickly: bool) -> None:
+    """Begin a process, which ends with its parent; ``quickly``: ask XLA for simple code, before it is loaded."""
+    lead()
+    if not quickly:
+        return
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
@@ -79,16 +83,23 @@ def run_claims(
     # Fresh interpreters: a fork of a process that has used JAX may hang.
     spawn = get_context("spawn")
     with (
-        ProcessPoolExecutor(1, spawn) as optimising,
-        ProcessPoolExecutor(processes - 1, spawn, _compile_quickly) as quick,
+        ProcessPoolExecutor(1, spawn, _begin, (False,)) as optimising,
+        ProcessPoolExecutor(processes - 1, spawn, _begin, (True,)) as quick,
     ):
-        futures = [
-            (optimising if name in _LONG_RUNS else quick).submit(check_claim, name, size, figures, seed)
-            for name in names
-        ]
-        for future in as_completed(futures):
-            records.append(future.result())
-            tell(records[-1])
+        before = set(active_children())
+        try:
+            with signals_held():
+                futures = [
+                    (optimising if name in _LONG_RUNS else quick).submit(check_claim, name, size, figures, seed)
+                    for name in names
+                ]
+            for future in as_completed(futures):
+                records.append(future.result())
+                tell(records[-1])
+        except BaseException:
+            for process in set(active_children()) - before:  # nobody waits for what they are at
+                process.kill()
+            raise
     return sorted(records, key=lambda record: record["number"])
 
 

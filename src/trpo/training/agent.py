@@ -15,7 +15,7 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
 from trpo.policies.protocol import PolicyFunction, PolicyLike
-from trpo.programs import keep_programs
+from trpo.programs import keep_programs, require_no_fork
 from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import MAX_STEPS, EvaluationResult, drawn_noise, whole_episodes
 from trpo.rules.protocol import Rule
@@ -58,6 +58,7 @@ class Agent:
         numbers in units of the returns' running deviation, and ``rule`` anything that follows
         :class:`~trpo.rules.protocol.Rule`.
         """
+        require_no_fork()
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
         value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
@@ -96,6 +97,7 @@ class Agent:
 
     def actor(self) -> Actor:
         """Return what acting needs, with statistics frozen."""
+        require_no_fork()
         return self.program().freeze(self.learner.deployed, self.learner.observations)
 
     def start(self, count: int | None = None) -> Any:
@@ -165,6 +167,7 @@ def evaluate(
         EnvironmentFailure: the environment raised, or an observation to act on is not finite.
     """
     keep_programs()
+    require_no_fork()
     for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")

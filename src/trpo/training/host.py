@@ -125,6 +125,5 @@ class HostLoop:
                 self.state = dataclasses.replace(self.state, learner=previous)
             yield self.state, metrics
             if stops:
-                raise NonFiniteBatchError(
-                    [self.state], nonfinite_message(iteration, bad_fit, self.source.spec.id, trajectory)
-                )
+                at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
+                raise NonFiniteBatchError([self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from functools import partial
 
 from trpo.envs.names import EnvLike, Origin, require_name, resolve
 from trpo.policies.protocol import PolicyLike
+from trpo.programs import require_no_fork
 from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
@@ -82,6 +84,7 @@ def advance(
     states: Sequence[TrainingState],
     longest: int = ROWS,
     tell: Callable[[str], None] | None = None,
+    ending: contextlib.ExitStack | None = None,
 ) -> Iterator[Progress]:
     """Train one run, or on the device several at once, yielding now and then; each follows its agent's configuration.
 
@@ -92,7 +95,9 @@ def advance(
         longest: the most iterations without a word.
         tell: what to do with a line that a user should see before the first iteration; None: only what is unexpected
             is said, as a warning.
+        ending: closes the environments that are made here; None: they are closed as soon as this ends or fails.
     """
+    require_no_fork()
     if isinstance(env, Source):
         yield from _on_host(env, agents, states, tell)
         return
@@ -108,11 +113,10 @@ def advance(
             yield Progress(metrics, gather)
         return
     envs = origin.open(config.count, config.workers)
-    try:
-        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
-    finally:
+    with contextlib.ExitStack() as here:
         if origin.ours:
-            envs.close()
+            (here if ending is None else ending).callback(envs.close)
+        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
 
 
 def _say_anew(loop: HostLoop | DeviceLoop, tell: Callable[[str], None] | None) -> None:

@@ -61,9 +61,7 @@ def record_of(
 def nonfinite_message(iteration: int, bad_fit: bool, env: str, trajectory: Trajectory | None = None) -> str:
     """Say what was not finite; ``trajectory``, in NumPy, shows which of the environment's numbers."""
     if bad_fit:
-        return (
-            f"iteration {iteration}: the value fit of the iteration before gave a NaN or infinite loss and was refused"
-        )
+        return f"iteration {iteration}: its value fit gave a NaN or infinite loss and was refused"
     found = "" if trajectory is None else _culprit(trajectory)
     return f"iteration {iteration}: {Result.NONFINITE_BATCH.reason}; environment {env}{found}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.bounds import Bound, Number
+from trpo.envs.host.closing import close_all
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
 from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
@@ -166,16 +166,6 @@ def make_one(name: str, make: MakeEnv) -> gym.Env:
     return env
 
 
-def close_one(env: gym.Env, name: str) -> None:
-    """Close an environment; if that fails, it is said and nothing more, since there may be a result to keep."""
-    try:
-        env.close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        warnings.warn(f"environment {name} raised {described(error)} when it was closed", stacklevel=2)
-
-
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
     """Say of whatever an environment raises, or returns that is wrong, that it was this one."""
@@ -284,6 +274,5 @@ class GymnasiumEnvs:
                 env.restore(state)
 
     def close(self) -> None:
-        for env in self._envs:
-            close_one(env, self._name)
-        self._envs = []
+        envs, self._envs = self._envs, []
+        close_all(envs, self._name)

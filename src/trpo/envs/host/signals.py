@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 ASKED, DONE, FAILED, ASLEEP = range(4)
-"""Counters of a worker: steps asked for, steps done, whether one raised, whether it waits for its semaphore."""
+"""Counters of a worker: steps asked for, steps done, whether one raised, whether it waits for a message."""
 LINE = 8
 """Counters between one worker's and the next: 64 bytes, a cache line."""
 PATIENCE = 2e-3
@@ -25,18 +25,13 @@ LOOKS = 200
 class Signals:
     """How one worker learns that it shall step, and says that it has."""
 
-    def __init__(self, counters: Any, worker: int, wake: Any):
-        self._counters, self._first, self._wake = counters, worker * LINE, wake
+    def __init__(self, counters: Any, worker: int):
+        self._counters, self._first = counters, worker * LINE
 
-    def ask(self) -> None:
-        """Ask for a step (the parent)."""
+    def ask(self) -> bool:
+        """Ask for a step; return whether the worker sleeps, and must be woken by a message (the parent)."""
         self._counters[self._first + ASKED] += 1
-        self.wake()
-
-    def wake(self) -> None:
-        """Wake the worker if it sleeps (the parent)."""
-        if self._counters[self._first + ASLEEP]:
-            self._wake.release()
+        return bool(self._counters[self._first + ASLEEP])
 
     def is_done(self) -> bool:
         """Return whether what was asked for is done (the parent)."""
@@ -62,7 +57,7 @@ class Signals:
                 c[i + ASLEEP] = 1
                 if c[i + ASKED] == done:
                     # A wake-up that was missed, since the parent looked a moment too early, costs this long once.
-                    self._wake.acquire(True, 0.005)
+                    pipe.poll(0.005)
                 c[i + ASLEEP] = 0
 
     def answer(self, failed: bool) -> None:

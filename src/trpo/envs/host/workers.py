@@ -5,11 +5,11 @@ By itself a worker imports neither JAX nor the rest of the package; a function t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import multiprocessing
 import os
-import signal
 import time
 import traceback
 import weakref
@@ -23,7 +23,7 @@ import gymnasium as gym
 import numpy as np
 
 from trpo.envs.host.exchange import copied, exchanged, size_of, views_of, write_rows
-from trpo.envs.host.families import end, end_left, end_own, lead
+from trpo.envs.host.families import GRACE, ask_to_close, end, end_left, end_own, lead, signals_held
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv
 from trpo.envs.host.returned import described
 from trpo.envs.host.signals import LINE, PATIENCE, Signals, can_look
@@ -65,7 +65,6 @@ def _pickled(name: str, make: MakeEnv, *options: Any) -> bytes:
 
 def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
     """Serve one worker's environments until told to close."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     lead()
     memory: SharedMemory | None = None
     views: Tree = None
@@ -80,6 +79,8 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
             message: tuple[str, Any] = ("step", None) if stepping else pipe.recv()
             command, argument = message
             answer = None
+            if command == "wake":
+                continue
             if command == "attach":
                 memory_name, *of_step = argument
                 memory = SharedMemory(memory_name)
@@ -131,10 +132,12 @@ class WorkerEnvs:
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         self._begun = False
-        weakref.finalize(self, end_left, self._processes, os.getpid())
+        # Called at the interpreter's end too, and then before multiprocessing, which would wait for what does not end.
+        self._end_left = weakref.finalize(self, end_left, self._processes, os.getpid())
+        atexit.register(self._end_left)
         self._signals: list[Signals | None] = [None] * workers
         if can_look(workers):
-            self._signals = [Signals(counters, worker, context.Semaphore(0)) for worker in range(workers)]
+            self._signals = [Signals(counters, worker) for worker in range(workers)]
         self._memory: SharedMemory | None = None
         self._envs: GymnasiumEnvs | None = None
         try:
@@ -142,10 +145,11 @@ class WorkerEnvs:
                 ours, theirs = context.Pipe()
                 pickled = _pickled(name, make, rows, rescale_actions, flatten)
                 process = context.Process(target=work, args=(theirs, pickled, signals), daemon=True)
-                process.start()
-                theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
+                with signals_held():
+                    process.start()
+                    theirs.close()
+                    self._pipes.append(ours)
+                    self._processes.append(process)
             if self._own.stop:
                 self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten)
             self.spec, self.time_limit = self._collect()[0]
@@ -197,9 +201,6 @@ class WorkerEnvs:
             self._pipes[i].send((command, argument))
         except OSError as error:
             raise self._death(i) from error
-        signals = self._signals[i]
-        if signals is not None:
-            signals.wake()
 
     @property
     def shares(self) -> list[slice]:
@@ -216,10 +217,13 @@ class WorkerEnvs:
         of_step = exchanged(self.spec, action), self.count
         size = sum(size_of(leaf, self.count) for _, leaf in of_step[0].leaves())
         self._memory = SharedMemory(create=True, size=size)
-        self._views = views_of(self._memory, *of_step)
-        for i in range(len(self._pipes)):
-            self._send(i, "attach", (self._memory.name, *of_step))
-        self._collect()
+        try:
+            self._views = views_of(self._memory, *of_step)
+            for i in range(len(self._pipes)):
+                self._send(i, "attach", (self._memory.name, *of_step))
+            self._collect()
+        finally:
+            self._memory.unlink()  # all have it: nothing is left of it when they end, however they do
 
     def _joined(self, parts: list[Tree]) -> Tree:
         return self.spec.observation.map(lambda leaf, *columns: np.concatenate(columns), *parts)
@@ -238,8 +242,8 @@ class WorkerEnvs:
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._send(i, "step", None)
-            else:
-                signals.ask()
+            elif signals.ask():
+                self._send(i, "wake", None)
         if self._envs is not None:
             write_rows(self._views[1], self._own, self._envs.step(action[self._own]))
         for i, signals in enumerate(self._signals):
@@ -271,19 +275,22 @@ class WorkerEnvs:
         self.call(GymnasiumEnvs.restore, [(snapshot[rows],) for rows in self.shares])
 
     def close(self) -> None:
+        until = time.monotonic() + GRACE
         for pipe in self._pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(("close", None))
-        end(self._processes)
-        for pipe in self._pipes:
-            pipe.close()
-        if self._envs is not None:
-            self._envs.close()
+            ask_to_close(pipe)
+        try:
+            if self._envs is not None:
+                self._envs.close()
+        finally:
+            end(self._processes, until)
             self._envs = None
-        if self._memory is not None:
-            self._views = None
-            self._memory.close()
-            self._memory.unlink()
-            self._memory = None
-        self._processes.clear()
-        self._pipes, self._signals = [], []
+            for pipe in self._pipes:
+                pipe.close()
+            if self._memory is not None:
+                self._views = None
+                self._memory.close()
+                self._memory = None
+            self._processes.clear()
+            self._pipes, self._signals = [], []
+            self._end_left.detach()
+            atexit.unregister(self._end_left)

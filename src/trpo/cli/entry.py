@@ -1,0 +1,13 @@
+"""The door of the command line, which heeds signals before anything that takes time is loaded."""
+
+from __future__ import annotations
+
+from trpo.runs.interrupts import heed_signals
+
+
+def entry_point() -> None:
+    """Console script."""
+    heed_signals()
+    from trpo.cli import main
+
+    main.entry_point()
