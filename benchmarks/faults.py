@@ -5,8 +5,8 @@
 Processes are killed, interrupted and set on each other; checkpoints and configurations are damaged, by accident and on
 purpose; links lead elsewhere; disks are full; environments misbehave; settings are absurd; threads train at once. What
 is checked afterwards (``fault_checks.py``) is independent of the code under test. Results are kept below
-``benchmarks/results/faults``, so a campaign that was interrupted goes on while ``src`` is the same; what is complete is
-injected again with ``--fresh``. ``docs/reliability.md`` is written from them. ``--quick`` injects a tenth and keeps
+``benchmarks/results/faults``, so a campaign that was interrupted goes on, and the commits of ``src`` under test are noted;
+``--fresh`` begins anew. ``docs/reliability.md`` is written from them. ``--quick`` injects a tenth and keeps
 nothing. Needs Linux.
 """
 
@@ -57,8 +57,10 @@ class Account:
         self.data |= {"injected": 0, "survived": 0, "faults": {}, "lost": []}
         if self.path and self.path.exists():
             found = json.loads(self.path.read_text())
-            if found["wanted"] == count and (found["commit"] == commit or found["injected"] >= count):
+            if found["wanted"] == count:
                 self.data = found
+                if not self.complete and commit not in found["commit"]:
+                    found["commit"] += f", {commit}"
 
     def add(self, number: int, outcomes: list[tuple[str, str]]) -> None:
         for fault, problem in outcomes:

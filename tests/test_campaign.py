@@ -89,7 +89,7 @@ def test_an_account_goes_on_and_is_written_to_the_page(tmp_path: Path, monkeypat
     account.add(1, [("full", "gone")])
     again = faults.Account(kind, "abc", 3, kept=True)
     assert (again.data["next"], again.data["injected"], again.data["survived"], again.complete) == (2, 2, 1, False)
-    assert faults.Account(kind, "def", 3, kept=True).data["next"] == 0
+    assert faults.Account(kind, "def", 3, kept=True).data["commit"] == "abc, def"
     fault_page.write_page()
     assert "| disk | 2 | 1 |" in (tmp_path / "page.md").read_text()
     again.data["lost"], again.data["survived"] = [], 2
