@@ -5,8 +5,8 @@
 Processes are killed, interrupted and set on each other; checkpoints and configurations are damaged, by accident and on
 purpose; links lead elsewhere; disks are full; environments misbehave; settings are absurd; threads train at once. What
 is checked afterwards (``fault_checks.py``) is independent of the code under test. Results are kept below
-``benchmarks/results/faults``, so a campaign that was interrupted goes on, and the commits of ``src`` under test are noted;
-``--fresh`` begins anew. ``docs/reliability.md`` is written from them. ``--quick`` injects a tenth and keeps
+``benchmarks/results/faults``, so a campaign that was interrupted goes on, and the commits of ``src`` under test are
+noted; ``--fresh`` begins anew. ``docs/reliability.md`` is written from them. ``--quick`` injects a tenth and keeps
 nothing. Needs Linux.
 """
 
