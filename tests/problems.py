@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import trpo
-from trpo.envs.spec import Box
+from trpo.envs.spaces import Box
 
 LEADING = (3, 4)  # [time, env]
 

@@ -187,8 +187,8 @@ def test_a_place_that_cannot_be_written_or_read_is_one_line(run, arguments, word
 @pytest.mark.parametrize("command", ["resume", "evaluate", "record", "plot"])
 def test_no_permission_and_errors_of_ours_are_one_line(run, command, here, monkeypatch):
     """As for a user who is not root; and a traceback only where it is asked for."""
-    from trpo.runs import run as runs
     from trpo.runs import sinks
+    from trpo.runs import train as runs
 
     owner, name = (sinks, "read_metrics") if command == "plot" else (runs, "read_config")
     if command == "plot":

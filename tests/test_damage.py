@@ -34,10 +34,10 @@ from trpo.runs.checkpoint import DATA, SUMS, TENSORS, CheckpointError, checkpoin
 from trpo.runs.disk import replacing
 from trpo.runs.files import read_config
 from trpo.runs.lock import LOCK, DirectoryLostError, RunLock
-from trpo.runs.run import read_run
-from trpo.runs.schema import check_spec, parse_json
+from trpo.runs.schema import parse_json
 from trpo.runs.sinks import read_metrics
 from trpo.runs.sweep import read_sweep
+from trpo.runs.train import read_run
 from trpo.settings.config import Config
 from trpo.trees import from_named_arrays, named_arrays
 
@@ -100,7 +100,7 @@ def test_any_setting_or_space_of_any_kind_is_read_or_named(run: Path) -> None:
         count += 1
         try:
             read = read_config(run)
-            check_spec(EnvSpec.from_json(read["spec"]))
+            EnvSpec.from_json(read["spec"])
             Config.from_json(read["config"])
         except ValueError as error:  # a reader of the agent turns any other into one: see the next test
             one_line(error)
@@ -166,7 +166,7 @@ def test_json_is_strict() -> None:
 )
 def test_spaces_that_no_environment_has(space: Any) -> None:
     with pytest.raises(ValueError, match=r"spec|space"):
-        check_spec(EnvSpec("x", space, Choice(2)))
+        EnvSpec.from_json(EnvSpec("x", space, Choice(2)).to_json())
 
 
 def test_a_space_in_too_many_others() -> None:
@@ -174,7 +174,7 @@ def test_a_space_in_too_many_others() -> None:
     for _ in range(100):
         space = Tuple((space,))
     with pytest.raises(ValueError, match="must be a space"):
-        check_spec(EnvSpec("x", space, Choice(2)))
+        EnvSpec.from_json(EnvSpec("x", space, Choice(2)).to_json())
 
 
 def sealed(path: Path, file: str, content: bytes) -> None:

@@ -683,9 +683,9 @@ def test_a_batch_beyond_memory_is_refused_by_its_true_size(monkeypatch: pytest.M
     least = 27 * 100 * 1000
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: least)
-    with pytest.raises(ValueError, match=r"takes \d\.\d MiB of memory") as caught:
+    with pytest.raises(ValueError, match=r"takes at least \d\.\d MiB of memory") as caught:
         next(trpo.iterations(WALK, agent))
-    said = float(str(caught.value).split("takes ")[1].split()[0])
+    said = float(str(caught.value).split("at least ")[1].split()[0])
     assert least / 2**20 < said < 1.2 * least / 2**20  # the environments' own state is not much
 
 
@@ -701,7 +701,7 @@ def test_what_the_program_needs_is_refused_too_and_said_otherwise(monkeypatch: p
     batch_alone = 27 * 4 * 5 * 2
     monkeypatch.setattr(device_training, "capacity", lambda: batch_alone)
     device_training._compile.cache_clear()
-    with pytest.raises(ValueError, match=r"the batch needs \d+\.\d MiB of memory"):
+    with pytest.raises(ValueError, match=r"the batch needs at least \d+\.\d MiB of memory"):
         DeviceLoop(source_of(WALK), [agent], [TrainingState(agent.learner)])
     assert device_training._compile.cache_info().currsize == 0
 
@@ -709,7 +709,8 @@ def test_what_the_program_needs_is_refused_too_and_said_otherwise(monkeypatch: p
 def test_the_machine_s_memory_is_known() -> None:
     limit = parallel.capacity()
     assert limit is not None
-    assert limit * jax.local_device_count() == pytest.approx(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < limit * jax.local_device_count() <= whole  # less where a container has a limit
 
 
 # ---------------------------------------------------------------- metrics

@@ -11,7 +11,7 @@ import pytest
 from problems import batch_of, plain, setting
 
 import trpo
-from trpo.envs.spec import Box
+from trpo.envs.spaces import Box
 from trpo.value_fits.fit import ValueBatch, ValueState, fit_value, predict
 
 

@@ -16,7 +16,8 @@ from gymnasium import spaces
 
 import trpo
 from trpo.envs import Transition
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Space, Tuple
+from trpo.envs.spec import EnvSpec
 from trpo.rollout import HostPolicy, noise_of, whole_episodes
 from trpo.rollout.whole_episodes import MAX_STEPS, drawn_noise
 from trpo.training.agent import Agent
@@ -572,14 +573,17 @@ def test_an_agent_meets_other_spaces_at_every_door(tmp_path: Any) -> None:
     """Training, resuming, a source, environments that are handed in, in processes, in JAX; evaluation and recording."""
     from trpo.envs.device.probes import make_probe
     from trpo.report.recording import record
-    from trpo.runs.run import Run
+    from trpo.runs.lock import RunLock
+    from trpo.runs.one import Run
 
     config = trpo.Config(steps=32, fragment=4, env=trpo.EnvConfig(count=4), **SMALL)
     home, other = in_spaces(VECTOR, PAIR), in_spaces(VECTOR, spaces.Discrete(5, start=7))
     agent = trpo.make_agent(home, config)
     both, message = trpo.make_envs(other, 4), r"Discrete\(2\), those of environment .* Discrete\(5, start=7\)"
     source = trpo.HostSource(both)
-    Run.begin(agent, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with RunLock(tmp_path / "run") as lock:
+        Run.begin(agent, lock)
     workers = dataclasses.replace(config, env=trpo.EnvConfig(count=4, workers=1))
     doors: list[Any] = [
         lambda: list(trpo.iterations(other, agent)),

@@ -31,8 +31,8 @@ from trpo.cli.main import main
 from trpo.envs.names import resolve
 from trpo.running_statistics import RunningStatistics
 from trpo.runs.progress import joint_metrics
-from trpo.runs.run import configure, read_run
 from trpo.runs.sinks import read_metrics
+from trpo.runs.train import configure, read_run
 from trpo.settings.presets import apply_preset
 from trpo.training.agent import evaluate
 

@@ -20,7 +20,8 @@ from problems import LEADING, uneven_weight
 
 import trpo
 from trpo.envs import Transition
-from trpo.envs.spec import Box, Choice, EnvSpec
+from trpo.envs.spaces import Box, Choice
+from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
 from trpo.rollout import HostPolicy, HostSource, Trajectory, noise_of
 from trpo.rollout.device import DeviceSource

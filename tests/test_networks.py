@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import trpo
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Leaf, Space, Tuple, UnsupportedSpaceError
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError
+from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import ENCODERS, Encoder
 from trpo.policies.function import to_numpy
 from trpo.policies.heads import HEADS, Head, make_head

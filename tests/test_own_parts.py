@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_same_bits, bits
 
 import trpo
-from trpo.envs.spec import Box, Choice
+from trpo.envs.spaces import Box, Choice
 from trpo.rollout import Snapshot
 
 COUNT, FRAGMENT = 8, 8

@@ -14,7 +14,7 @@ import pytest
 import trpo
 from trpo.envs.host.gymnasium import quiet_mujoco
 from trpo.envs.host.probes import Probe
-from trpo.runs.run import configure
+from trpo.runs.train import configure
 from trpo.settings.config import merge
 from trpo.settings.presets import AUTO, NONE, about, apply_preset, describe, names, preset_for, settings_of, tasks
 

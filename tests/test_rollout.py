@@ -20,7 +20,8 @@ from helpers import assert_same_bits
 import trpo
 from trpo.envs import EnvironmentFailure, Transition
 from trpo.envs.names import make_envs
-from trpo.envs.spec import Bits, Box, Choice, Dict, EnvSpec, Space
+from trpo.envs.spaces import Bits, Box, Choice, Dict, Space
+from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
 from trpo.rollout import Actor, EpisodeStatistics, HostPolicy, HostSource, Trajectory, noise_of

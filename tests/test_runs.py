@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trpo
+from trpo.runs import one as room
 from trpo.runs import progress
-from trpo.runs import run as room
 from trpo.runs.checkpoint import checkpoints
 from trpo.runs.sinks import JsonLines, TensorBoard, read_metrics
 from trpo.trees import from_plain, to_plain

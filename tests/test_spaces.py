@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple, UnsupportedSpaceError
 from trpo.envs.host.gymnasium import space_of
 from trpo.envs.names import make_envs
-from trpo.envs.spec import flat
+from trpo.envs.spaces import flat
 from trpo.policies.encoders import make_encoder
 
 INF = float("inf")

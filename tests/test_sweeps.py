@@ -22,7 +22,7 @@ from scipy import integrate, stats
 import trpo
 from trpo.envs import Box, EnvSpec
 from trpo.envs.device import Step
-from trpo.runs import run as runs
+from trpo.runs import one as runs
 from trpo.runs import sweep as sweeps
 from trpo.runs.aggregate import curves_on_grid, interquartile_mean, interval
 from trpo.runs.lock import LOCK, RunLock

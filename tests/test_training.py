@@ -27,7 +27,7 @@ import trpo.envs
 from tests.helpers import run_process
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.host.probes import Probe
-from trpo.envs.spec import Box, Choice
+from trpo.envs.spaces import Box, Choice
 from trpo.rollout import Snapshot
 from trpo.training.agent import Agent
 from trpo.training.host import env_seeds
@@ -597,7 +597,7 @@ def test_a_refused_value_fit_stops_or_is_skipped() -> None:
     assert len(metrics) == 4
     assert bits(states[-1].learner.value) == bits(agent.learner.value)
     assert bits(states[-1].learner.policy) != bits(agent.learner.policy)
-    with pytest.raises(NonFiniteBatchError, match="^iteration 1: its value fit gave a NaN"):
+    with pytest.raises(NonFiniteBatchError, match=r"^iteration 1: its value fit gave a NaN"):
         run(dataclasses.replace(config, on_nonfinite="stop"))
 
 

@@ -177,7 +177,9 @@ def test_a_gauss_newton_step_is_halved_until_the_loss_falls(begin: float, halvin
     """V = p³ and G = 1: the step (1 − p³) / 3p² is far too long; after eight halvings without success, none."""
     batch = ValueBatch(jnp.ones((2, 1)), jnp.ones(2), jnp.full(2, 0.5))
     method = trpo.GaussNewtonFit(max_change=float("inf"), damping=0.0, steps=1, cg_iterations=1)
-    after, _ = method.minimise(lambda p, x: p["p"] ** 3 * x[:, 0], {"p": jnp.asarray(begin)}, (), batch, jax.random.key(0))
+    after, _ = method.minimise(
+        lambda p, x: p["p"] ** 3 * x[:, 0], {"p": jnp.asarray(begin)}, (), batch, jax.random.key(0)
+    )
     step = 0.0 if halvings is None else (1 - begin**3) / (3 * begin**2) / 2**halvings
     np.testing.assert_allclose(after["p"], begin + step, rtol=1e-12)
 

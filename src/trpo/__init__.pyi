@@ -54,10 +54,10 @@ from trpo.rules.protocol import Rule as Rule
 from trpo.rules.protocol import UpdateInfo as UpdateInfo
 from trpo.running_statistics import RunningStatistics as RunningStatistics
 from trpo.runs.run import RunFailed as RunFailed
-from trpo.runs.run import load as load
-from trpo.runs.run import resume as resume
-from trpo.runs.run import train as train
 from trpo.runs.sweep import sweep as sweep
+from trpo.runs.train import load as load
+from trpo.runs.train import resume as resume
+from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig
 from trpo.settings.config import PolicyConfig as PolicyConfig

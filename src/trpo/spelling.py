@@ -28,6 +28,12 @@ def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
 
 
+def on_one_line(text: object, most: int = 80) -> str:
+    """Return a text on one line of up to ``most`` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def in_words(error: BaseException) -> str:
     """Say in one line what went wrong: the library's own errors in their words, others after the name of their type."""
     if isinstance(error, SystemExit):

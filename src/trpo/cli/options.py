@@ -69,8 +69,6 @@ def varied(assignments: Sequence[str]) -> dict[str, list[Any]]:
         if not (name and sign and values):
             raise ValueError(f"vary {assignment!r}: must be SETTING=VALUE,VALUE,…, such as rule.max-kl=0.01,0.02")
         name = name.replace("-", "_")
-        if name == "seed":
-            raise ValueError("vary 'seed': use --seeds N")
         try:
             varied[name] = json.loads(f"[{values}]")  # lists, too: policy.hidden=[64,64],[32,32]
         except ValueError:

@@ -9,4 +9,5 @@ from trpo.envs.protocol import (
     Transition,
     UnknownEnvironmentError,
 )
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Space, Tree, Tuple, UnsupportedSpaceError
+from trpo.envs.spec import EnvSpec

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from trpo.envs.bounds import meaning
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Leaf, Space, Tree, Tuple, at
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, at
+from trpo.envs.spec import EnvSpec
+from trpo.spelling import on_one_line
 
 Path = tuple[str | int, ...]
 
@@ -65,23 +67,23 @@ def _is_float(box: Box) -> bool:
 # ---------------------------------------------------------------- observations
 
 
-def kept(leaf: Leaf, x: Any) -> np.ndarray:
-    """Return an array in the type of ``leaf``, of any shape; ValueError where that would change what it says.
+def kept(leaf: Leaf, x: Any, part: str = "observation") -> np.ndarray:
+    """Return an array in the type of ``leaf``, of any shape; ValueError where that would change what ``part`` says.
 
     NaN and infinity may stand among floats: they are another's to refuse.
     """
     try:
         given = np.asarray(x)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"observation of type {type(x).__name__} is not an array: {error}") from error
+        raise ValueError(f"{part} of type {type(x).__name__} is not an array: {error}") from error
     if given.dtype.kind not in "biuf":
-        raise ValueError(f"observation {_shown(x)} is not a number or an array of numbers")
+        raise ValueError(f"{part} {on_one_line(x, 60)} is not a number or an array of numbers")
     with np.errstate(invalid="ignore", over="ignore"):
         array = given.astype(leaf.dtype, copy=False)
     if array.dtype.kind in "biu" and not np.can_cast(given.dtype, array.dtype) and not np.array_equal(array, given):
-        raise ValueError(f"observation {_shown(x)} must be whole numbers that {leaf.dtype} holds, for {leaf}")
+        raise ValueError(f"{part} {on_one_line(x, 60)} must be whole numbers that {leaf.dtype} holds, for {leaf}")
     if not np.all(_inside(leaf, array)):
-        raise ValueError(f"observation {_shown(x)} is not of {leaf}")
+        raise ValueError(f"{part} {on_one_line(x, 60)} is not of {leaf}")
     return array
 
 
@@ -95,11 +97,6 @@ def _inside(leaf: Leaf, x: np.ndarray) -> Any:
         case Bits():
             return (x == 0) | (x == 1)
     return True
-
-
-def _shown(x: Any) -> str:
-    text = " ".join(str(x).split())
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def not_finite(space: Space, x: Tree) -> str:
@@ -174,7 +171,9 @@ def _walk(space: Space, x: Any, path: Path) -> Tree:
     try:
         array = kept(space, x)
         if isinstance(space, Choice) and array.ndim and np.asarray(x).dtype.kind not in "iu":
-            raise ValueError(f"observation {_shown(x)} is not an array of integers; one-hot vectors are not taken")
+            raise ValueError(
+                f"observation {on_one_line(x, 60)} is not an array of integers; one-hot vectors are not taken"
+            )
     except ValueError as error:
         raise ValueError(f"{f'{_name(path)}: ' if path else ''}{error}; {_expected(space)}") from error
     return array

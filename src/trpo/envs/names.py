@@ -8,10 +8,11 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 
+from trpo.capacity import file_limit, require_room
 from trpo.envs.device.brax import make_brax, make_playground
 from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.hosted import HostedJaxEnvs
@@ -23,7 +24,7 @@ from trpo.envs.host.probes import Probe
 from trpo.envs.host.returned import described
 from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError, made_with
 from trpo.envs.spec import EnvSpec
-from trpo.spelling import nearest
+from trpo.spelling import nearest, on_one_line
 
 _MAKERS: dict[str, Callable[..., JaxEnv]] = {
     "gymnax": make_gymnax,
@@ -111,23 +112,6 @@ EnvLike: TypeAlias = str | MakeEnv | JaxEnv | HostEnv
 """A name, a function without arguments that makes a ``gymnasium.Env``, an environment in JAX, or environments made."""
 
 
-@runtime_checkable
-class DoorOptions(Protocol):
-    """What is done at an environment's door: see :class:`~trpo.EnvConfig`."""
-
-    @property
-    def rescale_actions(self) -> bool:
-        """Whether [−1, 1] is mapped onto finite bounds."""
-
-    @property
-    def flatten(self) -> bool:
-        """Whether every observation is made one vector."""
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        """What an environment that is named is made with."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """Where a run's environments come from: what ENV is, decided once (:func:`resolve`)."""
@@ -159,6 +143,11 @@ class Origin:
         envs.close()
         return envs.spec
 
+    def check_room(self, count: int, workers: int = 0) -> None:
+        """Raise ValueError for more environments or processes than fit into memory."""
+        if self.ours:
+            check_room(count, workers)
+
     def open(self, count: int, workers: int = 0) -> HostEnv:
         """Return environments that are stepped together from the host: new ones, or those that were handed in."""
         if isinstance(self.env, HostEnv):
@@ -166,8 +155,8 @@ class Origin:
         return make_envs(self.env, count, workers, self.rescale_actions, self.flatten, self.kwargs)
 
 
-def resolve(env: EnvLike, options: DoorOptions) -> Origin:
-    """Return what ENV is; nothing is made or imported yet.
+def resolve(env: EnvLike, options: Any) -> Origin:
+    """Return what ENV is, with the ``options`` of a :class:`~trpo.EnvConfig`; nothing is made or imported yet.
 
     Raises:
         ValueError: it is nothing that environments can be made from.
@@ -203,8 +192,7 @@ _LIKE = "an environment id or a function without arguments that makes one, envir
 
 
 def _shown(env: Any) -> str:
-    text = f"<class {env.__qualname__}>" if isinstance(env, type) else " ".join(repr(env).split())
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return on_one_line(f"<class {env.__qualname__}>" if isinstance(env, type) else repr(env))
 
 
 def _cure(env: Any) -> str:
@@ -223,6 +211,25 @@ def _cure(env: Any) -> str:
         case HostEnv():
             return "these are made already"
     return "a Source of your own is for training alone" if hasattr(env, "collect") else "such as 'CartPole-v1'"
+
+
+ENVIRONMENT, WORKER = 2000, 2**24
+"""Bytes of memory that an environment in Python and a process take at the least: trivial ones are so large."""
+WORKER_FILES = 2
+"""Files that are open for each process: its pipe, and what says that it has ended."""
+
+
+def check_room(count: int, workers: int = 0) -> None:
+    """Raise ValueError for more environments, or processes for them, than fit into this machine's memory."""
+    require_room(f"env.count={count}: so many environments take", count * ENVIRONMENT, "use fewer; 16 is usual")
+    cure = "use fewer, at most one for each core"
+    require_room(f"env.workers={workers}: so many processes take", workers * WORKER, cure)
+    files = file_limit()
+    if files is not None and workers * WORKER_FILES > files:
+        raise ValueError(
+            f"env.workers={workers}: so many processes need {workers * WORKER_FILES:,} open files, and this one may "
+            f"have {files:,}: {cure}"
+        )
 
 
 def make_envs(
@@ -254,6 +261,7 @@ def make_envs(
     kwargs = kwargs or {}
     require_name(env, kwargs)
     known = as_jax_env(env, kwargs)
+    check_room(count, workers)
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from trpo.envs.spec import EnvSpec, Tree
+from trpo.envs.spaces import Tree
+from trpo.envs.spec import EnvSpec
 
 
 class Transition(NamedTuple):

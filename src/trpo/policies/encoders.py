@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 
-from trpo.envs.spec import Bits, Box, Choice, Choices, Leaf, Space, at, rows
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Leaf, Space, at, rows
 from trpo.trees import namespace
 
 Path = tuple[str | int, ...]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
-from trpo.envs.spec import Bits, Box, Choice, Choices, Leaf, Space, UnsupportedSpaceError
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Leaf, Space, UnsupportedSpaceError
 from trpo.trees import namespace, per_element
 from trpo.types import AnyArray
 

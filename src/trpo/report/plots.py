@@ -20,8 +20,8 @@ from trpo.report.figure import (
     shortened,
     style,
 )
-from trpo.runs.files import read_config
-from trpo.runs.sinks import FILE, read_metrics
+from trpo.runs.files import METRICS, read_config
+from trpo.runs.sinks import read_metrics
 
 ACTUAL, PREDICTED, BOUND = "-", (0, (2.5, 1.5)), (0, (6, 3))
 """Line styles: one for each meaning, since colours are the runs."""
@@ -79,7 +79,7 @@ class _Run:
         self.label, self.colour, self.records, self.env = label, colour, read_metrics(run), env_name(run)
         n = len(self.records)
         if not n:
-            raise ValueError(f"{run / FILE} has no iteration yet; plot the run after its first one")
+            raise ValueError(f"{run / METRICS} has no iteration yet; plot the run after its first one")
         self.steps = self["steps"]
         self.rejected = np.array([r.get("result", "accepted") != "accepted" for r in self.records])
         self.window = 1 if n < 20 else min(51, 2 * (n // 40) + 3)

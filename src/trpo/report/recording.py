@@ -22,11 +22,11 @@ from gymnasium.envs.registration import load_env_creator
 from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
-from trpo.envs.host.returned import WrongAnswerError, begun, described, taken, writer
+from trpo.envs.host.returned import WrongAnswerError, begun, described, stepped, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
 from trpo.envs.names import is_in_jax, make_single
 from trpo.envs.protocol import UnusableEnvironmentError
-from trpo.envs.spec import flat
+from trpo.envs.spaces import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.rollout.whole_episodes import MAX_STEPS
 from trpo.training.agent import Agent
@@ -201,7 +201,7 @@ def _frames(
             key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
             action, carry = agent.act(observation, carry, deterministic=deterministic, seed=key)
             with named(name):
-                after, done = taken(env.step(action))
+                after, done = stepped(env.step(action))
                 observation, step = seen(after), step + 1
         if not done:
             tell(f"episode {episode + 1} was cut at {max_steps:,} steps (max_steps)")

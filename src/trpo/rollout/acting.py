@@ -15,7 +15,7 @@ import cloudpickle
 import jax
 import numpy as np
 
-from trpo.envs.spec import Box
+from trpo.envs.spaces import Box
 from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
 from trpo.policies.protocol import PolicyFunction

@@ -108,6 +108,13 @@ def step_all(envs: HostEnv, action: Any) -> Transition:
     return step._replace(reward=mended("reward", "biuf", np.float32), **ends)
 
 
+def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:
+    """Return a copy of ``rows``, those that ``which`` selects replaced by ``new`` in every leaf."""
+    copy = jax.tree.map(np.copy, rows)
+    jax.tree.map(lambda old, part: old.__setitem__(which, part), copy, new)
+    return copy
+
+
 def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: Any) -> tuple[Trajectory, Seat]:
     """Do a process's share of a fragment, with the ``parts`` of a :class:`HostPolicy`: what a worker is sent."""
     return run_fragment(envs, numpy_act(*policy), seat, noise)
@@ -200,9 +207,7 @@ class HostSource:
         envs = self.envs
         assert isinstance(envs, RestartableEnv)
         self.episodes.forget(due)
-        first = envs.restart(np.flatnonzero(due))
-        observation = jax.tree.map(np.copy, following.observation)
-        jax.tree.map(lambda old, new: old.__setitem__(due, new), observation, first)
+        observation = replaced(following.observation, due, envs.restart(np.flatnonzero(due)))
         return following._replace(observation=observation, truncated=following.truncated | due)
 
 

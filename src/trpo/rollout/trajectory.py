@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Bool, Float, PyTree, Shaped
 
-from trpo.envs.spec import Space
+from trpo.envs.spaces import Space
 from trpo.types import Params
 
 ArrayLike = Any

@@ -16,7 +16,7 @@ from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
 from trpo.programs import compiled
 from trpo.rollout.acting import HostPolicy, noise_of
-from trpo.rollout.host import step_all
+from trpo.rollout.host import replaced, step_all
 from trpo.rollout.trajectory import Actor
 
 NOISE = 200
@@ -116,15 +116,7 @@ def _restarted(envs: HostEnv, observation: Any, which: np.ndarray, max_steps: in
             f"environment {envs.spec.id}: an episode has not ended after max_steps={max_steps}, and without "
             f"`restart` no other can begin; evaluate at most {envs.count} episodes"
         )
-    return envs.spec.observation.map(
-        lambda leaf, now, first: _replaced(now, which, first), observation, envs.restart(which)
-    )
-
-
-def _replaced(rows: np.ndarray, which: np.ndarray, new: np.ndarray) -> np.ndarray:
-    rows = rows.copy()
-    rows[which] = new
-    return rows
+    return replaced(observation, which, envs.restart(which))
 
 
 def _require_finite(envs: HostEnv, observation: Any, going: np.ndarray) -> None:

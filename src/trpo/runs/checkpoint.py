@@ -28,7 +28,7 @@ import safetensors.numpy
 from trpo.rollout import Snapshot
 from trpo.runs.disk import TEMPORARY, is_link, open_regular, refuse_link, remove, replacing
 from trpo.runs.first_format import arrays_today, with_reset
-from trpo.runs.schema import JSON_BYTES, StateFile, conform, one_line, parse_json
+from trpo.runs.schema import JSON_BYTES, STATE_FILE, conform, one_line, parse_json
 from trpo.training.state import TrainingState
 from trpo.trees import from_named_arrays, named_arrays, named_leaves, number
 from trpo.value_fits import ValueInfo
@@ -111,7 +111,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             file.seek(0)
             contents[name] = file.read(os.fstat(file.fileno()).st_size)
     data = parse_json(contents[DATA])
-    conform(data, StateFile)
+    conform(data, STATE_FILE)
     if data["format"] not in (1, FORMAT):
         raise CheckpointError(f"has format {data['format']}, but this version reads format {FORMAT}")
     return safetensors.numpy.load(contents[TENSORS]), data
@@ -187,6 +187,15 @@ def _with_average(arrays: dict[str, np.ndarray], like: Any) -> dict[str, np.ndar
     if len(kept) < len(arrays):
         return arrays
     return kept | {f"average{name.removeprefix('policy')}": x for name, x in kept.items() if name.startswith("policy")}
+
+
+def largest_checkpoint(directory: Path) -> int | None:
+    """Return the bytes of the largest file of arrays that a checkpoint has, None if there is none."""
+    sizes = []
+    for path in checkpoints(refuse_link(directory)):
+        with contextlib.suppress(OSError):
+            sizes.append((path / TENSORS).lstat().st_size)
+    return max(sizes, default=None)
 
 
 def newest_checkpoint(

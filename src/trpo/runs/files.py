@@ -13,7 +13,7 @@ from trpo.runs.disk import remove_leftovers
 from trpo.runs.first_format import config_today
 from trpo.runs.interrupts import Interrupted
 from trpo.runs.lock import HOLDER, LOCK, DirectoryLostError, RunLock
-from trpo.runs.schema import ConfigFile, conform, explained, read_json, write_json
+from trpo.runs.schema import CONFIG_FILE, conform, explained, read_json, write_json
 from trpo.training.agent import Agent
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -38,7 +38,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise ValueError(f"{run} is not the directory of a run: it has no {CONFIG}") from error
     with explained(str(path)):
         data = data | config_today(data) if data["format"] == 1 else data
-        conform(data, ConfigFile)
+        conform(data, CONFIG_FILE)
     return data
 
 

@@ -8,192 +8,101 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any
 
-from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Leaf, Space, Tuple
 from trpo.runs.disk import read_regular, replace_durably
+from trpo.spelling import on_one_line
 
 JSON_BYTES = 2**28
 """The largest JSON file that is read; snapshots of simulators are in one."""
-DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"} | {"bool"}
 LARGEST = 2**53
 """Whole numbers stay below it: any reader of JSON has them exactly."""
-ELEMENTS = 2**28
-"""The most elements of a space."""
-DEEPEST = 16
-"""The most spaces inside each other."""
 
 Count = Annotated[int, range(LARGEST)]
-Iteration = Annotated[int, range(2**31)]
 Finite = Annotated[float, math.isfinite]
 Name = Annotated[str, str.isprintable]
-
-
-class Custom(TypedDict):
-    """Which parts of an agent were given as code of one's own."""
-
-    policy: bool
-    env: bool
-    rule: bool
-    value: bool
-
-
-class EnvSettings(TypedDict):
-    """Of the settings, what says which environment."""
-
-    id: Name
-
-
-class Settings(TypedDict):
-    """Settings, which :mod:`trpo.settings.config` checks itself."""
-
-    env: EnvSettings
-
-
-class Spaces(TypedDict):
-    """Spaces, which are checked when they are made: :func:`check_spec`."""
-
-    id: Name
-    observation: dict[str, Any]
-    action: dict[str, Any]
-
-
-class ConfigFile(TypedDict):
-    """``config.json``, of today's format."""
-
-    format: int
-    spec: Spaces
-    config: Settings
-    custom: Custom
-    run: NotRequired[Name]
-
-
-class Episodes(TypedDict, total=False):
-    """The account of episodes; lists have one entry for each environment, ``recent`` some for the latest."""
-
-    episodes: Count
-    recent: list[tuple[Annotated[int, range(1, LARGEST)], Finite, Count]]
-    running_return: list[float]
-    running_length: list[Count]
-    first: list[bool]
-    returns: list[Finite]
-    lengths: list[Count]
-
-
-class StateFile(TypedDict):
-    """``state.json`` of a checkpoint."""
-
-    format: int
-    iteration: Iteration
-    steps: Count
-    seconds: Annotated[Finite, lambda x: 0 <= x < 1e15]
-    episodes: Episodes | None
-    environments: Any
-    environment: NotRequired[Name]
-    value_fit: NotRequired[tuple[float | None, bool] | None]
-
-
-class Member(TypedDict):
-    """One run of a sweep."""
-
-    name: Name
-    changes: dict[str, Any]
-    seed: Annotated[int, range(2**32)]
-
-
-class SweepFile(TypedDict):
-    """``sweep.json``."""
-
-    format: int
-    runs: list[Member]
+CONFIG_FILE = {
+    "format": int,
+    "run?": Name,
+    "spec": {"id": Name, "observation": dict[str, Any], "action": dict[str, Any]},
+    "config": {"env": {"id": Name}},
+    "custom": dict.fromkeys(("policy", "env", "rule", "value"), bool),
+}
+"""``config.json``, of today's format; spaces and other settings are checked when they are made."""
+EPISODES = {
+    "episodes?": Count,
+    "recent?": [tuple[Annotated[int, range(1, LARGEST)], Finite, Count]],
+    "running_return?": [float],
+    "running_length?": [Count],
+    "first?": [bool],
+    "returns?": [Finite],
+    "lengths?": [Count],
+}
+"""The account of episodes; lists have one entry for each environment, ``recent`` some for the latest."""
+STATE_FILE = {
+    "format": int,
+    "iteration": Annotated[int, range(2**31)],
+    "steps": Count,
+    "seconds": Annotated[Finite, lambda x: 0 <= x < 1e15],
+    "episodes": (EPISODES, None),
+    "environments": Any,
+    "environment?": Name,
+    "value_fit?": (tuple[float | None, bool], None),
+}
+"""``state.json`` of a checkpoint."""
+SWEEP_FILE = {"format": int, "runs": [{"name": Name, "changes": dict[str, Any], "seed": Annotated[int, range(2**32)]}]}
+"""``sweep.json``."""
 
 
 def conform(value: Any, hint: Any, name: str = "") -> None:
-    """Raise ValueError, naming what is wrong, unless JSON ``value`` is of the type ``hint``.
+    """Raise ValueError, naming what is wrong, unless JSON ``value`` is what ``hint`` says.
 
-    A ``TypedDict`` may have more entries than are asked for; an ``Annotated`` type has ranges or predicates.
+    That is a type, ``Annotated`` with ranges or predicates; a dict, of what an object has (``name?``: or has not) and
+    maybe more; ``[hint]``, of the parts of a list; or a tuple of hints, of which one must fit.
     """
-    if (wrong := _misfit(value, hint, name)) is not None:
-        raise ValueError(wrong)
-
-
-def _misfit(value: Any, hint: Any, name: str) -> str | None:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is NotRequired:
-        return _misfit(value, args[0], name)
-    if hint is Any:
-        return None
-    if origin is Annotated:
-        inside = (value in rule if isinstance(rule, range) else rule(value) for rule in args[1:])
-        return _misfit(value, args[0], name) or (None if all(inside) else f"{_said(name, value)}: out of range")
+
+    def refuse(why: str) -> None:
+        raise ValueError(f"{name or 'the content'}={reprlib.repr(value)}: {why}")
+
     if origin in (typing.Union, types.UnionType):
-        return min((_misfit(value, option, name) or "" for option in args), key=len) or None
-    if typing.is_typeddict(hint):
-        return _record_misfit(value, hint, name)
-    if origin is list and isinstance(value, list):
-        return _first(_misfit(x, args[0], f"{name}[{i}]") for i, x in enumerate(value))
-    if origin is tuple and isinstance(value, list) and len(value) == len(args):
-        return _first(_misfit(x, arg, f"{name}[{i}]") for i, (x, arg) in enumerate(zip(value, args, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return _first(_misfit(x, args[1], f"{name}.{key}") for key, x in value.items())
-    kinds = {float: (float, int), None: (types.NoneType,)}.get(hint, (hint,))
-    if origin is None and type(value) in kinds and not (type(value) is int and abs(value) > 2**63):
-        return None
-    return f"{_said(name, value)}: must be of type {getattr(origin or hint, '__name__', hint)}"
-
-
-def _record_misfit(value: Any, hint: Any, name: str) -> str | None:
-    if not isinstance(value, dict):
-        return f"{_said(name, value)}: must be an object"
-    if missing := sorted(hint.__required_keys__ - value.keys()):
-        return f"{name}{'.' if name else ''}{missing[0]} is missing"
-    hints = {key: kind for key, kind in typing.get_type_hints(hint, include_extras=True).items() if key in value}
-    return _first(_misfit(value[key], kind, f"{name}.{key}".lstrip(".")) for key, kind in hints.items())
-
-
-def _first(found: Iterator[str | None]) -> str | None:
-    return next((wrong for wrong in found if wrong is not None), None)
-
-
-def _said(name: str, value: Any) -> str:
-    return f"{name or 'the content'}={reprlib.repr(value)}"
-
-
-def check_spec(spec: EnvSpec) -> EnvSpec:
-    """Return ``spec``; ValueError unless its spaces are such as environments have."""
-    for part in ("observation", "action"):
-        _check_space(getattr(spec, part), f"spec.{part}")
-    return spec
-
-
-def _check_space(space: Any, name: str, depth: int = 0) -> None:
-    if isinstance(space, Dict | Tuple) and space.items and depth < DEEPEST:
-        named = space.items if isinstance(space, Dict) else enumerate(space.items)
-        for key, part in named:
-            _check_space(part, f"{name}.{key}", depth + 1)
-        return
-    if not (isinstance(space, Leaf) and _whole(space.shape, 0, ELEMENTS) and math.prod(space.shape) <= ELEMENTS):
-        raise ValueError(f"{name}={reprlib.repr(space)}: must be a space of up to {ELEMENTS:,} elements")
-    if space.dtype not in DTYPES or not _sound(space):
-        raise ValueError(f"{name}={reprlib.repr(space)}: its fields do not fit each other")
-
-
-def _sound(space: Space) -> bool:
-    match space:
-        case Box():
-            ends = [end if isinstance(end, tuple) else (end,) * space.size for end in (space.low, space.high)]
-            numbers = all(type(x) in (int, float) and not math.isnan(x) for end in ends for x in end)
-            return numbers and {len(end) for end in ends} == {space.size} and type(space.rescale) is bool
-        case Choice():
-            return _whole((space.n,), 1, ELEMENTS) and _whole((space.start,), -LARGEST) and space.shape == ()
-        case Choices():
-            whole = _whole(space.sizes, 1, ELEMENTS) and _whole(space.start, -LARGEST)
-            return whole and sum(space.sizes) <= ELEMENTS and len(space.sizes) == len(space.start) == space.size
-    return isinstance(space, Bits)
-
-
-def _whole(values: Any, least: int, most: int = LARGEST) -> bool:
-    return isinstance(values, tuple) and all(type(x) is int and least <= x <= most for x in values)
+        origin, hint = None, args
+    if isinstance(hint, dict):
+        if not isinstance(value, dict):
+            refuse("must be an object")
+        for key, part in hint.items():
+            known = key.rstrip("?")
+            if known in value:
+                conform(value[known], part, f"{name}.{known}".lstrip("."))
+            elif known == key:
+                raise ValueError(f"{name}.{key} is missing".lstrip("."))
+    elif isinstance(hint, tuple):
+        wrong = []
+        for option in hint:
+            try:
+                return conform(value, option, name)
+            except ValueError as error:
+                wrong.append(str(error))
+        raise ValueError(min(wrong, key=len))
+    elif origin is Annotated:
+        conform(value, args[0], name)
+        if not all(value in rule if isinstance(rule, range) else rule(value) for rule in args[1:]):
+            refuse("out of range")
+    elif isinstance(hint, list) and isinstance(value, list):
+        for i, x in enumerate(value):
+            conform(x, hint[0], f"{name}[{i}]")
+    elif origin is tuple and isinstance(value, list) and len(value) == len(args):
+        for i, (x, part) in enumerate(zip(value, args, strict=True)):
+            conform(x, part, f"{name}[{i}]")
+    elif origin is dict and isinstance(value, dict):
+        for key, x in value.items():
+            conform(x, args[1], f"{name}.{key}")
+    elif hint is not Any:
+        kind = list if isinstance(hint, list) else origin or hint
+        fits = kind is hint and type(value) is (types.NoneType if hint is None else hint)
+        whole = type(value) is int
+        if not (fits or (whole and hint is float)) or (whole and abs(value) > 2**63):
+            refuse(f"must be of type {getattr(kind, '__name__', kind)}")
 
 
 # ---------------------------------------------------------------- reading and writing
@@ -262,6 +171,5 @@ def explained(what: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Return an error's text on one line; its kind too, where it is not one that explains itself."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 500 else f"{text[:500]}…"
+    text = on_one_line(error, 500)
     return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"

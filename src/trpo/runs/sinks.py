@@ -16,7 +16,6 @@ from trpo.runs.files import METRICS
 from trpo.runs.schema import conform, one_line, parse_json
 from trpo.training.record import Metrics
 
-FILE = METRICS
 FLUSH_INTERVAL = 5.0
 """Seconds after which events are passed on to the system."""
 _BYTES = 2**32
@@ -30,11 +29,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no such file, or a line in its middle is damaged.
     """
-    path = run / FILE
+    path = run / METRICS
     try:
         lines = read_regular(path, _BYTES).split(b"\n")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{run} has no {FILE}: is it the directory of a run?") from error
+        raise ValueError(f"{run} has no {METRICS}: is it the directory of a run?") from error
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -54,7 +53,7 @@ class JsonLines:
 
     def __init__(self, run: Path, after_iteration: int = 0):
         """Drop what was recorded after ``after_iteration``, the checkpoint that a resumed run starts from."""
-        self._path, kept = run / FILE, []
+        self._path, kept = run / METRICS, []
         if os.path.lexists(self._path):
             kept = [r for r in read_metrics(run) if r.get("iteration", 0) <= after_iteration]
         self._begin("".join(json.dumps(r) + "\n" for r in kept).encode())

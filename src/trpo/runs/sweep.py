@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,11 @@ from trpo.runs.aggregate import interval
 from trpo.runs.disk import refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
-from trpo.runs.run import Run, RunFailed, configure, env_of, read_run, train_runs
-from trpo.runs.schema import SweepFile, explained, read_json, write_json
+from trpo.runs.one import Run
+from trpo.runs.run import RunFailed, train_runs
+from trpo.runs.schema import SWEEP_FILE, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
+from trpo.runs.train import configure, env_of, read_run
 from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
@@ -34,6 +37,7 @@ from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
+from trpo.training.sizes import check_number_of_runs
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 FORMAT = 1
@@ -127,11 +131,14 @@ def sweep(
     keep_programs()
     base = configure(env, config, preset, steps=steps)
     vary = _varied(env, vary or {})
-    plan = variants(_seeds(seeds, base.seed), vary)
+    combinations = math.prod(len(values) for values in vary.values())
+    plan = variants(_seeds(seeds, base.seed, combinations), vary)
     if base.env.devices != 1 and is_jax_name(env):
         use_cores(len(plan))
     configs = [dataclasses.replace(merge(base, nested(v.changes)), seed=v.seed) for v in plan]
-    agents = [make_agent(env, c, policy, value=value) for c in configs]
+    agents = [make_agent(env, configs[0], policy, value=value)]
+    check_number_of_runs(len(plan), agents[0].learner)
+    agents += [make_agent(env, c, policy, value=value) for c in configs[1:]]
     check_runs(env, agents)
     with new_directory(out) as lock, contextlib.ExitStack() as members:
         runs = [
@@ -153,8 +160,10 @@ def _describe(lock: RunLock, plan: Sequence[Variant]) -> None:
         write_json(lock.directory / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
 
 
-def _seeds(seeds: Any, first: int) -> list[int]:
-    several = converted(seeds, tuple[int, ...] if np.ndim(seeds) else int, "seeds")
+def _seeds(seeds: Any, first: int, combinations: int) -> list[int]:
+    listed = isinstance(seeds, Sequence) or np.ndim(seeds) > 0
+    check_number_of_runs(combinations * (len(seeds) if listed else converted(seeds, int, "seeds")))
+    several = converted(seeds, tuple[int, ...] if listed else int, "seeds")
     chosen = list(range(first, first + several) if isinstance(several, int) else several)
     if not chosen:
         raise ValueError(f"seeds={seeds}: must be ≥ 1")
@@ -209,7 +218,7 @@ def is_sweep(run: Path) -> bool:
 
 def read_sweep(place: Path) -> list[Variant]:
     """Return the runs of a sweep, each in a directory of its own inside it."""
-    found = read_json(place / SWEEP, SweepFile, FORMAT)["runs"]
+    found = read_json(place / SWEEP, SWEEP_FILE, FORMAT)["runs"]
     with explained(str(place / SWEEP)):
         names = {record["name"].casefold() for record in found}
         if not found or len(names) < len(found):

@@ -10,12 +10,11 @@ import tomllib
 from importlib import resources
 from typing import Any
 
+from trpo.envs.packages import PREFIXES
 from trpo.settings.config import Config, merge
 from trpo.spelling import did_you_mean
 
 AUTO, NONE = "auto", "none"
-NOT_GYMNASIUM = ("gymnax", "brax", "playground", "probe", "jax", "jax-probe")
-"""What begins the names of tasks that are not Gymnasium's."""
 
 
 @functools.cache
@@ -51,7 +50,8 @@ def preset_for(env_id: str) -> str:
 
     What counts is the task: its version does not matter, nor that EnvPool simulates it or that a module comes first.
     """
-    named = env_id if env_id.partition(":")[0] in NOT_GYMNASIUM else env_id.rpartition(":")[2]
+    env_id = env_id.removeprefix("envpool:")
+    named = env_id if env_id.partition(":")[0] in PREFIXES else env_id.rpartition(":")[2]
     task = re.sub(r"-v\d+$", "", named)
     for name, preset in _table().items():
         if any(fnmatch.fnmatchcase(task, pattern) for pattern in preset["match"]):

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
+from trpo.spelling import on_one_line
+
 LARGEST = 2**63
 """Whole numbers stay below: no counter is larger, and a file cannot hold every one of Python's."""
 _WORDS = {
@@ -27,8 +29,7 @@ _WORDS = {
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     """Raise ValueError, on one line, unless ``condition``."""
     if not condition:
-        shown = " ".join(repr(value).split())
-        raise ValueError(f"{name}={shown if len(shown) <= 200 else shown[:200] + '…'}: must be {allowed}")
+        raise ValueError(f"{name}={on_one_line(repr(value), 200)}: must be {allowed}")
 
 
 def converted(value: Any, hint: Any, name: str, advice: str = "") -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo.capacity import require_room
 from trpo.envs.meeting import require_same_spaces, taken
 from trpo.envs.names import EnvLike, resolve
 from trpo.envs.spec import EnvSpec
@@ -22,6 +23,7 @@ from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.training.learner import Learner, Program
+from trpo.training.sizes import check_networks
 from trpo.training.state import TrainingState
 from trpo.value_fits import ValueState
 
@@ -58,6 +60,8 @@ class Agent:
         numbers in units of the returns' running deviation, and ``rule`` anything that follows
         :class:`~trpo.rules.protocol.Rule`.
         """
+        own = frozenset(name for name, module in (("policy", policy), ("value", value)) if module is not None)
+        check_networks(spec, config, own)
         require_no_fork()
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
@@ -72,8 +76,7 @@ class Agent:
             observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
             average=params if config.policy.averaging else None,
         )
-        own = {name for name, module in (("policy", policy), ("value", value)) if module is not None}
-        return cls(spec, config, function, value_function, learner, rule, env, frozenset(own))
+        return cls(spec, config, function, value_function, learner, rule, env, own)
 
     @property
     def custom(self) -> dict[str, bool]:
@@ -146,6 +149,10 @@ class Agent:
         return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
 
 
+EPISODE = 48
+"""Bytes of an episode's return and length, in lists of Python's numbers."""
+
+
 def evaluate(
     agent: Agent,
     env: EnvLike | None = None,
@@ -171,6 +178,7 @@ def evaluate(
     for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
+    require_room(f"episodes={episodes}: their returns alone take", episodes * EPISODE, "use fewer; 10 is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
     origin = resolve(
         env if env is not None else agent.env if agent.env is not None else agent.spec.id, agent.config.env

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from trpo.envs.device.extras import quiet
+from trpo.capacity import gigabytes, require_room
 from trpo.envs.meeting import require_same_spaces
 from trpo.programs import bounded, compiled
 from trpo.rollout import Snapshot
@@ -28,6 +28,7 @@ from trpo.training.chunk import ROWS, Member, Row, Setup, begin, run_chunk
 from trpo.training.layout import capacity, layout_for, without_content
 from trpo.training.learner import Hyper, Learner, prepare
 from trpo.training.record import Metrics, nonfinite_message, record_of
+from trpo.training.sizes import check_training
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import from_named_arrays, named_arrays
 
@@ -60,8 +61,8 @@ def setup_for(source: DeviceSource, agent: Agent, runs: int = 1) -> Setup:
     layout = layout_for(config.env.devices, config.env.count, runs)
     stop = config.on_nonfinite == "stop"
     setup = Setup(source, agent.program(layout.strata), runs > 1, stop, layout)
-    with quiet():
-        _check_batch(setup, runs, agent.learner)
+    _check_batch(setup, runs, agent.learner)
+    check_training(agent, on_host=False, runs=runs, devices=layout.devices)
     return setup
 
 
@@ -83,10 +84,9 @@ class DeviceLoop:
         self._fits = [state.value_fit for state in states]
         self.begins_anew = ""
         """Why new episodes begin although the states have the simulators'; empty if it is not so."""
-        with quiet():
-            self.members = self._begin()
-            self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
-            self.program, self.memory = _compile(self.setup, *_shapes(self.hyper, self.keys, self.members))
+        self.members = self._begin()
+        self.hyper, self.keys = self.layout.place_learned((self.hyper, self.keys))
+        self.program, self.memory = _compile(self.setup, *_shapes(self.hyper, self.keys, self.members))
 
     def describe(self) -> str:
         """Return a line on what the compiled function takes."""
@@ -133,8 +133,7 @@ class DeviceLoop:
         while (left := -(-(config.steps - self.states[0].steps) // config.batch)) > 0:
             length = min(length, left, longest, ROWS)
             started = time.perf_counter()
-            with quiet():
-                self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
+            self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
             rows, done = jax.device_get((rows, done))
             elapsed = time.perf_counter() - started
             metrics, bad = self._records(rows, int(done), elapsed)
@@ -242,15 +241,7 @@ def _check_batch(setup: Setup, runs: int, learner: Learner) -> None:
 
 
 def _check(setup: Setup, size: int, verb: str) -> None:
-    limit = capacity()
-    if limit is not None and size > limit:
-        raise ValueError(
-            f"env.count={setup.program.count}, fragment={setup.program.fragment}: the batch {verb} {gigabytes(size)} "
-            f"of memory on each device, which has {gigabytes(limit)}; use fewer environments, shorter fragments or "
-            "fewer seeds"
-        )
-
-
-def gigabytes(size: int) -> str:
-    """Return a number of bytes as text."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+    what = f"env.count={setup.program.count}, fragment={setup.program.fragment}: the batch {verb}"
+    if (limit := capacity()) is not None:
+        cure = "use fewer environments, shorter fragments or fewer seeds"
+        require_room(what, size, cure, limit, f"each {jax.devices()[0].platform} device")

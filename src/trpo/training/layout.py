@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from trpo.capacity import machine_memory
 from trpo.rollout import Trajectory
 
 AXIS = "data"
@@ -119,13 +120,8 @@ def capacity() -> int | None:
         limit = None
     if limit:
         return int(limit)
-    if device.platform != "cpu":
-        return None
-    try:
-        # Virtual CPU devices share the machine's memory.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    except (ValueError, OSError, AttributeError):
-        return None
+    memory = machine_memory() if device.platform == "cpu" else None
+    return None if memory is None else memory // jax.local_device_count()  # virtual CPU devices share it
 
 
 def use_cores(members: int) -> None:

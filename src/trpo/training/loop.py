@@ -19,6 +19,7 @@ from trpo.training.agent import Agent
 from trpo.training.device import ROWS, DeviceLoop, setup_for
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
+from trpo.training.sizes import check_training
 from trpo.training.state import TrainingState
 
 
@@ -58,9 +59,15 @@ def device_source(origin: Origin) -> DeviceSource | None:
 
 def check_runs(env: EnvLike | Source, agents: Sequence[Agent]) -> None:
     """Raise ValueError for runs that could not begin, before anything is written or compiled."""
-    source = None if isinstance(env, Source) else device_source(resolve(env, agents[0].config.env))
+    origin = None if isinstance(env, Source) else resolve(env, agents[0].config.env)
+    source = None if origin is None else device_source(origin)
     if source is not None:
         setup_for(source, agents[0], len(agents))
+        return
+    for agent in agents:
+        check_training(agent, on_host=True)
+        if origin is not None:
+            origin.check_room(agent.config.env.count, agent.config.env.workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +106,7 @@ def advance(
     """
     require_no_fork()
     if isinstance(env, Source):
+        check_runs(env, agents)
         yield from _on_host(env, agents, states, tell)
         return
     config = agents[0].config.env
@@ -112,6 +120,7 @@ def advance(
         for metrics, gather in loop.run(longest):
             yield Progress(metrics, gather)
         return
+    check_runs(env, agents)
     envs = origin.open(config.count, config.workers)
     with contextlib.ExitStack() as here:
         if origin.ours:

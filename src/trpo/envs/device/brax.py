@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from trpo.envs import Box, EnvSpec
-from trpo.envs.device.extras import check_known, quiet, require
+from trpo.envs.device.extras import check_known, require
 from trpo.envs.device.protocol import Step
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.spelling import nearest
@@ -63,8 +63,7 @@ def _observation(observation: Any) -> Array:
 
 def from_brax(env: Any, name: str, episode_length: int = EPISODE_LENGTH) -> BraxEnv:
     """Adapt an environment object of brax's or MuJoCo Playground's form, not wrapped; actions are in [−1, 1]."""
-    with quiet():
-        seen = jax.eval_shape(lambda key: _observation(env.reset(jax.random.key_data(key)).obs), jax.random.key(0))
+    seen = jax.eval_shape(lambda key: _observation(env.reset(jax.random.key_data(key)).obs), jax.random.key(0))
     action = Box((int(env.action_size),), low=-1.0, high=1.0)
     return BraxEnv(env, EnvSpec(name, Box(seen.shape), action), episode_length)
 
@@ -77,15 +76,13 @@ def make_brax(name: str, **kwargs: Any) -> BraxEnv:
     check_known("brax", task, known)
     if backend and backend not in backends:
         raise UnknownEnvironmentError(f"unknown backend {backend!r} of 'brax:{name}'; known: {', '.join(backends)}")
-    with quiet():
-        env = envs.get_environment(task, **({} if task == "fast" else {"backend": backend or "spring"}), **kwargs)
+    env = envs.get_environment(task, **({} if task == "fast" else {"backend": backend or "spring"}), **kwargs)
     return from_brax(env, f"brax:{name}")
 
 
 def make_playground(name: str, **kwargs: Any) -> BraxEnv:
     """Make a MuJoCo Playground task with its own time limit; ``kwargs`` are fields of its configuration."""
-    with quiet():
-        registry = require("mujoco_playground", f"playground:{name}", "playground").registry
+    registry = require("mujoco_playground", f"playground:{name}", "playground").registry
     check_known("playground", name, list(registry.ALL_ENVS))
     config = registry.get_default_config(name)
     # Some tasks' default is physics in Warp, whose kernels are made for GPUs; elsewhere MJX's own, in JAX.
@@ -95,8 +92,7 @@ def make_playground(name: str, **kwargs: Any) -> BraxEnv:
             raise TypeError(f"its configuration has no {key!r}; {nearest(key, list(config))}")
     overrides |= kwargs
     try:
-        with quiet():
-            env = registry.load(name, config_overrides=overrides)
+        env = registry.load(name, config_overrides=overrides)
     except OSError as error:
         raise UnknownEnvironmentError(
             f"environment 'playground:{name}' needs robot models that its package fetches when first used: {error}"

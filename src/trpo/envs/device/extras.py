@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from trpo.envs import MissingExtraError, UnknownEnvironmentError
 from trpo.spelling import nearest
 
+OWN = r"(brax|gymnax|jaxopt|mujoco|mujoco_playground|warp)\b"
+"""Modules of these packages."""
+
 
 def require(module: str, env: str, extra: str) -> Any:
-    """Import ``module`` without its announcements; if it is not there, name the command that installs it."""
+    """Import ``module``; if it is not there, name the command that installs it.
+
+    What these packages have to say about other packages, drivers and kernels is kept from the user by filters that
+    stay. Nothing is put in the place of ``sys.stdout`` or of the filters and back again: all of a process has them in
+    common, and threads that did so at once would leave the wrong one behind.
+    """
+    warnings.filterwarnings("ignore", module=OWN)
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        with quiet():
-            return importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
             f"environment {env!r} needs {error.name or module}, which is not installed: pip install 'trpo[{extra}]'"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep these packages' announcements about other packages, drivers and kernels from the user's terminal."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        yield
 
 
 def check_known(kind: str, name: str, known: list[str], otherwise: str = "") -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from trpo.envs import Space, Transition, Tree
 from trpo.envs.device import batch
-from trpo.envs.device.extras import quiet
 from trpo.envs.device.protocol import Flattened, JaxEnv
 from trpo.programs import compiled
 from trpo.trees import per_state
@@ -46,19 +45,16 @@ class HostedJaxEnvs:
         self._state: Any = None
 
     def reset(self, seeds: list[int]) -> Tree:
-        with quiet():
-            self._state = _start(self._env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
+        self._state = _start(self._env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
         return jax.tree.map(np.asarray, self._state.observation)
 
     def restart(self, which: np.ndarray) -> Tree:
         """Start new episodes in some of them, as :class:`~trpo.envs.RestartableEnv` has it."""
-        with quiet():
-            self._state = _restart(self._env, self._state, np.isin(np.arange(self.count), which))
+        self._state = _restart(self._env, self._state, np.isin(np.arange(self.count), which))
         return jax.tree.map(lambda x: np.asarray(x)[which], self._state.observation)
 
     def step(self, action: Tree) -> Transition:
-        with quiet():
-            self._state, transition = _step(self._env, self.spec.action, self._state, action)
+        self._state, transition = _step(self._env, self.spec.action, self._state, action)
         return jax.tree.map(np.array, transition)
 
     def snapshot(self) -> None:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from trpo.envs.spec import EnvSpec, Tree, flat
+from trpo.envs.spaces import Tree, flat
+from trpo.envs.spec import EnvSpec
 
 
 class Step(NamedTuple):
@@ -53,7 +54,7 @@ class JaxEnv(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Flattened:
-    """An environment whose observations are made one vector, see :func:`~trpo.envs.spec.flat`."""
+    """An environment whose observations are made one vector, see :func:`~trpo.envs.spaces.flat`."""
 
     env: JaxEnv
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from trpo.envs.device.protocol import JaxEnv, Step
 from trpo.envs.protocol import UnusableEnvironmentError
-from trpo.envs.spec import Leaf, Tree
+from trpo.envs.spaces import Leaf, Tree
 
 
 def begun(env: JaxEnv, key: Any) -> tuple[Any, Tree]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from trpo.envs.host.gymnasium import space_of
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
-from trpo.envs.spec import EnvSpec, Tree, flat
+from trpo.envs.spaces import Tree, flat
+from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
 
@@ -54,11 +55,11 @@ class EnvPoolEnvs:
         self._ended = np.zeros(count, bool)
 
     def _make(self, seed: int) -> Any:
+        # The spaces are made now, and kept by EnvPool. Classic control's bounds are in double precision: no news for a
+        # user. The filter stays, since filters are common to all threads.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting", module=r"gymnasium\.spaces\.box")
         envs = self._make_pool(seed=seed)
-        with warnings.catch_warnings():
-            # Made now, and kept by EnvPool. It has classic control's bounds in double precision: no news for a user.
-            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-            _ = envs.observation_space
+        _ = envs.observation_space
         return envs
 
     def _seen(self, observation: Tree) -> Tree:

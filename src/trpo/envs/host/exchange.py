@@ -6,7 +6,8 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from trpo.envs.spec import Bits, Box, EnvSpec, Leaf, Space, Tree, Tuple
+from trpo.envs.spaces import Bits, Box, Leaf, Space, Tree, Tuple
+from trpo.envs.spec import EnvSpec
 
 
 def exchanged(spec: EnvSpec, action: np.ndarray) -> Tuple:

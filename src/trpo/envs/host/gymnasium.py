@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spec import Leaf, flat
+from trpo.envs.spaces import Leaf, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -109,17 +110,27 @@ def quiet_mujoco() -> Iterator[None]:
     except Exception:  # not installed, or no such backend as MUJOCO_GL says: those who need it will hear of it
         yield
         return
-    previous = mujoco.get_mju_user_warning()
-
-    def report(message: str) -> None:
-        if "deprecated" not in message:
-            gym.logger.warn(message)
-
-    mujoco.set_mju_user_warning(report)
+    with _REPORTING:
+        _BEFORE.append(mujoco.get_mju_user_warning())
+        mujoco.set_mju_user_warning(_report)
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(previous)
+        with _REPORTING:
+            before = _BEFORE.pop()
+            if not _BEFORE:
+                mujoco.set_mju_user_warning(before)
+
+
+_REPORTING = threading.Lock()
+_BEFORE: list[Any] = []
+"""Where MuJoCo's warnings went when each thread that is in :func:`quiet_mujoco` came there; the last to leave puts the
+first back."""
+
+
+def _report(message: str) -> None:
+    if "deprecated" not in message:
+        gym.logger.warn(message)
 
 
 def make_registered(env_id: str, **kwargs: Any) -> gym.Env:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from trpo.envs.meeting import kept
-from trpo.envs.spec import Box, Choice, Dict, Leaf, Space, Tree, Tuple
+from trpo.envs.spaces import Box, Choice, Dict, Leaf, Space, Tree, Tuple
+from trpo.spelling import on_one_line
 
 Write = Callable[[Tree, int, Tree], None]
 """(columns, i, x) ↦, which writes one environment's observation into row i."""
@@ -31,7 +32,7 @@ def begun(answer: Any) -> Any:
     )
 
 
-def taken(answer: Any) -> tuple[Any, bool]:
+def stepped(answer: Any) -> tuple[Any, bool]:
     """Return the observation that ``step`` returned, and whether the episode has ended."""
     try:
         observation, reward, terminated, truncated, _ = answer
@@ -57,39 +58,37 @@ def _shown(x: Any) -> str:
         return f"a {type(x).__name__} of {len(x)}"
     if isinstance(x, np.ndarray):
         return f"an array of shape {x.shape}"
-    text = " ".join(repr(x).split())
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _is_number(x: np.ndarray) -> bool:
-    return x.dtype.kind in "fiub"
+    return on_one_line(repr(x))
 
 
 def flag(x: Any, name: str) -> bool:
     """Return whether an episode has ended: a bool, or one number that is 0 or 1, in an array or not."""
     if isinstance(x, bool | np.bool_):
         return bool(x)
-    array = _array(x)
-    if array is not None and array.size == 1 and _is_number(array) and array.item() in (0, 1):
-        return bool(array.item())
+    if (number := _number(x)) in (0, 1):
+        return bool(number)
     raise WrongAnswerError(f"{name} is {_shown(x)}: step must return True or False for it")
 
 
 def rewards(each: list[Any]) -> np.ndarray:
     """Return the rewards of a step ``[N]``, each a real number or an array of one."""
     array = _array(each)
-    if array is None or array.shape != (len(each),) or not _is_number(array):
-        array = np.array([_reward(x) for x in each])
+    if array is None or array.shape != (len(each),) or array.dtype.kind not in "fiub":
+        found = [_number(x) for x in each]
+        if None in found:
+            raise WrongAnswerError(
+                f"reward is {_shown(each[found.index(None)])}: step must return one real number for it"
+            )
+        array = np.array(found, float)
     return array.astype(np.float32)
 
 
-def _reward(x: Any) -> float:
+def _number(x: Any) -> float | None:
+    """Return the real number that ``x`` is, or the only one in an array; None if it is neither."""
     array = _array(x)
-    if array is not None and array.size == 1 and _is_number(array):
+    if array is not None and array.size == 1 and array.dtype.kind in "fiub":
         return float(array.item())
-    if isinstance(x, numbers.Real):
-        return float(x)
-    raise WrongAnswerError(f"reward is {_shown(x)}: step must return one real number for it")
+    return float(x) if isinstance(x, numbers.Real) else None
 
 
 def _array(x: Any) -> np.ndarray | None:
@@ -137,9 +136,9 @@ def _leaf_writer(leaf: Leaf, part: str) -> Write:
             column[i] = x
             return
         try:
-            array = kept(leaf, x)
+            array = kept(leaf, x, part)
         except ValueError as error:
-            raise WrongAnswerError(str(error).replace("observation", part, 1)) from error
+            raise WrongAnswerError(str(error)) from error
         if array.shape != shape:
             if array.size != 1 or size != 1:
                 raise WrongAnswerError(

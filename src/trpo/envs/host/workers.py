@@ -28,7 +28,7 @@ from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv
 from trpo.envs.host.returned import described
 from trpo.envs.host.signals import LINE, PATIENCE, Signals, can_look
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError, UnusableEnvironmentError
-from trpo.envs.spec import Tree, UnsupportedSpaceError
+from trpo.envs.spaces import Tree, UnsupportedSpaceError
 
 SENT = (
     UnknownEnvironmentError,

@@ -1,0 +1,309 @@
+"""The commands: what each takes, and which part of the library does it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from trpo._version import __version__
+from trpo.cli.output import foreign
+from trpo.runs.interrupts import begin_work
+
+RunDirectory = Positional[Annotated[Path, arg(metavar="RUN")]]
+
+
+class HelpShown(Exception):
+    """The flags of a command were shown: there is nothing to run."""
+
+
+def say(text: str) -> None:
+    """Say something that is no result."""
+    print(f"trpo: {text}", file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> int:
+    """Say what ended a command; return its exit code."""
+    say(message)
+    return code
+
+
+def _parse(kind: Any, command: str, arguments: Sequence[str], **options: Any) -> Any:
+    from trpo.cli.help import parse  # loads JAX, for which a question about the version need not wait
+
+    try:
+        return parse(kind, command, arguments, **options)
+    except SystemExit:
+        raise HelpShown from None
+
+
+def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
+    """Turn a function of flags, which its docstring explains, into one of the command line's arguments."""
+
+    @functools.wraps(run)
+    def bound(**flags: Any) -> Callable[[], int]:  # tyro calls what it parses for: it must not run in there
+        return functools.partial(run, **flags)
+
+    def command(arguments: Sequence[str]) -> int:
+        return int(_parse(bound, run.__name__.strip("_"), arguments)())
+
+    command.flags = bound  # type: ignore[attr-defined]
+    return command
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from trpo.cli.help import few_flags
+    from trpo.cli.options import Train, gathered, varied
+    from trpo.runs.train import configure, train
+    from trpo.settings.config import Config
+    from trpo.settings.presets import NONE, apply_preset, describe
+
+    # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
+    helps = {"-h", "--help", "--help-all"}.intersection(arguments)
+    arguments = gathered([argument for argument in arguments if argument not in helps])
+    first = Train("")
+    with contextlib.suppress(ValueError) if helps else contextlib.nullcontext():
+        first = _parse(Train, "train", arguments)
+    base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
+    default = dataclasses.replace(first, config=base)
+    if "--help-all" in helps:
+        _parse(Train, "train", ["--help"], default=default)
+    options = _parse(Train, "train", arguments, default=default) if first.env_id or not helps else first
+    if helps:
+        print(few_flags(options, name, settings))
+        return 0
+    env, config, quiet = options.env_id, options.config, options.quiet
+    if options.seeds < 1:
+        raise ValueError(f"seeds={options.seeds}: must be ≥ 1")
+    several = options.seeds > 1 or bool(options.vary)
+    out = options.out or _fresh_directory(env, "sweep" if several else f"s{config.seed}")
+    if not quiet:
+        changes = f": {describe(settings)}" if settings else ""
+        print(f"trpo {__version__} · {env} · preset {name}{changes} · run {out}", file=sys.stderr)
+    with foreign():
+        if several:
+            from trpo.runs.sweep import sweep
+
+            sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
+        else:
+            train(env, config=config, out=out, quiet=quiet)
+    if not quiet:
+        from trpo.report.recording import can_record
+
+        more = "" if several or not can_record(env) else f" · trpo record {out}"
+        print(f"done: {out} · next: trpo evaluate {out} · trpo plot {out}{more}", file=sys.stderr)
+    return 0
+
+
+def _fresh_directory(env_id: str, kind: str) -> Path:
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
+    names = itertools.chain([f"{safe}-{kind}"], (f"{safe}-{kind}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := Path("runs", name)).exists())
+
+
+@_command
+def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, trust: bool = False) -> int:
+    """Go on with a run from its newest intact checkpoint.
+
+    Args:
+        run: Directory of the run.
+        steps: Train to this many steps instead of the configured number.
+        quiet: Show no progress.
+        trust: Import the module that the run names for its environment, although it was not trained here.
+    """
+    from trpo.runs.sweep import is_sweep, resume_sweep
+    from trpo.runs.train import resume
+
+    go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
+    with foreign():
+        go_on(run, steps=steps, quiet=quiet, trust=trust)
+    return 0
+
+
+@_command
+def _evaluate(
+    run: RunDirectory,
+    episodes: int = 10,
+    stochastic: bool = False,
+    seed: int = 0,
+    max_steps: int = 30_000,
+    as_json: Annotated[bool, arg(name="json")] = False,
+    trust: bool = False,
+) -> int:
+    """Run whole episodes with the newest checkpoint and report undiscounted returns.
+
+    Args:
+        run: Directory of the run.
+        episodes: Episodes to run.
+        stochastic: Sample actions instead of taking the distribution's mode.
+        seed: Of the environments and of sampled actions.
+        max_steps: Steps after which an episode that has not ended is cut; how many were is said.
+        as_json: Print one JSON object.
+        trust: Import the module that the run names for its environment, although it was not trained here.
+    """
+    from trpo.runs.aggregate import interval
+    from trpo.runs.sweep import groups, is_sweep, read_sweep
+    from trpo.runs.train import read_run
+
+    plan = read_sweep(run) if is_sweep(run) else []
+    results = {}
+    for place in [run / variant.name for variant in plan] or [run]:
+        with foreign():
+            agent, state, problems = read_run(place, trust=trust)
+            for problem in problems:
+                say(f"{problem}; using the one before")
+            results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
+        if not as_json:
+            how = "stochastic" if stochastic else "deterministic"
+            cut = f"; {result.cut} cut at {max_steps:,} steps (--max-steps)" if result.cut else ""
+            print(
+                f"{place} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
+                f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f}{cut})"
+            )
+    found = {}
+    for label, members in groups(plan).items():
+        found[label] = interval([results[v.name].mean_return for v in members]).to_json()
+        if not as_json:
+            of = f"{label}, {len(members)} seeds" if label else f"{len(members)} seeds"
+            scores = "interquartile mean {iqm:.1f} [{low:.1f}, {high:.1f}]".format(**found[label])
+            print(f"{of}: {scores}, 95 % bootstrap")
+    if as_json:
+        runs = {name: result.to_json() for name, result in results.items()}
+        print(json.dumps({"groups": found, "runs": runs} if plan else result.to_json()))
+    return 0
+
+
+@_command
+def _record(
+    run: RunDirectory,
+    out: Path | None = None,
+    episodes: int = 1,
+    stochastic: bool = False,
+    seed: int = 0,
+    max_steps: int = 30_000,
+    trust: bool = False,
+) -> int:
+    """Render episodes of the newest checkpoint to a video, headless.
+
+    Args:
+        run: Directory of the run.
+        out: A .mp4 (needs the extra `video`) or .gif file; by default in the run's directory.
+        episodes: Episodes to show.
+        stochastic: Sample actions instead of taking the distribution's mode.
+        seed: Of the environment and of sampled actions.
+        max_steps: Steps after which an episode that has not ended is cut, which is said.
+        trust: Import the module that the run names for its environment, although it was not trained here.
+    """
+    from trpo.report.recording import record
+    from trpo.runs.train import load
+
+    how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
+    with foreign():
+        file = record(load(run, trust=trust), out, run=run, **how, tell=say)
+    print(file)
+    return 0
+
+
+@_command
+def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (), out: Path | None = None) -> int:
+    """Draw learning curves and diagnostics of one or more runs.
+
+    Args:
+        runs: Directories of runs.
+        out: A PNG file; by default curves.png in the first run's directory.
+    """
+    from trpo.report.plots import plot_runs
+    from trpo.report.sweep_plots import plot_sweeps
+    from trpo.runs.sweep import is_sweep
+
+    begin_work()
+    if not runs:
+        raise ValueError("plot needs at least one run: trpo plot RUN...")
+    kinds = {is_sweep(run) for run in runs}
+    if len(kinds) > 1:
+        raise ValueError("plot either runs or sweeps; a sweep's own runs are the directories in it")
+    draw = plot_sweeps if kinds.pop() else plot_runs
+    print(draw(runs, out or runs[0] / "curves.png"))
+    return 0
+
+
+@_command
+def _theory(
+    out: Path = Path("runs/theory"), mdps: int = 1024, seed: int = 0, only: tuple[str, ...] = (), quiet: bool = False
+) -> int:
+    """Check every claim of the theory on exact MDPs, draw the figures and write a page; exit 1 if a claim fails.
+
+    Args:
+        out: Directory for index.html, claims.json, claims.md, equations.md and figures/.
+        mdps: Random MDPs for each claim, at least 16.
+        seed: Of the random MDPs.
+        only: Names of the claims to check, such as fisher; all by default.
+        quiet: Print the table alone, no progress.
+    """
+    import jax
+
+    from trpo.theory.claims import CLAIMS
+    from trpo.theory.pages.table import print_table
+    from trpo.theory.run import run_theory
+
+    def tell(record: dict[str, Any]) -> None:
+        if not quiet:
+            mark = "✓" if record["passed"] else "✗"
+            number = f"{record['number']:>2} of {len(CLAIMS)}"
+            print(f"{mark} {number} · {record['title']} · {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+    begin_work()
+    jax.devices()  # one error, where there is none, and not one for each claim
+    report = run_theory(out, mdps, seed, only, tell=tell)
+    print_table(report)
+    print(f"{out / 'index.html'} · {out / 'claims.json'} · {report['seconds']:.0f} s")
+    failed = [f"{record['number']} ({record['name']})" for record in report["claims"] if not record["passed"]]
+    return fail(f"claims that do not hold: {', '.join(failed)}", 1) if failed else 0
+
+
+@_command
+def _presets(which: Annotated[Positional[str | None], arg(metavar="NAME or ENV")] = None) -> int:
+    """List the presets: what each is for, and its settings.
+
+    Args:
+        which: A preset, or an environment, to show only its preset.
+    """
+    from trpo.cli.help import list_presets
+
+    print(list_presets(which))
+    return 0
+
+
+@_command
+def _completion(shell: Annotated[Positional[str], arg(metavar="bash|zsh|fish")]) -> int:
+    """Print a script that completes commands and flags.
+
+    Args:
+        shell: For bash: eval "$(trpo completion bash)".
+    """
+    from trpo.cli.help import completion
+    from trpo.cli.options import Train
+
+    commands = {name: getattr(command, "flags", Train) for name, command in COMMANDS.items()}
+    print(completion(shell, commands))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "record": _record,
+    "plot": _plot,
+    "presets": _presets,
+    "theory": _theory,
+    "completion": _completion,
+}

@@ -1,0 +1,122 @@
+"""One run, alone or trained together with others, and what of it is written in its directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trpo.runs.checkpoint import prune, write_checkpoint
+from trpo.runs.disk import CHECKPOINTS
+from trpo.runs.files import CONFIG, read_config, write_config
+from trpo.runs.lock import RunLock
+from trpo.runs.sinks import JsonLines, Sink, TensorBoard
+from trpo.runs.trust import Untrusted, remember
+from trpo.settings.config import merge
+from trpo.spelling import in_words
+from trpo.training.agent import Agent
+from trpo.training.state import TrainingState
+
+
+@dataclasses.dataclass
+class Run:
+    """One run, alone or trained together with others."""
+
+    agent: Agent
+    state: TrainingState
+    lock: RunLock | None
+    """Of its directory; None if nothing is written."""
+    identity: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+    renew_above: Callable[[], None] = lambda: None
+    """Writes what is missing in the directory that this one is in."""
+    sinks: list[Sink] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def begin(cls, agent: Agent, lock: RunLock | None) -> Run:
+        """Return a new run, and write what it starts from."""
+        run = cls(agent, TrainingState(agent.learner), lock)
+        run.describe()
+        run.save()
+        return run
+
+    @classmethod
+    def go_on(cls, agent: Agent, state: TrainingState, lock: RunLock) -> Run:
+        """Return a run that was read from a directory; ValueError if its environment must not be imported."""
+        if isinstance(agent.env, Untrusted):
+            agent.env()
+        identity = read_config(lock.directory).get("run")
+        return cls(agent, state, lock) if identity is None else cls(agent, state, lock, identity)
+
+    @property
+    def directory(self) -> Path | None:
+        """Where it is written; None if nothing is."""
+        return None if self.lock is None else self.lock.directory
+
+    def describe(self) -> None:
+        """Write ``config.json``, and note that the run is trained here."""
+        if self.directory is not None:
+            write_config(self.directory, self.agent, self.identity)
+            if not self.agent.custom["env"]:
+                remember(self.identity, self.agent.config.env.id)
+
+    def change_steps(self, steps: Any) -> None:
+        """Train to another number of steps, and remember it."""
+        self.agent = dataclasses.replace(self.agent, config=merge(self.agent.config, {"steps": steps}))
+        self.describe()
+
+    def open_sinks(self) -> list[Sink]:
+        """Open what its metrics go to."""
+        if self.directory is not None:
+            self.sinks = [
+                JsonLines(self.directory, self.state.iteration),
+                TensorBoard(self.directory, self.state.steps),
+            ]
+        return self.sinks
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has all its steps."""
+        return self.state.steps >= self.agent.config.steps
+
+    @property
+    def total(self) -> int:
+        """The steps that it ends with, in whole iterations."""
+        config, taken = self.agent.config, self.state.steps
+        return taken + -(-max(0, config.steps - taken) // config.batch) * config.batch
+
+    def save(self) -> None:
+        """Write a checkpoint, and whatever else of the run was deleted meanwhile.
+
+        Where the simulators' state cannot be written, it is left out.
+        """
+        if self.directory is None:
+            return
+        self.renew_above()
+        self.renew()
+        place = self.directory / CHECKPOINTS
+        try:
+            write_checkpoint(place, self.state)
+        except (TypeError, ValueError, RecursionError) as error:  # what a user's snapshot() returned is not JSON
+            if self.state.source is None:
+                raise
+            lost = f"the simulators' state cannot be saved ({in_words(error)}): a resumed run begins new episodes"
+            warnings.warn(lost, stacklevel=2)
+            write_checkpoint(place, dataclasses.replace(self.state, source=None))
+
+    def renew(self) -> None:
+        """Write what is missing of the run's directory again, if it was deleted or moved away while it trained."""
+        if self.lock is not None:
+            self.lock.renew()
+            if not os.path.lexists(self.lock.directory / CONFIG):
+                self.describe()
+            for sink in self.sinks:
+                sink.renew()
+
+    def prune(self) -> None:
+        """Remove checkpoints that are not to be kept."""
+        if self.directory is not None:
+            prune(self.directory / CHECKPOINTS, self.state.iteration, self.agent.config.keep_checkpoints)

@@ -1,0 +1,242 @@
+"""Training with a directory: begin a run, go on with one, load what it has learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from trpo.capacity import gigabytes
+from trpo.envs import EnvSpec
+from trpo.envs.names import EnvLike, imported_module
+from trpo.envs.protocol import UnknownEnvironmentError
+from trpo.policies.protocol import PolicyLike
+from trpo.programs import keep_programs
+from trpo.rollout import Seat, Snapshot, Source
+from trpo.rules.protocol import Rule
+from trpo.runs.checkpoint import largest_checkpoint, newest_checkpoint
+from trpo.runs.disk import CHECKPOINTS
+from trpo.runs.files import CONFIG, new_directory, read_config, used_directory
+from trpo.runs.one import Run
+from trpo.runs.run import train_runs
+from trpo.runs.schema import explained
+from trpo.runs.trust import Untrusted, trained_here
+from trpo.settings.config import Config, merge
+from trpo.settings.presets import AUTO, NONE, apply_preset
+from trpo.training.agent import Agent
+from trpo.training.loop import check_runs, make_agent
+from trpo.training.sizes import count_parameters
+from trpo.training.state import TrainingState
+from trpo.trees import from_named_arrays
+
+
+def read_run(
+    run: str | Path,
+    policy: PolicyLike | None = None,
+    env: EnvLike | Source | None = None,
+    rule: Rule | None = None,
+    value: PolicyLike | None = None,
+    not_after: int | None = None,
+    trust: bool = False,
+) -> tuple[Agent, TrainingState, list[str]]:
+    """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
+
+    ``not_after`` leaves out checkpoints of later iterations. The others are needed again where the run was given them:
+    code is never stored, so loading never executes any. With ``trust``, or if the run was trained here, its environment
+    may be made although it is imported.
+    """
+    run = Path(run)
+    data = read_config(run)
+    for part, given, how in (("policy", policy, _MODULE), ("value", value, _MODULE), ("rule", rule, "it")):
+        if data["custom"][part] and given is None:
+            raise ValueError(f"{run} was trained with a {part} of its own: pass {how} as {part}=…")
+    with explained(str(run / CONFIG)):
+        spec, config = EnvSpec.from_json(data["spec"]), Config.from_json(data["config"])
+        env = _env_of_run(run, data, trust) if env is None else env
+        own = frozenset(part for part, module in (("policy", policy), ("value", value)) if module is not None)
+        least = 4 * count_parameters(spec, config, own)
+    _check_sizes(run, least)
+    with explained(str(run / CONFIG)):
+        agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
+    check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
+    state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after, check)
+    return agent.at(state), state, problems
+
+
+def _check_sizes(run: Path, least: int) -> None:
+    """Refuse settings that call for more parameters than a checkpoint has, before they are made."""
+    found = largest_checkpoint(run / CHECKPOINTS)
+    if found is None:
+        newest_checkpoint(run / CHECKPOINTS, None)  # says what is wrong
+    elif least > found:
+        raise ValueError(
+            f"{run / CONFIG}: its networks have at least {gigabytes(least)} of parameters, which do not fit its "
+            f"checkpoints, of at most {gigabytes(found)}"
+        )
+
+
+def _env_of_run(run: Path, data: dict[str, Any], trust: bool) -> EnvLike:
+    """Return the name of a run's environment, or what refuses to make it."""
+    env_id = data["config"]["env"]["id"]
+    if data["custom"]["env"]:
+        return _missing_env
+    allowed = trust or imported_module(env_id) is None or trained_here(data.get("run"), env_id)
+    return env_id if allowed else Untrusted(run, env_id)
+
+
+def _check_state(agent: Agent, own_env: bool, state: TrainingState) -> None:
+    """Raise ValueError unless a state on the host is one of environments with these spaces."""
+    episodes = state.episodes or {}
+    count = len(episodes.get("running_return", range(agent.config.env.count)))
+    for name in ("running_length", "first"):
+        if len(episodes.get(name, range(count))) != count:
+            raise ValueError(f"{name} has {len(episodes[name])} entries, expected {count}")
+    if isinstance(state.source, Snapshot) and not own_env:
+        if not isinstance(state.source.environments, list) or len(state.source.environments) != count:
+            raise ValueError(f"it has no snapshots of {count} environments")
+        seat = Seat(agent.spec.observation.zeros(count), agent.policy.start(count), np.ones(count, bool))
+        from_named_arrays(jax.eval_shape(lambda: seat), state.source.seat)  # type: ignore[arg-type]
+
+
+_MODULE = "a module of the same structure"
+
+
+def _missing_env() -> Any:
+    raise UnknownEnvironmentError(
+        "this run's environment was given as an object, which is not stored: pass it as env=…"
+    )
+
+
+def load(
+    run: str | Path,
+    policy: PolicyLike | None = None,
+    env: EnvLike | None = None,
+    rule: Rule | None = None,
+    value: PolicyLike | None = None,
+    trust: bool = False,
+) -> Agent:
+    """Load the agent of a run from its newest intact checkpoint. Never executes code; needs no simulator.
+
+    Args:
+        run: the run's directory.
+        policy: a module of the same structure, if the run was trained with a policy of your own.
+        env: the function that makes the environment, if the run was given one.
+        rule: the update rule, if the run was trained with one of your own.
+        value: a module of the same structure, if the run was trained with a value function of your own.
+        trust: the agent may import the module that the run names for its environment (``module:Id``, ``jax:…``) when
+            it is evaluated; runs that you trained here may anyway.
+
+    Raises:
+        ValueError: not a run, or no intact checkpoint.
+    """
+    return read_run(run, policy, env, rule, value, trust=trust)[0]
+
+
+def train(
+    env: EnvLike | Source,
+    *,
+    steps: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    config: Config | None = None,
+    preset: str = AUTO,
+    policy: PolicyLike | None = None,
+    rule: Rule | None = None,
+    value: PolicyLike | None = None,
+    quiet: bool = False,
+) -> Agent:
+    """Train an agent from the beginning, with a progress line.
+
+    Args:
+        env: an environment id, a function without arguments that makes a ``gymnasium.Env``, a
+            :class:`~trpo.JaxEnv`, or a :class:`~trpo.Source` of your own.
+        steps: environment steps; overrides the configuration's.
+        seed: overrides the configuration's.
+        out: directory of the run (created; must be empty). Without it nothing is written.
+        config: settings, used as they are; by default those of the preset.
+        preset: name of a preset, ``auto`` (by environment id) or ``none``. A preset's name and ``config`` together are
+            refused: which of the two should win cannot be told.
+        policy: a policy of your own: any callable pytree from observations to a distribution.
+        rule: an update rule of your own (see :class:`~trpo.rules.protocol.Rule`), in place of the configuration's.
+        value: a value function of your own: any callable pytree from observations to numbers.
+        quiet: show nothing.
+
+    Returns:
+        The trained agent.
+
+    Raises:
+        ValueError: a wrong argument.
+        RunFailed: something ended the run, such as an error of the environment, a batch that was not finite or a
+            full disk, which is its cause; with ``out`` the last finished iteration was saved first.
+        KeyboardInterrupt: with ``out`` the last finished iteration was saved first.
+
+    >>> import trpo
+    >>> config = trpo.Config(steps=512, fragment=16, env=trpo.EnvConfig(count=8))
+    >>> agent = trpo.train("probe:action", config=config, quiet=True)
+    >>> agent.act([0.0]).shape
+    ()
+    """
+    keep_programs()
+    config = configure(env, config, preset, steps=steps, seed=seed)
+    agent = make_agent(env, config, policy, rule, value)
+    if out is not None:
+        check_runs(env, [agent])
+    with new_directory(out) as lock:
+        return train_runs(env, [Run.begin(agent, lock)], quiet)[0]
+
+
+def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
+    """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None."""
+    if config is not None and preset not in (AUTO, NONE):
+        raise ValueError(
+            f"preset={preset!r}: a config is used as it is; pass one of the two, or "
+            f"config=trpo.settings.presets.apply_preset(config, {preset!r})[0] to have the preset's settings in it"
+        )
+    settings = config or Config()
+    if isinstance(env, str):
+        settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, id=env))
+    if config is None and (isinstance(env, str) or preset != AUTO):
+        settings = apply_preset(settings, preset)[0]
+    return merge(settings, {name: value for name, value in changes.items() if value is not None})
+
+
+def resume(
+    run: str | Path,
+    *,
+    steps: int | None = None,
+    policy: PolicyLike | None = None,
+    env: EnvLike | Source | None = None,
+    rule: Rule | None = None,
+    value: PolicyLike | None = None,
+    quiet: bool = False,
+    trust: bool = False,
+) -> Agent:
+    """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``.
+
+    ``trust`` is that of :func:`trpo.load`.
+    """
+    keep_programs()
+    read_config(Path(run))  # what is no run is left as it is
+    with used_directory(Path(run)) as lock:
+        agent, state, problems = read_run(run, policy, env, rule, value, trust=trust)
+        said = [f"{problem}; using the one before" for problem in problems]
+        resumed = Run.go_on(agent, state, lock)
+        if steps is not None:
+            resumed.change_steps(steps)
+        if not resumed.finished:
+            said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
+            if state.source is None and state.iteration > 0:
+                said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
+        if said and not quiet:
+            print(*said, sep="\n", file=sys.stderr, flush=True)
+        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
+
+
+def env_of(agent: Agent) -> EnvLike:
+    """Return what ``agent`` was made for: an environment's name, or the object that was given."""
+    return agent.env if agent.env is not None else agent.config.env.id

@@ -1,0 +1,109 @@
+"""What training takes of memory at the least, from spaces and settings; what cannot fit is refused.
+
+An estimate counts only what is certain to be there at the same time, so that nothing is refused which fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo.capacity import machine_memory, require_room
+from trpo.envs.spec import EnvSpec
+from trpo.policies.encoders import make_encoder
+from trpo.settings.config import Config
+from trpo.training.layout import capacity
+
+SOLVE = 6
+"""Vectors as long as θ that an update has beside it: the gradient, the solve's x, r, p and F p, and the trial."""
+INFO = 60
+"""Bytes of what one update of a batch tells."""
+RUN = 4096
+"""Bytes of a run's settings, and of the objects that hold its arrays."""
+
+
+def _width() -> int:
+    return jnp.dtype(jnp.result_type(float)).itemsize
+
+
+def size_of(tree: Any) -> int:
+    """Return the bytes of a tree of arrays."""
+    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _outputs(spec: EnvSpec, config: Config) -> int:
+    """Return the numbers that the parameters of a distribution over actions are."""
+    return spec.action.number_count * (2 if config.policy.state_dependent_std else 1)
+
+
+def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
+    """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``."""
+    parts: dict[str, tuple[Any, int]] = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
+    return {
+        name: list(itertools.pairwise((make_encoder(spec.observation, part.sees).size, *part.hidden, outputs)))
+        for name, (part, outputs) in parts.items()
+        if name not in own
+    }
+
+
+def count_parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> int:
+    """Return how many parameters they have."""
+    layers = [layer for network in networks(spec, config, own).values() for layer in network]
+    return sum((inputs + 1) * outputs for inputs, outputs in layers)
+
+
+def check_networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> None:
+    """Refuse networks whose parameters alone are larger than this machine's memory."""
+    for name, layers in networks(spec, config, own).items():
+        count = sum((inputs + 1) * outputs for inputs, outputs in layers)
+        # An orthogonal matrix is drawn and decomposed in double precision.
+        drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers)
+        hidden = getattr(config, name).hidden
+        what = (
+            f"{name}.hidden={hidden}, with {layers[0][0]:,} inputs and {layers[-1][1]:,} outputs: {count:,} parameters"
+        )
+        require_room(f"{what} take", max(_width() * count, drawing), "use narrower layers, or smaller spaces")
+
+
+def check_number_of_runs(runs: int, learner: Any = None) -> None:
+    """Refuse more runs than this machine's memory can hold, each with a ``learner`` of its own."""
+    cure = "use fewer seeds, or vary fewer values"
+    require_room(f"seeds: {runs:,} runs take", runs * (RUN + size_of(learner)), cure)
+
+
+def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -> None:
+    """Refuse settings with which an iteration of ``runs`` like this ``agent`` could not fit.
+
+    ``on_host``: environments are stepped there, and the batch is then moved; else all is divided over ``devices``.
+    """
+    width = _width()
+    config, spec, learner, batch = agent.config, agent.spec, agent.learner, agent.config.batch
+    met = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in spec.observation.leaves())
+    # What a step keeps: observations and successors, reward, ends; what the policy was shown, and its gradient needs.
+    trajectory = 2 * met + width + 3
+    kept = spec.observation.number_count if config.normalise_observations else 0
+    if "policy" not in agent.own:
+        kept += sum(config.policy.hidden) + _outputs(spec, config)
+    size = f"env.count={config.env.count}, fragment={config.fragment}: a batch of {batch:,} steps"
+    fewer = "use fewer environments or shorter fragments"
+    if on_host:
+        require_room(f"{size} takes", batch * trajectory, fewer)
+    room, where = capacity(), f"each {jax.devices()[0].platform} device"
+    if on_host and jax.devices()[0].platform == "cpu":
+        room, where = machine_memory(), "this machine"
+    if room is None:
+        return
+    learned = size_of(learner) * runs // devices + SOLVE * size_of(learner.policy)
+    per_step = (trajectory if on_host else met) + width * kept
+    what = f"{size} and an update of {size_of(learner.policy) // width:,} parameters take"
+    require_room(what, learned + batch * per_step // devices, f"{fewer}, or smaller networks", room, where)
+    value = config.value
+    if value.method == "adam" and 0 < 2 * value.minibatch <= batch:
+        what = f"value.epochs={value.epochs}: the order of {batch:,} steps in each takes"
+        require_room(what, 4 * value.epochs * batch // devices, "use fewer; 10 is usual", room, where)
+    what = f"updates_per_batch={config.updates_per_batch}: what each tells takes"
+    require_room(what, INFO * config.updates_per_batch, "use fewer; 1 is usual", room, where)
