@@ -97,6 +97,7 @@ def _failing(call: str, code: int, after: int, place: Path) -> Callable[[], None
 
 
 def _limited(size: int) -> Callable[[], None]:
+    # What it says goes to a file, too, which must find room.
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -130,7 +131,7 @@ def _disk(index: int, place: Path) -> Injected:
         undisturbed(base, place / "references")
         if what == "a full disk":
             _train_and_go_on(
-                scene, base, _limited(chance.choice((0, 100, 2000, 8000, 20_000))), ("file too large",), place
+                scene, base, _limited(chance.choice((2000, 4000, 8000, 20_000, 50_000))), ("file too large",), place
             )
         elif what == "a call that fails":
             name = chance.choice(list(FULL))

@@ -122,7 +122,7 @@ def _signal(index: int, place: Path) -> Injected:
         check(not process.orphans(), "processes left behind")
         for member in base.members:
             if (scene.place / "run" / member / "metrics.jsonl").exists():
-                check_unbroken(scene.place / "run" / member, 0 if when != "twice" else base.most_lost)
+                check_unbroken(scene.place / "run" / member, 0 if when in ("start", "training") else base.most_lost)
         _go_to_end(scene, base, place / "references")
         scene.close()
     except Broken as error:

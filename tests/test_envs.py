@@ -527,7 +527,9 @@ def test_a_wrong_answer_in_a_worker_is_said_as_here() -> None:
         first_step(make, 2)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("no\nlicence"), ValueError("odd"), StopIteration("all")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), RuntimeError("no\nlicence"), ValueError("odd"), GeneratorExit(), StopIteration("all")]
+)
 def test_whatever_an_environment_raises_is_said_with_its_name(error: BaseException) -> None:
     class Raising(Answering):
         when = "init"
