@@ -50,7 +50,7 @@ def scene(place: Path, env: str) -> tuple[Path, Canary]:
 
 def _loaded(run: Path) -> tuple[Any, list[str]]:
     """Load a run; return its state, or what was said, which must be one line, and the lines about checkpoints."""
-    from trpo.runs.run import read_run
+    from trpo.runs.train import read_run
 
     try:
         agent, state, problems = read_run(run)

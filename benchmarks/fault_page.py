@@ -53,7 +53,8 @@ def write_page() -> None:
     ]
     for data in kinds:
         number = "all" if data["survived"] == data["injected"] else f"{data['survived']:,}"
-        lines.append(f"| {data['kind']} | {data['injected']:,} | {number} | {data['holds']} | {data['commit']} |")
+        injected = f"{data['injected']:,}" + (f" of {data['wanted']:,}" if data["injected"] < data["wanted"] else "")
+        lines.append(f"| {data['kind']} | {injected} | {number} | {data['holds']} | {data['commit']} |")
     total, all_ = sum(d["injected"] for d in kinds), sum(d["survived"] for d in kinds)
     lines += [f"| together | {total:,} | {'all' if total == all_ else f'{all_:,}'} | | |", ""]
     for data in kinds:

@@ -91,7 +91,7 @@ def test_an_account_goes_on_and_is_written_to_the_page(tmp_path: Path, monkeypat
     assert (again.data["next"], again.data["injected"], again.data["survived"], again.complete) == (2, 2, 1, False)
     assert faults.Account(kind, "def", 3, kept=True).data["commit"] == "abc, def"
     fault_page.write_page()
-    assert "| disk | 2 | 1 |" in (tmp_path / "page.md").read_text()
+    assert "| disk | 2 of 3 | 1 |" in (tmp_path / "page.md").read_text()
     again.data["lost"], again.data["survived"] = [], 2
     again.add(2, [("full", "")])
     fault_page.write_page()
