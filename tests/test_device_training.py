@@ -543,7 +543,8 @@ def test_a_nan_stops_the_run_with_the_parameters_before_it(monkeypatch: pytest.M
     _, states, good = run(dataclasses.replace(config, steps=4 * config.batch), NAN)
     assert (state.iteration, state.steps) == (5, 100)
     assert bits(state.learner) == bits(states[-1].learner)
-    assert [untimed(row) for row in rows] == [untimed(row) for row in good]
+    assert [untimed(row) for row in rows[:-1]] == [untimed(row) for row in good]
+    assert (rows[-1]["iteration"], rows[-1]["result"]) == (5, "nonfinite_batch")
     # Going on from there works: new episodes, with other beginnings.
     assert int(state.source.running_length.max()) == 0
     np.testing.assert_array_equal(state.source.envs.env[1], 0)
@@ -553,7 +554,7 @@ def test_a_nan_stops_the_run_with_the_parameters_before_it(monkeypatch: pytest.M
     assert bits(after[-1].learner) != bits(state.learner)
 
 
-def test_a_run_that_stops_has_the_metrics_of_the_iterations_before(
+def test_a_run_that_stops_has_the_metrics_of_all_its_iterations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_training, "INTERVAL", 1e9)
@@ -561,9 +562,9 @@ def test_a_run_that_stops_has_the_metrics_of_the_iterations_before(
     with pytest.raises(trpo.RunFailed, match=r"iteration 5: .*on_nonfinite=stop.*checkpoint of iteration 5") as caught:
         trpo.train(NAN, config=config, out=tmp_path / "r", quiet=True)
     assert f"trpo resume {tmp_path / 'r'}" in str(caught.value)
-    assert [row["iteration"] for row in read_metrics(tmp_path / "r")] == [1, 2, 3, 4]
+    assert [row["iteration"] for row in read_metrics(tmp_path / "r")] == [1, 2, 3, 4, 5]
     trpo.resume(tmp_path / "r", env=NAN, steps=6 * config.batch, quiet=True)
-    assert [row["iteration"] for row in read_metrics(tmp_path / "r")] == [1, 2, 3, 4, 6]
+    assert [row["iteration"] for row in read_metrics(tmp_path / "r")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_is_beyond_all_measure_is_skipped_if_so_configured() -> None:

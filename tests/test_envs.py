@@ -527,7 +527,9 @@ def test_a_wrong_answer_in_a_worker_is_said_as_here() -> None:
         first_step(make, 2)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("no\nlicence"), ValueError("odd"), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), RuntimeError("no\nlicence"), ValueError("odd"), GeneratorExit(), StopIteration("all")]
+)
 def test_whatever_an_environment_raises_is_said_with_its_name(error: BaseException) -> None:
     class Raising(Answering):
         when = "init"
@@ -552,7 +554,7 @@ def test_whatever_an_environment_raises_is_said_with_its_name(error: BaseExcepti
     envs = make_envs(Raising, 1)
     with pytest.raises(EnvironmentFailure, match=f"^environment Raising raised {said}") as failed:
         envs.reset([0])
-    assert failed.value.__cause__ is error
+    assert failed.value.__context__ is error
     with pytest.warns(UserWarning, match=f"environment Raising raised {said[:-1]} when it was closed"):
         envs.close()
 

@@ -311,6 +311,7 @@ parallel._CORES.append(2)  # as a sweep of two leaves it on a machine of two cor
 assert parallel.layout_for(0, 3, 2).by_member
 assert parallel.layout_for(0, 3, 3) == parallel.Layout() == parallel.layout_for(0, 4, 3)
 assert len(trpo.sweep("jax-probe:action", seeds=3, config=config, quiet=True)) == 3
+assert len(trpo.sweep("jax-probe:action", seeds=2, config=config, quiet=True)) == 2  # divided over both
 """
 
 

@@ -555,6 +555,7 @@ def test_a_nonfinite_batch_stops_the_run_with_the_parameters_before_it(what: str
         go()
     assert log.count("closed") == log.count("made") == 4
     kept = caught.value.state
+    assert [state.iteration for state in states] == [1, 2, 3]  # it is counted, so that a resumed run has no gap
     shorter = dataclasses.replace(config, steps=2 * config.batch)
     *_, last = trpo.iterations(faulty("nothing", 0)[0], agent, shorter)
     assert bits(kept.learner) == bits(last[0].learner)  # those of two iterations without the fault

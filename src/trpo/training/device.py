@@ -25,7 +25,7 @@ from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.rollout.episodes import RecentEpisodes
 from trpo.training.agent import Agent
 from trpo.training.chunk import ROWS, Member, Row, Setup, begin, run_chunk
-from trpo.training.layout import capacity, layout_for
+from trpo.training.layout import capacity, layout_for, without_content
 from trpo.training.learner import Hyper, Learner, prepare
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.sizes import check_training
@@ -137,15 +137,14 @@ class DeviceLoop:
             rows, done = jax.device_get((rows, done))
             elapsed = time.perf_counter() - started
             metrics, bad = self._records(rows, int(done), elapsed)
-            if metrics[0]:
-                yield metrics, functools.partial(self._gather, self.members, list(self.states))
+            yield metrics, functools.partial(self._gather, self.members, list(self.states))
             if bad is not None:
                 raise NonFiniteBatchError(self._gather(self.members, self.states), bad)
             # At most doubled, since the first iterations are slower and episodes then short.
             length = max(1, min(2 * length, int(INTERVAL * done / elapsed)))
 
     def _records(self, rows: Row, done: int, elapsed: float) -> tuple[list[list[Metrics]], str | None]:
-        """Return the metrics, without those of an iteration that stops the run, and why it does."""
+        """Return the metrics, and why the last iteration stops the run, if it does."""
         metrics: list[list[Metrics]] = []
         bad: list[str] = []
         for m, (state, config) in enumerate(zip(self.states, self.configs, strict=True)):
@@ -174,9 +173,7 @@ class DeviceLoop:
                     )
             self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json(), value_fit=self._fits[m])
             metrics.append(records)
-        if bad and self.setup.stop:
-            return [records[:-1] for records in metrics], bad[0]
-        return metrics, None
+        return metrics, bad[0] if bad and self.setup.stop else None
 
     def _gather(self, members: Member, states: list[TrainingState]) -> list[TrainingState]:
         if not self.setup.stacked:
@@ -209,8 +206,8 @@ def _arrays(hyper: Hyper) -> Hyper:
 
 
 def _shapes(*arguments: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return the structure of arguments and the shapes of their leaves: what a program is compiled for."""
-    leaves, structure = jax.tree.flatten(jax.tree.map(jax.typeof, arguments))
+    """Return the structure of arguments, and shapes and places of their leaves: what a program is compiled for."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(without_content, arguments))
     return structure, tuple(leaves)
 
 

@@ -120,8 +120,10 @@ class HostLoop:
             timing = {"steps_per_second": self.config.batch / (now - started), "collect_seconds": collected - started}
             loss = None if fitted is None else fitted.loss
             metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
-            if (not info.finite or bad_fit) and self.config.on_nonfinite == "stop":
-                kept = dataclasses.replace(self.state, learner=previous)
-                at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
-                raise NonFiniteBatchError([kept], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))
+            stops = (not info.finite or bad_fit) and self.config.on_nonfinite == "stop"
+            if stops:
+                self.state = dataclasses.replace(self.state, learner=previous)
             yield self.state, metrics
+            if stops:
+                at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
+                raise NonFiniteBatchError([self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))

@@ -187,7 +187,9 @@ def named(name: str) -> Iterator[None]:
     except WrongAnswerError as error:
         raise EnvironmentFailure(f"environment {name}: {error}") from error
     except BaseException as error:  # an environment may even call sys.exit
-        raise EnvironmentFailure(f"environment {name} raised {described(error)}") from error
+        # contextlib takes a RuntimeError whose cause is a StopIteration for that StopIteration, and raises it instead.
+        cause = None if isinstance(error, StopIteration) else error
+        raise EnvironmentFailure(f"environment {name} raised {described(error)}") from cause
 
 
 def opengl_cure() -> str:
