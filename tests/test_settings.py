@@ -169,10 +169,10 @@ class Shaped:
         (float | None, Shaped(), "x=a b: must be of type float, or None"),
         (float | typing.Literal["auto"], "best", "x='best': must be of type float, or auto"),
         (typing.Literal["tanh", "relu"], 3, "x=3: must be one of tanh, relu"),
-        (tuple[int, ...], "y" * 300, f"x='{'y' * 199}…: must be a list of integers"),
+        (tuple[int, ...], "y" * 300, f"x='{'y' * 198}…: must be a list of integers"),
         (trpo.RuleConfig, 1, "x=1: must be a trpo.RuleConfig"),
     ],
-    ids=str,
+    ids=["one type", "or none", "or a word", "words", "long", "a record"],
 )
 def test_what_is_refused_is_shown_in_a_line_with_what_is_allowed(hint: Any, value: Any, said: str) -> None:
     for advice in ("", "so"):
