@@ -92,7 +92,7 @@ def library_steps(group: Group, charts: tuple[Chart, ...], delta: np.ndarray) ->
         )
 
         def update(radius: Any, damping: Any) -> Any:
-            rule = NaturalGradient(radius, damping, iterations, cg_tolerance=0.0, max_step_norm=1e300)
+            rule = NaturalGradient(radius, damping, iterations, cg_tolerance=0.0, max_step_norm=1e30)
             return rule.update(problem, chart.phi, ())[0]
 
         dampings = jnp.array([0.0, PLAIN])
