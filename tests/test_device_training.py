@@ -567,10 +567,18 @@ def test_a_run_that_stops_has_the_metrics_of_all_its_iterations(
     assert [row["iteration"] for row in read_metrics(tmp_path / "r")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_is_beyond_all_measure_is_skipped_if_so_configured() -> None:
-    """An observation of 1e25: V and its targets are finite, statistics that had seen it would not be."""
+def test_a_huge_observation_is_learned_from_like_any_other() -> None:
+    """1e25, whose square is out of range: the run goes on, and statistics that have seen it are finite."""
+    _, states, rows = run(configure(iterations=5), HUGE)
+    assert [row["result"] for row in rows] == ["accepted"] * 5
+    (statistics,) = jax.tree.leaves(states[-1].learner.observations, is_leaf=lambda x: hasattr(x, "std"))
+    assert float(statistics.std.max()) > 1e23
+    assert np.isfinite(statistics.std).all()
+
+
+def test_a_batch_that_is_not_finite_is_skipped_if_so_configured() -> None:
     config = configure(iterations=5, on_nonfinite="continue")
-    _, states, rows = run(config, HUGE)
+    _, states, rows = run(config, Failing("reward", 12))
     assert [row["result"] for row in rows] == ["accepted", "accepted", "nonfinite_batch", "accepted", "accepted"]
     assert bits(states[2].learner) == bits(states[1].learner)  # statistics and value function, too
     assert bits(states[3].learner.policy) != bits(states[2].learner.policy)
@@ -622,7 +630,7 @@ def test_every_run_of_a_chunk_has_records_of_its_own(stop: bool) -> None:
     loop._fits = [ValueInfo(real + 7.0, yes), None]
     loop.setup = SimpleNamespace(stacked=True, stop=stop, source=SimpleNamespace(spec=WALK.spec))
     metrics, bad = loop._records(rows, 3, 6.0)
-    assert [len(records) for records in metrics] == [2 if stop else 3] * 2
+    assert [len(records) for records in metrics] == [3, 3]  # one that stops the run has its record, too
     assert bad == ("seed 8, iteration 7: " + Result.NONFINITE_BATCH.reason + "; environment walk" if stop else None)
     for m, records in enumerate(metrics):
         for i, row in enumerate(records):

@@ -35,6 +35,14 @@ SMALL = trpo.Config(
 HEED = "from trpo.runs.interrupts import *\nheed_signals()\nbegin_work()\n"
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_as_in_a_terminal() -> Iterator[None]:
+    """What a shell starts in the background ignores it, the test session included."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     """Start commands, or programs given as text, of which nothing is left after the test."""

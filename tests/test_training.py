@@ -382,6 +382,7 @@ ALTERNATIVES: dict[str, Any] = {
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
     "env.devices": ELSEWHERE,  # test_parallel
+    "env.kwargs": ELSEWHERE,  # test_names
 }
 
 

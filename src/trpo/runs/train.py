@@ -61,8 +61,11 @@ def read_run(
         own = frozenset(part for part, module in (("policy", policy), ("value", value)) if module is not None)
         least = 4 * count_parameters(spec, config, own)
     _check_sizes(run, least)
+    jax.devices()  # where there is none, that is not a fault of the file
     with explained(str(run / CONFIG)):
         agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
+    if data["custom"]["env"]:  # a source is not kept in the agent, but the run still has one of its own
+        agent = dataclasses.replace(agent, own=agent.own | {"env"})
     check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
     state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after, check)
     return agent.at(state), state, problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -58,13 +59,20 @@ def let_pass() -> None:
     for number in SIGNALS:  # not SIG_IGN, with which programs that an environment starts would begin too
         signal.signal(number, lambda number, frame: None)
     if hasattr(signal, "pthread_sigmask"):
-        os.register_at_fork(after_in_child=_as_usual)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        # Held back meanwhile: one that comes before a fork has handlers of its own would be lost.
+        hold = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
+        os.register_at_fork(before=hold, after_in_parent=_release, after_in_child=_as_usual)
+        _release()
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _as_usual() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _release()
 
 
 def _follow() -> None:
