@@ -91,21 +91,49 @@ def _no_process_is_left() -> Iterator[None]:
     end_processes()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _programs_do_not_pile_up() -> Iterator[None]:
-    """Forget compiled programs after each file: each has memory mappings, of which a process may have 65,530 or so.
+LARGE = 1.4 * 2**30
+"""Bytes of memory from which a process gives up what it can after every test."""
 
-    Beyond them the compiler aborts, or crashes while it writes to its cache. The memory that is free then goes back:
-    half of a worker's would otherwise stay with the allocator.
-    """
-    yield
+
+def _give_up_programs() -> None:
+    """Forget compiled programs; the memory that is free then goes back, half of which the allocator would keep."""
     from trpo import programs
 
     programs.forget()
     jax.clear_caches()
     gc.collect()
+    _give_back()
+
+
+def _give_back() -> None:
     with contextlib.suppress(OSError, TypeError, AttributeError):  # GNU's C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _memory() -> int:
+    """Return this process's memory in bytes, 0 where the system does not tell in this way."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_do_not_pile_up() -> Iterator[None]:
+    """Forget compiled programs after each file: each has memory mappings, of which a process may have 65,530 or so.
+
+    Beyond them the compiler aborts, or crashes while it writes to its cache.
+    """
+    yield
+    _give_up_programs()
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_bounded() -> Iterator[None]:
+    yield
+    if _memory() > LARGE:
+        _give_back()
+    if _memory() > LARGE:
+        _give_up_programs()
 
 
 @pytest.fixture

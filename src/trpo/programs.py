@@ -8,20 +8,21 @@ import hashlib
 import os
 import platform
 import sys
-import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import xla_bridge
+from jax.experimental.compilation_cache import compilation_cache
 
 KEPT = 4
 """Of how many values of its static arguments the programs of a function are kept in memory."""
 BOUND = 256 * 2**20
-"""Bytes that the programs on disk may take; those that were used longest ago are removed first."""
-SUFFIX = ".program"
+"""Bytes that the programs on disk may take when a process starts; those that were used longest ago go first."""
+SUFFIX = "-cache"
+"""Of the files that JAX writes."""
 
 
 _bounded: list[Any] = []
@@ -39,21 +40,15 @@ def forget() -> None:
         function.cache_clear()
 
 
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = _forked or xla_bridge.backends_are_initialized()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+_computes: int | None = None
+"""The process in which this library began to compute, which its forks know too."""
 
 
 def require_no_fork() -> None:
     """Raise RuntimeError in a process forked from one that has computed: it would wait for ever for JAX's threads."""
-    if _forked:
+    global _computes
+    _computes = os.getpid() if _computes is None else _computes
+    if os.getpid() != _computes:
         raise RuntimeError(
             "this process was forked from one in which JAX had computed, and lacks its threads: start processes with "
             'multiprocessing.get_context("spawn"), or fork before anything is computed'
@@ -106,100 +101,62 @@ def cache_directory() -> Path | None:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs on disk from now on, in :func:`cache_directory`.
+    """Let JAX keep compiled programs on disk from now on, in :func:`cache_directory`, a bounded amount of them.
 
     A cache of the user's own (``JAX_COMPILATION_CACHE_DIR``, ``jax_compilation_cache_dir``), or none
     (``jax_enable_compilation_cache``), is left as it is. Programs are the same bits from disk as from the compiler.
+    What cannot be read or written is as if it were not kept.
     """
-    from jax._src import compilation_cache as cache
-
-    own: Any = jax.config  # its settings are known to itself only
-    directory = cache_directory() if own.jax_compilation_cache_dir is None else None
+    global _ours
+    config: Any = jax.config  # its settings are known to itself only
     with _lock:
-        known = getattr(cache, "_cache", None)
-        ours = isinstance(known, ProgramFiles)
-        if directory is None and ours:
-            cache.reset_cache()
-        elif directory is not None and (known is None or (ours and known.directory != directory)):
-            # The one private name of JAX that is used: its own cache of files leaves half a file where a process
-            # is killed or the disk is full, warns of damaged ones at every start and never mends them, and cannot be
-            # bounded without another package. If it is renamed one day, programs are compiled at every start again.
-            cache._cache = ProgramFiles(directory)  # type: ignore[assignment]
-    if directory is not None and _SHORTEST.upper() not in os.environ and getattr(jax.config, _SHORTEST) == 1.0:
-        jax.config.update(_SHORTEST, 0.0)  # by default a second, but a start compiles dozens of shorter ones
+        current = config.jax_compilation_cache_dir
+        if current not in (None, _ours):
+            return
+        place = _prepared(cache_directory())
+        if place != current:
+            config.update("jax_compilation_cache_dir", place)
+            compilation_cache.reset_cache()  # the first compilation had decided whether there is one
+            _ours = place
+        if place is None:
+            return
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+        if SHORTEST.upper() not in os.environ and getattr(config, SHORTEST) == 1.0:
+            config.update(SHORTEST, 0.0)  # by default a second, but a start compiles dozens of shorter ones
 
 
-_SHORTEST = "jax_persistent_cache_min_compile_time_secs"
+SHORTEST = "jax_persistent_cache_min_compile_time_secs"
+_ours: str | None = None
+"""What is set by this library, and not by the user."""
 _lock = threading.Lock()
 
 
-class ProgramFiles:
-    """Compiled programs by key, one file each, for any number of processes; whatever fails is as if nothing were kept.
+def _prepared(directory: Path | None) -> str | None:
+    """Make the place for this kind of processor, with room in it; None if it cannot be written."""
+    if directory is None:
+        return None
+    place = directory / _machine()
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code as the user
+        make_room(directory)
+    except OSError:
+        return None
+    return str(place) if os.access(place, os.W_OK) else None
 
-    A file is a digest and what it is of: a damaged one is not read, but replaced. It is written under another name
-    first, so that no other process sees a half of it, and its time of modification is when it was last used.
-    """
 
-    def __init__(self, directory: Path, bound: int = BOUND):
-        self.directory = self._path = directory
-        self.bound = bound
-        self._room: int | None = None
-
-    def _file(self, key: str) -> Path:
-        return self.directory / f"{key}-{_machine()}{SUFFIX}"
-
-    def get(self, key: str) -> bytes | None:
-        """Return the program of ``key``, None if there is no intact one."""
-        file = self._file(key)
-        try:
-            content = file.read_bytes()
-        except OSError:
-            return None
-        value = content[DIGEST:]
-        intact = content[:DIGEST] == _digest(key, value)
-        with contextlib.suppress(OSError):
-            os.utime(file) if intact else file.unlink()
-        return value if intact else None
-
-    def put(self, key: str, value: bytes) -> None:
-        """Keep the program of ``key``, and remove others if there are too many."""
-        with contextlib.suppress(OSError):
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code as the user
-            size = len(value) + DIGEST
-            self._make_room(size)
-            if size > self.bound:
-                return
-            handle, temporary = tempfile.mkstemp(SUFFIX, "tmp-", self.directory)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_digest(key, value) + value)
-                os.replace(temporary, self._file(key))
-            except OSError:
-                os.unlink(temporary)
-
-    def _make_room(self, size: int) -> None:
-        if self._room is not None and self._room >= size:
-            self._room -= size
-            return
-        entries = []
-        for file in self.directory.glob(f"*{SUFFIX}"):
-            with contextlib.suppress(OSError):  # another process was quicker
-                known = file.stat()
-                entries.append((known.st_mtime_ns, known.st_size, file))
-        self._room = self.bound - size - sum(length for _, length, _ in entries)
-        for _, length, file in sorted(entries):
-            if self._room >= 0:
-                break
+def make_room(directory: Path) -> None:
+    """Remove the programs used longest ago until all take no more than ``BOUND``, and what a crash left empty."""
+    entries = []
+    for file in directory.glob(f"*/*{SUFFIX}"):
+        with contextlib.suppress(OSError):  # another process was quicker
+            known = file.stat()
+            entries.append((max(known.st_atime_ns, known.st_mtime_ns), known.st_size, file))
+    excess = sum(size for _, size, _ in entries) - BOUND
+    for _, size, file in sorted(entries):
+        if excess > 0 or size == 0:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-            self._room += length
-
-
-DIGEST = 32
-
-
-def _digest(key: str, value: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + b"\0" + value).digest()
+            excess -= size
 
 
 @functools.cache
