@@ -237,7 +237,10 @@ def test_nothing_is_left_when_all_processes_are_killed_at_once(launch: Callable[
 
 def test_workers_that_stop_or_do_not_hear_are_ended(launch: Callable[..., Started]) -> None:
     """When environments are closed, when they never were, and when the parent was killed."""
-    stop = "import os, signal\nfor p in envs._processes: os.kill(p.pid, signal.SIGSTOP)\n"
+    # Stopped when the parent dies, the system lets them go on; who is stopped after that, nobody does.
+    stop = (
+        "import os, signal\nfor p in envs._processes: os.kill(p.pid, signal.SIGSTOP); os.waitpid(p.pid, os.WUNTRACED)\n"
+    )
     closes = "began = time.monotonic(); envs.close(); print(f'took {time.monotonic() - began}', file=sys.stderr)"
     for last in (closes, "", "os.kill(os.getpid(), 9)"):
         started = launch(program=TWO.format(env="probe:endless") + stop + last)

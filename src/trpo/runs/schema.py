@@ -61,15 +61,11 @@ def conform(value: Any, hint: Any, name: str = "") -> None:
     maybe more; ``[hint]``, of the parts of a list; or a tuple of hints, of which one must fit.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-
-    def refuse(why: str) -> None:
-        raise ValueError(f"{name or 'the content'}={reprlib.repr(value)}: {why}")
-
     if origin in (typing.Union, types.UnionType):
         origin, hint = None, args
     if isinstance(hint, dict):
         if not isinstance(value, dict):
-            refuse("must be an object")
+            raise _refusal(name, value, "must be an object")
         for key, part in hint.items():
             known = key.rstrip("?")
             if known in value:
@@ -87,7 +83,7 @@ def conform(value: Any, hint: Any, name: str = "") -> None:
     elif origin is Annotated:
         conform(value, args[0], name)
         if not all(value in rule if isinstance(rule, range) else rule(value) for rule in args[1:]):
-            refuse("out of range")
+            raise _refusal(name, value, "out of range")
     elif isinstance(hint, list) and isinstance(value, list):
         for i, x in enumerate(value):
             conform(x, hint[0], f"{name}[{i}]")
@@ -102,7 +98,11 @@ def conform(value: Any, hint: Any, name: str = "") -> None:
         fits = kind is hint and type(value) is (types.NoneType if hint is None else hint)
         whole = type(value) is int
         if not (fits or (whole and hint is float)) or (whole and abs(value) > 2**63):
-            refuse(f"must be of type {getattr(kind, '__name__', kind)}")
+            raise _refusal(name, value, f"must be of type {getattr(kind, '__name__', kind)}")
+
+
+def _refusal(name: str, value: Any, why: str) -> ValueError:
+    return ValueError(f"{name or 'the content'}={reprlib.repr(value)}: {why}")
 
 
 # ---------------------------------------------------------------- reading and writing
@@ -113,21 +113,22 @@ def parse_json(data: bytes, constants: bool = True) -> Any:
 
     Without ``constants``, NaN and infinities are refused too.
     """
-
-    def refuse(word: str) -> Any:
-        raise ValueError(f"{word} is no number of JSON")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("an object names a thing twice")
-        return found
-
     try:
         text = data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=once, parse_constant=None if constants else refuse)
+        return json.loads(text, object_pairs_hook=_once, parse_constant=None if constants else _no_number)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object names a thing twice")
+    return found
 
 
 def read_json(path: Path, hint: Any, *formats: int) -> dict[str, Any]:
