@@ -159,7 +159,9 @@ def test_subsample_is_fixed_and_is_the_fisher_matrix_of_those_states(x64: None) 
         moved = trpo.Batch(batch.observation.at[index].add(1.0), batch.action, batch.advantage, batch.weight)
         used[index] = not np.array_equal(assemble(moved)[0], subsampled)
     assert used.sum() == number - np.sum(np.asarray(weight) == 0)
-    assert len(set(np.nonzero(used)[1])) > 1  # not all from one environment
+    # As many states of each environment, at other times.
+    assert used.sum(0).max() == LEADING[0] // every
+    assert len(set(np.nonzero(used)[0])) > 1
     # The Hessian of the mean KL over exactly those states.
     w = jnp.where(used, batch.weight, 0.0)
     w = w / w.sum()
