@@ -604,6 +604,34 @@ def test_a_refused_value_fit_is_skipped_if_so_configured() -> None:
         assert not np.asarray(state.source.running_length).any()
 
 
+class Late(Walk):
+    """Its episodes never end, and the first five steps are worth nothing."""
+
+    def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
+        state, seen = super().step(state, action, key)
+        reward = jnp.where(state[1] > 5, seen.reward, 0.0)
+        return state, Step(seen.observation, reward, jnp.asarray(False), jnp.asarray(False))
+
+
+@pytest.mark.parametrize("rates", [(1e38,), (1e-3, 1e38)], ids=["alone", "beside a sound one"])
+def test_a_refused_value_fit_stops_the_chunk(rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second iteration, the first of a chunk of two: until a reward is seen, V = 0 has nothing to learn."""
+    monkeypatch.setattr(device_training, "INTERVAL", 1e9)
+    env, found = Late(), []
+    values = [trpo.ValueConfig(hidden=(), learning_rate=rate, minibatch=8) for rate in rates]
+    agents = [trpo.make_agent(env, configure(iterations=7, value=value)) for value in values]
+    blank = [dataclasses.replace(a.learner, value=jax.tree.map(jnp.zeros_like, a.learner.value)) for a in agents]
+
+    def go() -> None:
+        for progress in advance(env, agents, [TrainingState(learner) for learner in blank]):
+            found.append([[row["iteration"] for row in rows] for rows in progress.metrics])
+
+    with pytest.raises(NonFiniteBatchError, match=r"iteration 2: its value fit gave a NaN") as caught:
+        go()
+    assert found == [[[1]] * len(rates), [[2]] * len(rates)]
+    assert [state.iteration for state in caught.value.states] == [2] * len(rates)
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_every_run_of_a_chunk_has_records_of_its_own(stop: bool) -> None:
     """Three iterations of two runs that go on; the second run's last value fit failed."""
