@@ -132,6 +132,8 @@ def read_checkpoint(
     """
     try:
         state = _state(*_read(path), like)
+        if state.iteration != int(path.name):
+            raise CheckpointError(f"is of iteration {state.iteration}")
         check(state)
         return state
     except FileNotFoundError as error:

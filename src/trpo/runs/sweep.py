@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
 from trpo.training.sizes import check_number_of_runs
+from trpo.training.state import TrainingState
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 FORMAT = 1
@@ -274,17 +276,24 @@ def resume_sweep(
     described = [read_config(place / variant.name) for variant in plan]
     if is_jax_name(described[0]["config"]["env"]["id"]):
         use_cores(len(plan))
-    read = functools.partial(read_run, policy=policy, env=env, value=value, trust=trust)
+    read = functools.partial(read_run, policy=policy, env=env, value=value, trust=trust, going_on=True)
+
+    def newest(directory: Path, not_after: int | None = None) -> tuple[Agent, TrainingState]:
+        agent, state, problems = read(directory, not_after=not_after)
+        for problem in () if quiet else problems:
+            print(f"{directory}: {problem}; using the one before", file=sys.stderr, flush=True)
+        return agent, state
+
     with used_directory(place) as lock, contextlib.ExitStack() as members:
         locks = [members.enter_context(used_directory(place / variant.name)) for variant in plan]
-        runs = [Run.go_on(*read(each.directory)[:2], each) for each in locks]
+        runs = [Run.go_on(*newest(each.directory), each) for each in locks]
         target = env_of(runs[0].agent)
         # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
         while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
             earliest = min(run.state.iteration for run in runs)
             for run, each in zip(runs, locks, strict=True):
                 if run.state.iteration > earliest:
-                    run.state = read(each.directory, not_after=earliest)[1]
+                    run.state = newest(each.directory, not_after=earliest)[1]
         if steps is not None:
             for run in runs:
                 run.change_steps(steps)
