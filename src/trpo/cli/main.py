@@ -6,6 +6,7 @@ was written); 1 anything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -119,8 +120,9 @@ def entry_point() -> None:
     """Console script. Modules of the current directory can be named, as with ``python -m trpo``."""
     heed_signals()
     prepare_streams()
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
+    with contextlib.suppress(OSError):  # the directory was removed
+        if not sys.flags.safe_path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
     try:
         code = over(main(for_good=True))
     except KeyboardInterrupt:  # while it was said how the command ended
