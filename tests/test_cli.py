@@ -290,6 +290,31 @@ def test_help_in_any_encoding(variables, monkeypatch):
         assert b"trpo train" in result.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors in a shell")
+def test_streams_that_are_closed_or_full(tmp_path):
+    """A result that nobody can be told is an error, of a line; what is no result may get lost."""
+    version = shlex.join([sys.executable, "-m", "trpo", "--version"])
+    shut, full = "trpo: standard output: Bad file descriptor\n", "trpo: standard output: No space left on device\n"
+    cases = {">&-": (2, "", shut), "2>&-": (0, f"trpo {trpo.__version__}\n", ""), "<&- >&- 2>&-": (2, "", "")}
+    if Path("/dev/full").exists():
+        cases[">/dev/full"] = (2, "", full)
+    for how, expected in cases.items():
+        found = subprocess.run(["bash", "-c", f"{version} {how}"], capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stdout, found.stderr) == expected, how
+    # No file gets the number of a stream: what is printed would go into it.
+    program = "from trpo.cli.output import *; prepare_streams(); print(open('x', 'w').fileno())"
+    script = f"cd {tmp_path}; {shlex.join([sys.executable, '-c', program])} <&- 2>&-"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert int(found.stdout) > 2
+
+
+def test_a_directory_that_is_gone_is_no_place_to_be(tmp_path):
+    (tmp_path / "gone").mkdir()
+    script = f"rmdir ../gone; exec {shlex.join([sys.executable, '-m', 'trpo', '--version'])}"
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path / "gone", capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"trpo {trpo.__version__}\n", "")
+
+
 def test_a_closed_pipe_ends_a_run_whose_last_iteration_is_saved(tmp_path):
     out = tmp_path / "r"
     flags = ["--steps", 10**7, "--checkpoint-every", 10**6, *SMALL, "--out", out]

@@ -672,12 +672,20 @@ def meddled(place: Path, deed: Callable[[], Any]) -> Path:
     return place
 
 
-@pytest.mark.parametrize("what", ["directory", "moved", "config.json", "metrics.jsonl", "checkpoints", "everything"])
+DELETED = ["directory", "moved", "config.json", "metrics.jsonl", "checkpoints", "everything", "a link"]
+
+
+@pytest.mark.parametrize("what", DELETED)
 def test_what_is_deleted_while_a_run_trains_is_written_again(tmp_path: Path, what: str) -> None:
     place = tmp_path / "run"
+    (tmp_path / "victim").write_text("mine")
 
     def deed() -> None:
         match what:
+            case "a link":
+                for name in ("config.json", "metrics.jsonl"):
+                    (place / name).unlink()
+                    (place / name).symlink_to(tmp_path / "victim")
             case "directory":
                 shutil.rmtree(place)
             case "moved":
@@ -691,6 +699,7 @@ def test_what_is_deleted_while_a_run_trains_is_written_again(tmp_path: Path, wha
                 (place / what).unlink()
 
     meddled(place, deed)
+    assert (tmp_path / "victim").read_text() == "mine"
     agent, state, problems = read_run(place)
     assert (state.iteration, problems) == (5, [])
     assert [row["iteration"] for row in read_metrics(place)] == [1, 2, 3, 4, 5]
@@ -712,6 +721,20 @@ def test_another_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
         meddled(place, deed)
     one_line(caught.value)
     assert [path.name for path in place.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints"])
+def test_what_cannot_be_written_again_ends_the_run(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "run"
+
+    def deed() -> None:
+        (place / name).rename(tmp_path / name)
+        (place / name).write_text("") if name == "checkpoints" else (place / name).mkdir()
+
+    with pytest.raises(trpo.RunFailed, match=f"{name}: (Is a directory|is there).*once that is mended") as caught:
+        meddled(place, deed)
+    one_line(caught.value)
+    assert "closed" not in str(caught.value)
 
 
 def test_pruning_leaves_what_the_run_has_not_passed(tmp_path: Path) -> None:

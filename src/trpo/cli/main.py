@@ -97,6 +97,11 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, ValueError):
         return fail(" ".join(str(error).split()), 2)
     if isinstance(error, OSError):
+        with contextlib.suppress(ValueError):
+            try:
+                sys.stdout.flush()
+            except OSError:  # of which alone it is not said where
+                error.filename = error.filename or "standard output"
         return fail(in_words(error), 2)
     if type(error).__module__.partition(".")[0] == "trpo":
         return fail(in_words(error), 1)

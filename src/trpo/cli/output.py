@@ -16,8 +16,8 @@ from trpo.runs.interrupts import begin_work
 def prepare_streams() -> None:
     """Let no character that the terminal's encoding lacks end a command, and warnings be one line.
 
-    A stream that is closed is opened again, so that no file of a run gets its number, and all that is written to it. What
-    goes to standard error is then lost; a result that nobody can be told is an error.
+    A stream that is closed is opened again, so that no file of a run gets its number and what is written to it. What goes
+    to standard error is then lost; a result that nobody can be told is an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -25,7 +25,7 @@ def prepare_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)  # gets the lowest number that is free
         if getattr(sys, name) is None and number:
-            setattr(sys, name, open(number, "w", buffering=1, closefd=False))
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[attr-defined]
 

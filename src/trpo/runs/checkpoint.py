@@ -223,4 +223,6 @@ def newest_checkpoint(
         raise CheckpointError("; ".join(problems))
     if found:
         raise CheckpointError(f"no checkpoint in {directory} is of iteration {not_after} or before")
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise CheckpointError(f"{directory} is no directory")
     raise CheckpointError(f"no checkpoint in {directory}: the run ended before its first one; start it anew")

@@ -117,9 +117,9 @@ class JsonLines:
         """Write all of it again, if the file was deleted or replaced meanwhile."""
         if not is_same(self._path, os.fstat(self._file.fileno())):
             self._file.seek(0)
-            content = self._file.read()
-            self._file.close()
-            self._begin(content)
+            before = self._file
+            self._begin(before.read())
+            before.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # ``write`` has reported what could not be written

@@ -23,7 +23,7 @@ from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
-from trpo.runs.disk import refuse_link
+from trpo.runs.disk import is_regular, refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
 from trpo.runs.one import Run
@@ -158,7 +158,7 @@ def _member(lock: RunLock, variant: Variant) -> RunLock:
 def _describe(lock: RunLock, plan: Sequence[Variant]) -> None:
     """Write which run is which, unless it is there."""
     lock.renew()
-    if not os.path.lexists(lock.directory / SWEEP):
+    if not is_regular(lock.directory / SWEEP):
         write_json(lock.directory / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
 
 
