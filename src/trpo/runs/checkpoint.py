@@ -94,7 +94,7 @@ def prune(directory: Path, iteration: int, keep: int) -> None:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return complete checkpoints' directories, newest first; links and other names are none."""
-    found = [] if is_link(directory) else list(directory.glob("*"))
+    found = list(directory.iterdir()) if directory.is_dir() and not is_link(directory) else []
     found = [path for path in found if re.fullmatch("[0-9]{8,10}", path.name) and path.is_dir() and not is_link(path)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
