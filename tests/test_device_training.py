@@ -246,6 +246,7 @@ def test_new_episodes_everywhere_are_new() -> None:
     source = source_of(env)
     collect = jax.jit(lambda rollout: source.collect(agent.policy, agent.actor(), rollout, noise))
     rollout, before, _ = collect(source.begin(jax.random.key(0), count, ()))
+    assert before.reset.all()
     rollout = dataclasses.replace(rollout, running_return=jnp.full(count, 5.0), running_length=jnp.full(count, 5))
     again = source.restart(rollout)
     assert again.reset.all()
@@ -257,6 +258,14 @@ def test_new_episodes_everywhere_are_new() -> None:
 
 
 # ---------------------------------------------------------------- the update
+
+
+def test_no_environment_has_the_key_of_an_iteration() -> None:
+    """Else the noise of the policy and the randomness of an environment would be the same numbers."""
+    pieces = Pieces(WALK, configure())
+    own = jax.random.key_data(pieces.begin().envs.key)
+    taken = jax.random.key_data(jax.vmap(partial(jax.random.fold_in, pieces.key))(jnp.arange(16)))
+    assert len({tuple(data) for data in np.concatenate([own, taken]).tolist()}) == 4 + 16
 
 
 class Pieces:
@@ -592,6 +601,38 @@ def test_a_batch_that_is_not_finite_is_skipped_if_so_configured() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].learner))
 
 
+class Abyss(Walk):
+    """Every episode ends in its seventh step, where there is nothing more to see: no return depends on that."""
+
+    def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
+        state, seen = super().step(state, action, key)
+        end = state[1] == 7
+        return state, Step(jnp.where(end, jnp.nan, seen.observation), seen.reward, end, jnp.asarray(False))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["continue", "stop"])
+def test_what_comes_after_an_end_must_be_finite_too(on_nonfinite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value function could be fitted, and still all of the batch is given up, and the episodes are."""
+    monkeypatch.setattr(device_training, "INTERVAL", 1e9)
+    env, config = Abyss(), configure(iterations=7, on_nonfinite=on_nonfinite)
+    agent = trpo.make_agent(env, config)
+    good, bad, chunks = "accepted", "nonfinite_batch", []
+
+    def go() -> None:
+        for progress in advance(env, [agent], [TrainingState(agent.learner)]):
+            chunks.append([row["result"] for row in progress.metrics[0]])
+
+    if on_nonfinite == "stop":
+        with pytest.raises(NonFiniteBatchError, match=r"^iteration 2: .*NaN or infinite"):
+            go()
+        assert chunks == [[good], [bad]]
+        return
+    go()
+    assert chunks == [[good], [bad, good], [bad, good, bad, good]]  # new episodes each time; the chunk is not left
+    _, states, _ = run(dataclasses.replace(config, steps=2 * config.batch), env)
+    assert bits(states[1].learner) == bits(states[0].learner)
+
+
 def test_a_refused_value_fit_is_skipped_if_so_configured() -> None:
     """A learning rate that sends V to infinity: the policy has learned, V has not, and new episodes begin."""
     value = trpo.ValueConfig(hidden=(), learning_rate=1e38, minibatch=8)
@@ -712,14 +753,15 @@ def test_bad_settings_are_refused_in_one_line(
         assert word in str(caught.value)
 
 
-def test_a_batch_beyond_memory_is_refused_by_its_true_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two observations of two floats, an action, a reward and three flags are 27 bytes, for each step."""
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_batch_beyond_memory_is_refused_by_its_true_size(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two observations of two floats, an action, a reward and three flags are 27 bytes, for each step of each run."""
     config = configure(env=trpo.EnvConfig(count=1000), fragment=100)
-    least = 27 * 100 * 1000
+    least = 27 * 100 * 1000 * runs
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: least)
     with pytest.raises(ValueError, match=r"takes at least \d\.\d MiB of memory") as caught:
-        next(trpo.iterations(WALK, agent))
+        setup_for(source_of(WALK), agent, runs)
     said = float(str(caught.value).split("at least ")[1].split()[0])
     assert least / 2**20 < said < 1.2 * least / 2**20  # the environments' own state is not much
 

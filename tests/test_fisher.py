@@ -56,6 +56,21 @@ def test_symmetric_and_positive_semi_definite(name: str) -> None:
     assert np.linalg.eigvalsh((products + products.T) / 2).min() >= -1e-13 * np.abs(products).max()
 
 
+def test_a_state_that_does_not_count_may_have_an_infinite_fisher_matrix() -> None:
+    """Of a deviation whose inverse square overflows."""
+    x, log_std = jnp.arange(6.0).reshape(3, 2), jnp.array([[0.0], [-60.0], [0.5]])
+
+    def product(rows: Any) -> np.ndarray:
+        weight = jnp.array([0.25, 0.0, 0.75])[rows]
+
+        def policy(w: jax.Array) -> trpo.DiagGaussian:
+            return trpo.DiagGaussian(x[rows] @ w, log_std[rows])
+
+        return np.asarray(jax.jit(trpo.fisher_vp(policy, jnp.ones((2, 1)), weight))(jnp.array([[1.0], [2.0]])))
+
+    np.testing.assert_allclose(product(np.arange(3)), product(np.array([0, 2])), rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["state-dependent-relu", "masked-dict", "recurrent-gru"])
 def test_float32_products_curvature_and_slope(name: str) -> None:
     """Pytree vectors in float32; vᵀF v without a transpose; the slope of D̄ is zero at the sampling policy."""

@@ -336,6 +336,32 @@ def test_a_policy_that_insists_on_jax_still_works() -> None:
     envs.close()
 
 
+class Fussy(eqx.Module):
+    """A policy that raises something where it is given NumPy's arrays."""
+
+    gain: Any
+    error: Any = eqx.field(static=True)
+
+    def __call__(self, observation: Any) -> Any:
+        if not isinstance(self.gain, jax.Array):
+            raise self.error
+        return trpo.Categorical(self.gain * observation[..., :2])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("no"), AttributeError("no"), jax.errors.UnexpectedTracerError("no")],
+    ids=["TypeError", "AttributeError", "JAXTypeError"],
+)
+def test_a_policy_that_fails_in_numpy_in_any_usual_way_acts_compiled(error: Exception) -> None:
+    agent = Agent.create(EnvSpec("fussy", Box((FEATURES,)), Choice(2)), trpo.Config(), Fussy(jnp.array(5.0), error))
+    policy = HostPolicy(agent.policy, agent.actor())
+    assert not policy.in_numpy
+    seen = np.arange(2.0 * FEATURES, dtype=np.float32).reshape(2, FEATURES)
+    action, _ = policy(seen, (), np.ones(2, bool), None)
+    np.testing.assert_array_equal(action, [1, 1])
+
+
 def test_loaded_parameters_are_those_that_act() -> None:
     envs, _ = recorders(SPACES["box"], 1)
     agent = agent_for("box", envs.spec)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import bits, untimed
+from jax.flatten_util import ravel_pytree
 
 import trpo
 import trpo.envs
@@ -29,9 +30,10 @@ from tests.helpers import run_process
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.host.probes import Probe
 from trpo.envs.spaces import Box, Choice
-from trpo.rollout import EpisodeStatistics, Snapshot
+from trpo.rollout import EpisodeStatistics, HostSource, Snapshot
 from trpo.training.agent import Agent
-from trpo.training.host import env_seeds
+from trpo.training.host import HostLoop, env_seeds
+from trpo.training.learner import Hyper, improve, prepare, refit
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits.fit import predict
 
@@ -247,7 +249,13 @@ def test_going_on_elsewhere_begins_new_episodes_and_says_so() -> None:
         ("probe:action", "jax-probe:action", "environments in JAX"),
         ("probe:both", "probe:action", "that of 'probe:action', not of 'probe:both'"),
         (lambda: Bare(Probe("action")), "probe:action", "that of 'probe:action', not of '<lambda>'"),
+        (lambda: Bare(Probe("action")), "lambda", "these environments take no state"),
     ]
+    config = configure("lambda", iterations=1)
+    agents["lambda"], states["lambda"], _ = run(config, env=lambda: Probe("action"))
+    # Whose agent it is does not matter.
+    agents["both"], states["both"] = trpo.make_agent("probe:both", config), states["probe:action"]
+    doors.append(("probe:both", "both", "that of 'probe:action', not of 'probe:both'"))
     for env, before, said in doors:
         agent = agents[before]
         with pytest.warns(UserWarning, match=f"new episodes begin: .*{said}"):
@@ -581,7 +589,7 @@ def test_a_nonfinite_batch_is_skipped_if_so_configured(what: str) -> None:
     assert results[0] == results[1] == results[3] == "accepted"
     assert bits(states[2].learner) == bits(states[1].learner)  # statistics and value function, too
     assert bits(states[3].learner.policy) != bits(states[2].learner.policy)
-    assert resets == [4, 4, 8, 8, 8, 8]  # new episodes, once
+    assert np.diff(resets).tolist() == [0, 4, 0, 0, 0]  # new episodes, once
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].learner))
     for row in metrics:
         json.dumps(row, allow_nan=False)
@@ -604,6 +612,42 @@ def test_a_refused_value_fit_stops_or_is_skipped() -> None:
         with pytest.raises(NonFiniteBatchError, match=r"^iteration 1: its value fit gave a NaN") as caught:
             run(stop, state=state)
         assert bits(caught.value.state.learner) == bits(states[0].learner)
+
+
+def test_a_refused_value_fit_is_followed_by_new_episodes() -> None:
+    """It is seen in the iteration after it."""
+    value = trpo.ValueConfig(hidden=(), learning_rate=1e38, minibatch=16)
+    config = configure("faulty", iterations=3, value=value, on_nonfinite="continue")
+    make, log = faulty("nothing", 0)
+    agent = Agent.create(FAULTY, config)
+    resets = [log.count("reset") for _ in trpo.iterations(make, agent, config)]
+    assert np.diff(resets).tolist() == [4, 4]
+
+
+def test_a_value_fit_has_the_key_of_its_own_iteration() -> None:
+    """The same fit of the same batch, by hand."""
+    config = configure("faulty", iterations=1, value=trpo.ValueConfig(hidden=(), minibatch=4, learning_rate=0.1))
+    agent, seen = Agent.create(FAULTY, config), {}
+
+    class Noting(HostSource):
+        def collect(self, *arguments: Any) -> Any:
+            seen["trajectory"] = super().collect(*arguments)
+            return seen["trajectory"]
+
+    source = Noting(trpo.make_envs(faulty("nothing", 0)[0], 4))
+    ((state, _),) = HostLoop(source, agent, TrainingState(agent.learner)).run()
+    program, hyper, learner = agent.program(), Hyper.of(config), agent.learner
+    key = jax.random.key(config.seed)
+
+    def fitted(trajectory: Any, iteration: Any) -> Any:
+        _, _, fit_key = prepare(program, learner.policy, learner.observations, key, iteration)
+        _, data, _ = improve(program, hyper, learner, trajectory, 0)
+        return refit(program, hyper, learner.value, data, fit_key)[0].params
+
+    fits = [jax.jit(fitted)(seen["trajectory"], k) for k in (0, 1)]
+    own, other, found = (ravel_pytree(params)[0] for params in (*fits, state.learner.value.params))
+    np.testing.assert_allclose(found, own, rtol=1e-4)
+    assert not np.allclose(found, other, rtol=1e-3)
 
 
 def test_an_environment_that_raises_in_the_middle() -> None:
