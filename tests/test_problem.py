@@ -114,11 +114,12 @@ def test_a_sample_in_which_no_state_counts_has_products_of_zero() -> None:
     @jax.jit
     def compute(weight: jax.Array) -> Any:
         model = trpo.sampled_problem(policy, params, dataclasses.replace(batch, weight=weight), 2).linearise(params)
-        return [ravel_pytree(tree)[0] for tree in (model.fisher_vp(params), model.gradient)]
+        return [ravel_pytree(tree)[0] for tree in (model.fisher_vp(params), model.gradient, model.product_weight)]
 
     found = map(compute, np.eye(12, dtype=np.float32).reshape(12, 3, 4))
-    products, gradients = map(np.array, zip(*found, strict=True))
+    products, gradients, weights = map(np.array, zip(*found, strict=True))
     assert np.isfinite(products).all()
+    assert sorted(weights.sum(axis=1).tolist()) == [0.0] * 8 + [1.0] * 4
     assert gradients.any(axis=1).all()
     assert products.any(axis=1).sum() == 4  # a time of three in each environment
 

@@ -796,6 +796,19 @@ def test_repeated_is_a_loop_with_a_growing_bound(rule: Any, x64: None) -> None:
     np.testing.assert_allclose(info.step_fraction, np.mean([one.step_fraction for one in infos]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("result", [Result.ACCEPTED, Result.NO_IMPROVEMENT])
+def test_what_is_reported_of_any_rule(result: Result) -> None:
+    """Whatever a rule of one's own does not say itself."""
+    start, end = (Evaluation(*map(jnp.asarray, x)) for x in ((1.0, 0.25, 0.5, 2.0), (4.0, 0.75, 1.5, 3.0)))
+    gradient, step = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([5.0, 12.0])}
+    info = UpdateInfo.of(jnp.asarray(result), gradient, step, start, end)
+    assert (info.result, info.surrogate_gain, info.predicted_gain) == (result, 3, 63)
+    assert (info.mean_kl, info.max_state_kl, info.entropy) == (0.75, 1.5, 3)
+    assert (info.gradient_norm, info.step_norm) == (5, 13)
+    assert info.step_fraction == info.accepted_updates == (result == Result.ACCEPTED)
+    assert info.cg_iterations == info.cg_residual == info.backtracks == 0
+
+
 def test_updates_of_one_batch_are_reported_together() -> None:
     """The second of three was accepted alone; every number of a field is another, and falls."""
     names = [field.name for field in dataclasses.fields(UpdateInfo)]

@@ -87,6 +87,16 @@ def test_sizes_are_refused_in_python() -> None:
             agent.evaluate(10**12)
 
 
+def test_sizes_are_refused_before_environments_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_yet(*_: Any) -> None:
+        raise AssertionError("opened")
+
+    agent = trpo.make_agent("probe:action", config())
+    monkeypatch.setattr("trpo.envs.names.Origin.open", not_yet)
+    with pytest.raises(ValueError, match="fragment=1000000000: a batch "):
+        next(trpo.iterations("probe:action", agent, config(steps=10**12, fragment=10**9)))
+
+
 def test_a_source_of_ones_own_is_no_way_around() -> None:
     envs = trpo.make_envs("probe:action", 4)
     agent = trpo.make_agent(envs, config())

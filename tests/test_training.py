@@ -240,6 +240,12 @@ def test_going_on_elsewhere_begins_new_episodes_and_says_so() -> None:
     class Bare(gym.Wrapper):
         """What it wraps has snapshots, this has none."""
 
+    class Stateless(HostSource):
+        """Its snapshots tell only what the policy meets next."""
+
+        def snapshot(self) -> Snapshot:
+            return Snapshot(None, self.seat, self.spec.id)
+
     agents, states = {}, {}
     for name in ("probe:action", "jax-probe:action"):
         config = configure(name, iterations=1)
@@ -250,6 +256,7 @@ def test_going_on_elsewhere_begins_new_episodes_and_says_so() -> None:
         ("probe:both", "probe:action", "that of 'probe:action', not of 'probe:both'"),
         (lambda: Bare(Probe("action")), "probe:action", "that of 'probe:action', not of '<lambda>'"),
         (lambda: Bare(Probe("action")), "lambda", "these environments take no state"),
+        (Stateless(trpo.make_envs("probe:action", 4)), "probe:action", "these environments take no state"),
     ]
     config = configure("lambda", iterations=1)
     agents["lambda"], states["lambda"], _ = run(config, env=lambda: Probe("action"))
