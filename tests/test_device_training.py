@@ -489,8 +489,10 @@ def test_no_chunk_is_longer_than_there_are_rows(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(device_training, "ROWS", 3)
     config = configure(iterations=8)
     agent = trpo.make_agent(WALK, config)
-    found = [progress.metrics[0] for progress in advance(WALK, [agent], [TrainingState(agent.learner)])]
-    assert [len(records) for records in found] == [1, 2, 3, 2]
+    said: list[str] = []
+    going = advance(WALK, [agent], [TrainingState(agent.learner)], tell=said.append)
+    assert [len(progress.metrics[0]) for progress in going] == [1, 2, 3, 2]
+    assert [text.split(";")[0] for text in said] == ["on cpu: batch of 4 environments × 5 steps"]
 
 
 OTHER_FLOATS = {
