@@ -102,14 +102,6 @@ def test_a_minibatch_has_at_least_a_row_of_every_stratum() -> None:
     assert_same_bits(few, three)
 
 
-def test_minibatches_in_which_nothing_counts_do_no_harm() -> None:
-    """All but one of the twelve."""
-    method, batch = trpo.AdamFit(learning_rate=0.1, epochs=1, minibatch=2), data()
-    after, info = fit(method, start(method), ValueBatch(batch.observation, batch.target, jnp.eye(N)[5]))
-    assert info.finite
-    assert np.abs(after.params["w"] - start(method).params["w"]).min() > 0.01
-
-
 def test_every_epoch_uses_each_row_once_in_a_new_order() -> None:
     """V notes which rows it is asked about; rows carry their number as the only feature."""
     seen: list[np.ndarray] = []
