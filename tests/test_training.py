@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -34,6 +35,7 @@ from trpo.rollout import EpisodeStatistics, HostSource, Snapshot
 from trpo.training.agent import Agent
 from trpo.training.host import HostLoop, env_seeds
 from trpo.training.learner import Hyper, improve, prepare, refit
+from trpo.training.loop import advance
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits.fit import predict
 
@@ -677,6 +679,16 @@ def test_leaving_the_loop_closes_the_environments() -> None:
     loop = trpo.iterations(make, Agent.create(FAULTY, config), config)
     next(loop)
     loop.close()
+    assert log.count("closed") == 4
+
+
+def test_environments_stay_open_as_long_as_the_caller_says() -> None:
+    """So that what is worth keeping can be written before they are closed, however long that takes."""
+    make, log = faulty("nothing", 0)
+    agent = Agent.create(FAULTY, configure("faulty", iterations=1))
+    with contextlib.ExitStack() as ending:
+        assert len(list(advance(make, [agent], [TrainingState(agent.learner)], ending=ending))) == 1
+        assert "closed" not in log
     assert log.count("closed") == 4
 
 
