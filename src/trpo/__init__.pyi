@@ -12,6 +12,7 @@ from trpo.distributions import Categorical as Categorical
 from trpo.distributions import DiagGaussian as DiagGaussian
 from trpo.distributions import Distribution as Distribution
 from trpo.distributions import MultiCategorical as MultiCategorical
+from trpo.distributions import Product as Product
 from trpo.envs import EnvironmentFailure as EnvironmentFailure
 from trpo.envs.device import JaxEnv as JaxEnv
 from trpo.envs.device import Step as Step
@@ -31,6 +32,7 @@ from trpo.policies.heads import BernoulliHead as BernoulliHead
 from trpo.policies.heads import CategoricalHead as CategoricalHead
 from trpo.policies.heads import GaussianHead as GaussianHead
 from trpo.policies.heads import MultiCategoricalHead as MultiCategoricalHead
+from trpo.policies.heads import ProductHead as ProductHead
 from trpo.policies.heads import StateDependentGaussianHead as StateDependentGaussianHead
 from trpo.policies.networks import Policy as Policy
 from trpo.policies.networks import ValueFunction as ValueFunction

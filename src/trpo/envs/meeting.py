@@ -36,9 +36,10 @@ def require_same_spaces(agent: EnvSpec, env: EnvSpec) -> None:
 
 
 def _rescaled(ours: Space, theirs: Space) -> str:
-    if not (isinstance(ours, Box) and isinstance(theirs, Box)) or ours.rescale == theirs.rescale:
+    how = [{leaf.rescale for _, leaf in space.leaves() if isinstance(leaf, Box)} for space in (ours, theirs)]
+    if how[0] == how[1] or not all(len(each) == 1 for each in how):
         return ""
-    return f", with env.rescale_actions={ours.rescale} and {theirs.rescale}"
+    return f", with env.rescale_actions={how[0].pop()} and {how[1].pop()}"
 
 
 def _same(ours: Space, theirs: Space, of_actions: bool) -> bool:

@@ -74,6 +74,27 @@ def flat(space: Space, x: Tree) -> Any:
     return parts[0] if len(parts) == 1 else parts[0].__array_namespace__().concatenate(parts, axis=-1)
 
 
+def by_name(space: Dict | Tuple) -> list[tuple[str | int, Space]]:
+    """Return the parts of a space with their keys, in an order that a Dict's own does not matter to."""
+    return sorted(space.items) if isinstance(space, Dict) else list(enumerate(space.items))
+
+
+def each(space: Space, x: Tree, count: int) -> Any:
+    """Return ``count`` rows, one after the other: each of the form of ``space``."""
+    return x if isinstance(space, Leaf) else [space.map(lambda leaf, part: part[i], x) for i in range(count)]
+
+
+def changed(space: Space, f: Callable[[Leaf], Space]) -> Space:
+    """Return the space with ``f(leaf)`` in the place of each leaf."""
+    match space:
+        case Dict():
+            return Dict(tuple((name, changed(part, f)) for name, part in space.items))
+        case Tuple():
+            return Tuple(tuple(changed(part, f) for part in space.items))
+    assert isinstance(space, Leaf)
+    return f(space)
+
+
 def rows(x: Any, ndim: int) -> Any:
     """Return ``x`` with its last ``ndim`` axes in one."""
     leading = x.shape[: x.ndim - ndim]
@@ -163,7 +184,8 @@ class Box(Leaf):
         xp = action.__array_namespace__()
         dtype = np.dtype(self.dtype)
         low, high, middle, half = affine(self, _DOUBLE if xp is np else action.dtype)
-        value = middle + half * action
+        with np.errstate(invalid="ignore"):  # 0 · ∞, where a Box has one number alone
+            value = middle + half * action
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
         if dtype.kind in "iub":
             value = xp.rint(value)

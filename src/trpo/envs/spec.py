@@ -7,7 +7,7 @@ import math
 import reprlib
 from typing import Any
 
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError, by_name, changed
 
 DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"} | {"bool"}
 ELEMENTS = 2**28
@@ -71,6 +71,10 @@ def _whole(values: Any, least: int, most: int = 2**64) -> bool:
     return isinstance(values, tuple) and all(type(x) is int and least <= x <= most for x in values)
 
 
+def _has_parts(space: Space) -> bool:
+    return isinstance(space, Leaf) or (len(by_name(space)) > 0 and all(_has_parts(part) for _, part in by_name(space)))
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
     """All that a policy must know of an environment; stored with it, so that loading needs no simulator."""
@@ -83,7 +87,7 @@ class EnvSpec:
         for what, space in (("observation", self.observation), ("action", self.action)):
             sizes = [leaf.size for _, leaf in space.leaves()]
             # A part of an observation may be empty; a part of an action that is has no distribution.
-            if not sum(sizes) or (what == "action" and not all(sizes)):
+            if not sum(sizes) or (what == "action" and not (all(sizes) and _has_parts(space))):
                 raise UnsupportedSpaceError(
                     f"environment {self.id!r}: its {what} space {space} is empty: it must have at least one element"
                 )
@@ -93,11 +97,13 @@ class EnvSpec:
         return dataclasses.replace(self, observation=Box((self.observation.number_count,)))
 
     def with_options(self, rescale: bool, flatten: bool) -> EnvSpec:
-        """Return the spaces behind a door with these options: a Box of actions rescaled, observations flattened."""
+        """Return the spaces behind a door with these options: boxes of actions rescaled, observations flattened."""
+
+        def rescaled(leaf: Leaf) -> Leaf:
+            return dataclasses.replace(leaf, rescale=rescale) if isinstance(leaf, Box) else leaf
+
         spec = self.flattened() if flatten else self
-        if isinstance(spec.action, Box):
-            return dataclasses.replace(spec, action=dataclasses.replace(spec.action, rescale=rescale))
-        return spec
+        return dataclasses.replace(spec, action=changed(self.action, rescaled))
 
     def to_json(self) -> dict[str, Any]:
         """Return strict JSON data; infinite bounds become None."""

@@ -10,15 +10,19 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Leaf, Space, UnsupportedSpaceError
+from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, Product
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError, by_name
 from trpo.trees import namespace, per_element
 from trpo.types import AnyArray
 
 
 @runtime_checkable
 class Head(Protocol):
-    """A callable pytree from outputs ``[..., size]`` to distributions; its arrays are parameters of the policy."""
+    """A callable pytree from outputs ``[..., size]`` to distributions; its arrays are parameters of the policy.
+
+    Where the environment tells which actions are allowed (:mod:`trpo.envs.masks`), it is called with a second argument:
+    numbers ``[..., mask_size]``, not 0 where an action is.
+    """
 
     @property
     def size(self) -> int:
@@ -70,17 +74,26 @@ class StateDependentGaussianHead(eqx.Module):
         return DiagGaussian(outputs[..., :d], above(self.min_std, log_std))
 
 
+def masked(logits: Any, mask: Any) -> Any:
+    """Return −inf in place of the logits of actions that are not allowed: exactly 0 of probability and of gradient."""
+    return logits if mask is None else namespace(logits).where(mask > 0, logits, -math.inf)
+
+
 class CategoricalHead(eqx.Module):
     """Categorical(outputs)."""
 
     size: int = eqx.field(static=True)
 
-    def __call__(self, outputs: Any) -> Categorical:
-        return Categorical(outputs)
+    @property
+    def mask_size(self) -> int:
+        return self.size
+
+    def __call__(self, outputs: Any, mask: Any = None) -> Categorical:
+        return Categorical(masked(outputs, mask))
 
 
 class MultiCategoricalHead(eqx.Module):
-    """Independent categoricals, their logits concatenated."""
+    """Independent categoricals, their logits concatenated, and their masks likewise."""
 
     sizes: tuple[int, ...] = eqx.field(static=True)
 
@@ -88,8 +101,12 @@ class MultiCategoricalHead(eqx.Module):
     def size(self) -> int:
         return sum(self.sizes)
 
-    def __call__(self, outputs: Any) -> MultiCategorical:
-        return MultiCategorical(outputs, self.sizes)
+    @property
+    def mask_size(self) -> int:
+        return self.size
+
+    def __call__(self, outputs: Any, mask: Any = None) -> MultiCategorical:
+        return MultiCategorical(masked(outputs, mask), self.sizes)
 
 
 class BernoulliHead(eqx.Module):
@@ -99,6 +116,34 @@ class BernoulliHead(eqx.Module):
 
     def __call__(self, outputs: Any) -> Bernoulli:
         return Bernoulli(outputs)
+
+
+class ProductHead(eqx.Module):
+    """Independent parts, each with a head of its own: outputs and masks are divided among them, in their order."""
+
+    parts: tuple[Any, ...]
+    """One :class:`Head` for each part of an action."""
+    names: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    """Of the parts, sorted; None where actions are tuples."""
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @property
+    def mask_size(self) -> int:
+        return sum(getattr(part, "mask_size", 0) for part in self.parts)
+
+    def __call__(self, outputs: Any, mask: Any = None) -> Product:
+        parts, begin, first = [], 0, 0
+        for head in self.parts:
+            own, begin = outputs[..., begin : begin + head.size], begin + head.size
+            if mask is None or not (allowed := getattr(head, "mask_size", 0)):
+                parts.append(head(own))
+            else:
+                parts.append(head(own, mask[..., first : first + allowed]))
+                first += allowed
+        return Product(tuple(parts), self.names)
 
 
 def _gaussian(leaf: Box, initial_std: float, min_std: float, state_dependent_std: bool) -> Head:
@@ -117,6 +162,9 @@ HEADS: dict[type[Leaf], Callable[..., Head]] = {
 
 def make_head(space: Space, **gaussian: Any) -> Head:
     """Make the head that an action space calls for; raise :class:`UnsupportedSpaceError` if there is none."""
+    if isinstance(space, Dict | Tuple):
+        names = tuple(sorted(dict(space.items))) if isinstance(space, Dict) else None
+        return ProductHead(tuple(make_head(part, **gaussian) for _, part in by_name(space)), names)
     if type(space) not in HEADS:
         known = ", ".join(kind.__name__ for kind in HEADS)
         raise UnsupportedSpaceError(f"no head for actions of a {type(space).__name__}; there are heads for {known}")

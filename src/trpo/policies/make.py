@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from trpo.envs.spaces import Box
 from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import make_encoder
 from trpo.policies.heads import make_head
@@ -15,8 +16,8 @@ from trpo.policies.trunks import TRUNKS
 
 def make_policy(spec: EnvSpec, config: Any, key: Any) -> Policy:
     """Make a policy by its settings (:class:`~trpo.PolicyConfig`), in the default floating-point type."""
-    elements = sum(leaf.size for _, leaf in spec.action.leaves())
-    std = {"initial_std": config.initial_std, "min_std": config.std_bound(elements)}
+    boxes = [leaf.size for _, leaf in spec.action.leaves() if isinstance(leaf, Box)]
+    std = {"initial_std": config.initial_std, "min_std": config.std_bound(sum(boxes) or 1)}
     head = make_head(spec.action, **std, state_dependent_std=config.state_dependent_std)
     encoder, trunk = _network(spec, config, key, head.size, config.last_layer_scale)
     return Policy(encoder, trunk, head)

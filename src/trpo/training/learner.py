@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
+from trpo.distributions import Product
 from trpo.envs.spaces import Space
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
@@ -285,5 +286,11 @@ def _where_valid(valid: Array, leaf: Array) -> Array:
 
 
 def _mean_std(distribution: Any) -> Scalar | None:
-    log_std = getattr(distribution, "log_std", None)
-    return None if log_std is None else jnp.mean(jnp.exp(log_std))
+    found = _log_stds(distribution)
+    return jnp.mean(jnp.exp(found[0] if len(found) == 1 else jnp.concatenate(found, -1))) if found else None
+
+
+def _log_stds(distribution: Any) -> list[Any]:
+    if isinstance(distribution, Product):
+        return [x for part in distribution.parts for x in _log_stds(part)]
+    return [distribution.log_std] if hasattr(distribution, "log_std") else []

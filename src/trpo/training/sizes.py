@@ -6,6 +6,7 @@ An estimate counts only what is certain to be there at the same time, so that no
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.capacity import machine_memory, require_room
+from trpo.envs.spaces import Box
 from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import make_encoder
 from trpo.settings.config import Config
@@ -37,7 +39,9 @@ def size_of(tree: Any) -> int:
 
 def _outputs(spec: EnvSpec, config: Config) -> int:
     """Return the numbers that the parameters of a distribution over actions are."""
-    return spec.action.number_count * (2 if config.policy.state_dependent_std else 1)
+    twice = config.policy.state_dependent_std
+    leaves = [leaf for _, leaf in spec.action.leaves()]
+    return sum(math.prod(leaf.number_shape) * (2 if twice and isinstance(leaf, Box) else 1) for leaf in leaves)
 
 
 def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:

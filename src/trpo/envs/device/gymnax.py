@@ -104,4 +104,10 @@ def _actions(space: Any, name: str) -> Space:
     if kind == "Box":
         low, high = (bound_of(np.broadcast_to(np.asarray(bound, float), shape)) for bound in (space.low, space.high))
         return Box(shape, str(np.dtype(space.dtype)), low, high)
-    raise UnsupportedSpaceError(f"action space {space} of {name} is not supported; supported are Box and Discrete")
+    if kind == "Dict":
+        return Dict(tuple((key, _actions(part, name)) for key, part in space.spaces.items()))
+    if kind == "Tuple":
+        return Tuple(tuple(_actions(part, name) for part in space.spaces))
+    raise UnsupportedSpaceError(
+        f"action space {space} of {name} is not supported; supported are Box, Discrete, and Dict or Tuple of these"
+    )

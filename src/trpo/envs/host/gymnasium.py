@@ -25,14 +25,13 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spaces import Leaf, flat
+from trpo.envs.spaces import Leaf, each, flat
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
 
 SUPPORTED = (
-    "observations: Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these (flattened); "
-    "actions: Box, Discrete, MultiDiscrete, MultiBinary"
+    "Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 )
 
 
@@ -47,10 +46,10 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
     shape = tuple(space.shape or ())
     dtype = str(space.dtype if of_actions else _kept(space))
     match space:
-        case gym.spaces.Dict() if not of_actions:
-            return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
-        case gym.spaces.Tuple() if not of_actions:
-            return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
+        case gym.spaces.Dict():
+            return Dict(tuple((k, space_of(v, of_actions, f"{part}[{k!r}]")) for k, v in space.spaces.items()))
+        case gym.spaces.Tuple():
+            return Tuple(tuple(space_of(child, of_actions, f"{part}[{i}]") for i, child in enumerate(space.spaces)))
         case gym.spaces.Discrete() | gym.spaces.MultiDiscrete() if not of_actions and not _has_room(space):
             where = f"observation space{f' at {part}' if part else ''}: {space}"
             raise UnsupportedSpaceError(f"{where}: its numbers must fit 32 bits; begin at 0")
@@ -65,8 +64,8 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
             return Choices(sizes, start, shape, dtype)
         case gym.spaces.MultiBinary():
             return Bits(shape, dtype)
-    where = f"action space {space}" if of_actions else f"observation space{f' at {part}' if part else ''}: {space}"
-    raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
+    kind, at = "action" if of_actions else "observation", f" at {part}:" if part else "" if of_actions else ":"
+    raise UnsupportedSpaceError(f"{kind} space{at} {space} is not supported; supported are {SUPPORTED}")
 
 
 def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
@@ -242,7 +241,8 @@ class GymnasiumEnvs:
         return self._begin({i: {} for i in which.tolist()})
 
     def step(self, action: Tree) -> Transition:
-        write, shape, usual, converted = self._write, self._shape, self._plain, self.spec.action.to_env(action)
+        write, shape, usual = self._write, self._shape, self._plain
+        converted = each(self.spec.action, self.spec.action.to_env(action), self.count)
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
         gains: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
