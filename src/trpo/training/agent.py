@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.capacity import require_room
+from trpo.envs.images import is_normalised
 from trpo.envs.meeting import require_same_spaces, taken
 from trpo.envs.names import EnvLike, resolve
 from trpo.envs.spec import EnvSpec
@@ -64,8 +65,9 @@ class Agent:
         check_networks(spec, config, own)
         require_no_fork()
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
-        function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
-        value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
+        all_parts = config.normalise_observations and config.normalise_all
+        function, params = as_policy(make_policy(spec, config.policy, policy_key, not all_parts) if policy is None else policy)
+        value_function, value_params = as_policy(make_value(spec, config.value, value_key, not all_parts) if value is None else value)
         if jax.tree.leaves(value_function.start(1)):
             raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)
@@ -73,7 +75,9 @@ class Agent:
             policy=params,
             rule=(config.rule.build() if rule is None else rule).init(params),
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
-            observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
+            observations=spec.observation.map(
+                lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype) if all_parts or is_normalised(leaf) else None
+            ),
             average=params if config.policy.averaging else None,
         )
         return cls(spec, config, function, value_function, learner, rule, env, own)

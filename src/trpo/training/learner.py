@@ -39,7 +39,7 @@ class Learner(eqx.Module):
     """State of the update rule."""
     value: ValueState
     observations: PyTree[RunningStatistics]
-    """Of the numbers of each leaf of raw observations, merged after each update."""
+    """Of the numbers of each leaf of raw observations that is normalised, merged after each update; None for others."""
     average: Params | None = None
     """Of the policies so far (:func:`averaged`); None without averaging."""
 
@@ -90,7 +90,8 @@ class Program:
         if self.clip is None:
             return Actor(params, None, self.space)
         clip = self.clip
-        return Actor(params, self.space.map(lambda leaf, s: s.freeze(clip), statistics), self.space)
+        frozen = self.space.map(lambda leaf, s: None if s is None else s.freeze(clip), statistics)
+        return Actor(params, frozen, self.space)
 
     def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
         """Return the value network's output for what it is shown."""
@@ -244,7 +245,9 @@ def settle(
     steps, statistics = estimates.trajectory, learner.observations
     if program.clip is not None:
         statistics = program.space.map(
-            lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
+            lambda leaf, s, x: None if s is None else s.merge(leaf.to_numbers(x), estimates.weight),
+            statistics,
+            steps.observation,
         )
     # The statistics too: finite numbers at the very end of the type's range have sums that are not.
     met = steps.observation, steps.next_observation, steps.reward
