@@ -24,7 +24,7 @@ def make_policy(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> Po
     std = {"initial_std": config.initial_std, "min_std": config.std_bound(sum(boxes) or 1)}
     head = make_head(spec.action, **std, state_dependent_std=config.state_dependent_std)
     encoder, trunk = _network(spec, config, key, head.size, config.last_layer_scale, scaled)
-    return Policy(encoder, trunk, head)
+    return Policy(encoder, trunk, head, spec.masked)
 
 
 def make_value(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> ValueFunction:
@@ -34,6 +34,6 @@ def make_value(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> Val
 
 def _network(spec: EnvSpec, config: Any, key: Any, outputs: int, last_scale: float, scaled: bool) -> tuple[Any, Any]:
     dtype = jnp.result_type(float)
-    encoder = make_encoder(spec.observation, config.sees, config.encoder, jax.random.fold_in(key, 1), scaled, dtype)
+    encoder = make_encoder(spec.seen(config.sees), config.sees, config.encoder, jax.random.fold_in(key, 1), scaled, dtype)
     sizes = (encoder.size, *config.hidden, outputs)
     return encoder, TRUNKS["mlp"](key, sizes, config.activation, last_scale, config.hidden_layer_scale, dtype)

@@ -56,7 +56,7 @@ def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -
     found = {}
     for name, (part, outputs) in parts.items():
         if name not in own:
-            encoder = make_encoder(spec.observation, part.sees, part.encoder)
+            encoder = make_encoder(spec.seen(part.sees), part.sees, part.encoder)
             kernels = [x.shape for x in jax.tree.leaves(encoder) if np.ndim(x) > 1]
             found[name] = [(math.prod(shape[:-1]), shape[-1]) for shape in kernels]
             found[name] += itertools.pairwise((encoder.size, *part.hidden, outputs))
@@ -68,7 +68,7 @@ def flat_images(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()
     said = []
     for name in ("policy", "value"):
         part = getattr(config, name)
-        for path, size in () if name in own else flattened(make_encoder(spec.observation, part.sees, part.encoder)):
+        for path, size in () if name in own else flattened(make_encoder(spec.seen(part.sees), part.sees, part.encoder)):
             if size > FLAT:
                 units = (*part.hidden, _outputs(spec, config) if name == "policy" else 1)[0]
                 where = "/".join(map(str, path)) or "observation"

@@ -73,6 +73,7 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
     try:
         name, make, rows, *options = cloudpickle.loads(pickled)
         envs = GymnasiumEnvs(name, make, rows.stop - rows.start, *options)
+        envs.first = rows.start
         pipe.send(("ok", (envs.spec, envs.time_limit)))
         while True:
             stepping = signals is not None and signals.wait(pipe)
