@@ -102,6 +102,6 @@ class MaskedEnv:
 
 def with_masks(env: Any, action: Space, told: Told) -> Any:
     """Return an environment with its masks in its observations, as one vector each; itself where it has none."""
-    if told == "observation" and env.observation_space[MASK].shape == (sum(choices(action)),):
+    if told == "observation" and not isinstance(env.observation_space[MASK], gym.spaces.Dict | gym.spaces.Tuple):
         return env
     return MaskedEnv(env, action, told) if told else env
