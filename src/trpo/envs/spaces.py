@@ -19,6 +19,10 @@ Tree: TypeAlias = Any
 _DOUBLE = np.dtype(np.float64)
 
 
+TANH = "tanh"
+"""An action of a Box may be ``{"tanh": u}``: then tanh(u) is mapped onto the bounds. Near them u has more to say."""
+
+
 class UnsupportedSpaceError(ValueError):
     """A space that no policy here can handle."""
 
@@ -181,9 +185,13 @@ class Box(Leaf):
     def to_env_action(self, action: Any) -> Any:
         # Only what the simulator gets is clipped; in the data the policy's own action stays as it is. A NaN becomes 0:
         # the batch is refused anyway, and a simulator that is fed NaN may never recover.
+        box = self
+        if isinstance(action, dict):
+            action, box = action[TANH], dataclasses.replace(self, rescale=True)
+            action = action.__array_namespace__().tanh(action)
         xp = action.__array_namespace__()
         dtype = np.dtype(self.dtype)
-        low, high, middle, half = affine(self, _DOUBLE if xp is np else action.dtype)
+        low, high, middle, half = affine(box, _DOUBLE if xp is np else action.dtype)
         with np.errstate(invalid="ignore"):  # 0 · ∞, where a Box has one number alone
             value = middle + half * action
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)

@@ -8,10 +8,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
-from trpo.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, Product
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError, by_name
+from trpo.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    Product,
+    SquashedGaussian,
+)
+from trpo.envs.bounds import meaning
+from trpo.envs.spaces import TANH, Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError, by_name
 from trpo.trees import namespace, per_element
 from trpo.types import AnyArray
 
@@ -72,6 +83,40 @@ class StateDependentGaussianHead(eqx.Module):
         d = self.log_std.shape[0]
         log_std = outputs[..., d:] + per_element(self.log_std, outputs.ndim)
         return DiagGaussian(outputs[..., :d], above(self.min_std, log_std))
+
+
+class SquashedHead(eqx.Module):
+    """tanh of what a Gaussian's head gives, over all of a Box that has bounds; actions are ``{"tanh": u}``."""
+
+    gaussian: GaussianHead | StateDependentGaussianHead
+
+    @property
+    def size(self) -> int:
+        return self.gaussian.size
+
+    def __call__(self, outputs: Any) -> Product:
+        base = self.gaussian(outputs)
+        return Product((SquashedGaussian(base.mean, base.log_std),), (TANH,))
+
+
+class BetaHead(eqx.Module):
+    """Beta(α, β) over all of a Box that has bounds: α and β are 1 + softplus(output + ``offset``).
+
+    Both are above 1, where the density has one maximum (Chou, Maturana and Scherer 2017). Outputs are those of the d
+    elements for α, then for β; actions are ``{"tanh": u}``.
+    """
+
+    dimensions: int = eqx.field(static=True)
+    offset: float = eqx.field(static=True, default=0.0)
+
+    @property
+    def size(self) -> int:
+        return 2 * self.dimensions
+
+    def __call__(self, outputs: Any) -> Product:
+        xp = namespace(outputs)
+        logs = xp.log1p(xp.logaddexp(outputs + self.offset, xp.zeros_like(outputs)))
+        return Product((Beta(logs[..., : self.dimensions], logs[..., self.dimensions :]),), (TANH,))
 
 
 def masked(logits: Any, mask: Any) -> Any:
@@ -146,26 +191,35 @@ class ProductHead(eqx.Module):
         return Product(tuple(parts), self.names)
 
 
-def _gaussian(leaf: Box, initial_std: float, min_std: float, state_dependent_std: bool) -> Head:
+def _of_box(leaf: Box, initial_std: float, min_std: float, state_dependent_std: bool, distribution: str) -> Head:
+    if distribution != "auto" and not np.isfinite(meaning(leaf)[:2]).all():
+        raise UnsupportedSpaceError(
+            f"policy.distribution={distribution}: actions {leaf} have no bounds in some element; use auto"
+        )
+    if distribution == "beta":
+        # σ² = 1 / (2c + 1) on [−1, 1] where α = β = c.
+        above_one = max((1 / initial_std**2 - 1) / 2 - 1, math.log(2.0))
+        return BetaHead(leaf.size, math.log(math.expm1(above_one)) if above_one < 30 else above_one)
     log_std = jnp.full((leaf.size,), math.log(initial_std - min_std), jnp.result_type(float))
-    return (StateDependentGaussianHead if state_dependent_std else GaussianHead)(log_std, min_std)
+    head = (StateDependentGaussianHead if state_dependent_std else GaussianHead)(log_std, min_std)
+    return SquashedHead(head) if distribution == "squashed" else head
 
 
 HEADS: dict[type[Leaf], Callable[..., Head]] = {
-    Box: _gaussian,
+    Box: _of_box,
     Choice: lambda leaf, **_: CategoricalHead(leaf.n),
     Choices: lambda leaf, **_: MultiCategoricalHead(leaf.sizes),
     Bits: lambda leaf, **_: BernoulliHead(leaf.size),
 }
-"""What makes a head for a kind of action: called with the leaf and a Gaussian's settings by name."""
+"""What makes a head for a kind of action: called with the leaf and the settings for a Box by name."""
 
 
-def make_head(space: Space, **gaussian: Any) -> Head:
+def make_head(space: Space, **of_box: Any) -> Head:
     """Make the head that an action space calls for; raise :class:`UnsupportedSpaceError` if there is none."""
     if isinstance(space, Dict | Tuple):
         names = tuple(sorted(dict(space.items))) if isinstance(space, Dict) else None
-        return ProductHead(tuple(make_head(part, **gaussian) for _, part in by_name(space)), names)
+        return ProductHead(tuple(make_head(part, **of_box) for _, part in by_name(space)), names)
     if type(space) not in HEADS:
         known = ", ".join(kind.__name__ for kind in HEADS)
         raise UnsupportedSpaceError(f"no head for actions of a {type(space).__name__}; there are heads for {known}")
-    return HEADS[type(space)](space, **gaussian)  # type: ignore[index]
+    return HEADS[type(space)](space, **of_box)  # type: ignore[index]

@@ -22,7 +22,7 @@ def make_policy(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> Po
     """
     boxes = [leaf.size for _, leaf in spec.action.leaves() if isinstance(leaf, Box)]
     std = {"initial_std": config.initial_std, "min_std": config.std_bound(sum(boxes) or 1)}
-    head = make_head(spec.action, **std, state_dependent_std=config.state_dependent_std)
+    head = make_head(spec.action, **std, state_dependent_std=config.state_dependent_std, distribution=config.distribution)
     encoder, trunk = _network(spec, config, key, head.size, config.last_layer_scale, scaled)
     return Policy(encoder, trunk, head, spec.masked)
 

@@ -42,7 +42,7 @@ def size_of(tree: Any) -> int:
 
 def _outputs(spec: EnvSpec, config: Config) -> int:
     """Return the numbers that the parameters of a distribution over actions are."""
-    twice = config.policy.state_dependent_std
+    twice = config.policy.state_dependent_std or config.policy.distribution == "beta"
     leaves = [leaf for _, leaf in spec.action.leaves()]
     return sum(math.prod(leaf.number_shape) * (2 if twice and isinstance(leaf, Box) else 1) for leaf in leaves)
 
