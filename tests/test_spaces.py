@@ -422,5 +422,5 @@ def test_unsupported_actions_name_the_space_and_the_cure(space: gym.Space) -> No
 
 @pytest.mark.parametrize("space", [spaces.Dict(a=spaces.Dict()), spaces.Tuple([spaces.Box(0, 1, (0,))])], ids=str)
 def test_actions_without_elements_are_refused(space: gym.Space) -> None:
-    with pytest.raises(UnsupportedSpaceError, match="action space .* is empty"):
+    with pytest.raises(UnsupportedSpaceError, match=r"action space .* is empty"):
         make_envs(text_env(spaces.Box(0, 1, (2,)), space), 1)

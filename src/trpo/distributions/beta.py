@@ -18,7 +18,7 @@ from trpo.trees import namespace
 from trpo.types import AnyArray
 
 CANDIDATES = 8
-"""Tries of the sampler for each Gamma variable, of which each is taken with probability ≥ 0.95: all fail once in 10¹⁰."""
+"""Tries of the sampler for each Gamma variable, each taken with probability ≥ 0.95: all fail once in 10¹⁰."""
 _NODES, _WEIGHTS = ((x + 1) / 2 if i == 0 else x / 2 for i, x in enumerate(np.polynomial.legendre.leggauss(6)))
 """Gauss and Legendre's rule on [0, 1]."""
 
@@ -29,7 +29,7 @@ def _log_gamma_function(x: Any) -> Any:
 
 def trigamma(x: Float[AnyArray, "*n"]) -> Float[AnyArray, "*n"]:
     """Return ψ'(x) for x > 0: ψ'(x) = 1/x² + ψ'(x + 1) until the asymptotic series holds to double precision."""
-    total = 0.0
+    total: Any = 0.0
     for _ in range(10):
         total, x = total + 1 / (x * x), x + 1
     y = 1 / (x * x)

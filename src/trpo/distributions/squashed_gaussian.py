@@ -31,7 +31,7 @@ class SquashedGaussian(eqx.Module):
 
     KL and Fisher matrix are the Gaussian's: tanh is the same one-to-one map on both sides, so that log-ratios, of which
     they are expectations, are those of u. The entropy is E[−log N(u)] + Σ E[log(1 − tanh²(u_i))]; its second part, of
-    which there is no closed form, is a fixed quadrature with an error below 1e-8 for σ ≤ 1, 1e-5 for σ ≤ 2, and 1e-2 for
+    which there is no closed form, is a fixed quadrature with an error below 1e-8 for σ ≤ 1, 1e-5 for σ ≤ 2, 1e-2 for
     σ ≤ 5. The mode is the median, u = mean: the density of a has its maximum at the bounds where σ is large.
     """
 

@@ -1,7 +1,7 @@
 """Which actions are allowed: a mask, which is a part of an observation.
 
-So it goes wherever an observation goes, to the policy that acts, into batches and checkpoints. It is one vector of
-zeros and ones, a number for each action of a Discrete, for each of every component's of a MultiDiscrete, and for those of
+So it goes wherever an observation goes, to the policy that acts, into batches and checkpoints. It is one vector of zeros
+and ones, a number for each action of a Discrete, for each of every component's of a MultiDiscrete, and for those of
 the parts of a Dict (by name) or Tuple one after the other; other parts of an action have none.
 """
 
@@ -43,8 +43,8 @@ def blocked(sizes: Sequence[int], mask: Any) -> Any:
 def flat_mask(action: Space, mask: Any) -> np.ndarray:
     """Return a mask, or a batch of them, as vectors ``[..., n]`` of 0 and 1.
 
-    Taken are such vectors, and what Gymnasium's ``space.sample(mask)`` takes: for a MultiDiscrete a tuple of arrays, for
-    a Dict or Tuple its parts' masks, None where all is allowed.
+    Taken are such vectors, and what Gymnasium's ``space.sample(mask)`` takes: for a MultiDiscrete a tuple of arrays,
+    for a Dict or Tuple its parts' masks, None where all is allowed.
 
     Raises:
         ValueError: it has another form or shape, or other numbers.
@@ -56,8 +56,8 @@ def flat_mask(action: Space, mask: Any) -> np.ndarray:
         raise ValueError(f"{MASK} {on_one_line(mask, 60)} is no mask of {action}: {error}") from error
     if array.dtype.kind not in "biuf" or array.shape[-1:] != (size,):
         raise ValueError(
-            f"{MASK} of shape {array.shape} and type {array.dtype}: masks of {action} have shape ({size},), a 0 or 1 for "
-            "each action"
+            f"{MASK} of shape {array.shape} and type {array.dtype}: masks of {action} have shape ({size},), a 0 or 1 "
+            "for each action"
         )
     if array.dtype.kind != "b" and not ((array == 0) | (array == 1)).all():
         raise ValueError(f"{MASK} {on_one_line(mask, 60)} must have zeros and ones alone: 1 where an action is allowed")

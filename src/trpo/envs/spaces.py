@@ -85,7 +85,7 @@ def by_name(space: Dict | Tuple) -> list[tuple[str | int, Space]]:
 
 def each(space: Space, x: Tree, count: int) -> Any:
     """Return ``count`` rows, one after the other: each of the form of ``space``."""
-    return x if isinstance(space, Leaf) else [space.map(lambda leaf, part: part[i], x) for i in range(count)]
+    return x if isinstance(space, Leaf) else [space.map(lambda leaf, part, i=i: part[i], x) for i in range(count)]
 
 
 def changed(space: Space, f: Callable[[Leaf], Space]) -> Space:

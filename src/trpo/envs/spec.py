@@ -8,7 +8,21 @@ import reprlib
 from typing import Any
 
 from trpo.envs.masks import MASK, choices
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, UnsupportedSpaceError, by_name, changed, flat
+from trpo.envs.spaces import (
+    Bits,
+    Box,
+    Choice,
+    Choices,
+    Dict,
+    Leaf,
+    Space,
+    Tree,
+    Tuple,
+    UnsupportedSpaceError,
+    by_name,
+    changed,
+    flat,
+)
 
 DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"} | {"bool"}
 ELEMENTS = 2**28
@@ -73,7 +87,9 @@ def _whole(values: Any, least: int, most: int = 2**64) -> bool:
 
 
 def _has_parts(space: Space) -> bool:
-    return isinstance(space, Leaf) or (len(by_name(space)) > 0 and all(_has_parts(part) for _, part in by_name(space)))
+    if not isinstance(space, Dict | Tuple):
+        return True
+    return len(space.items) > 0 and all(_has_parts(part) for _, part in by_name(space))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,9 @@ def make_policy(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> Po
     """
     boxes = [leaf.size for _, leaf in spec.action.leaves() if isinstance(leaf, Box)]
     std = {"initial_std": config.initial_std, "min_std": config.std_bound(sum(boxes) or 1)}
-    head = make_head(spec.action, **std, state_dependent_std=config.state_dependent_std, distribution=config.distribution)
+    head = make_head(
+        spec.action, **std, state_dependent_std=config.state_dependent_std, distribution=config.distribution
+    )
     encoder, trunk = _network(spec, config, key, head.size, config.last_layer_scale, scaled)
     return Policy(encoder, trunk, head, spec.masked)
 
@@ -34,6 +36,8 @@ def make_value(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> Val
 
 def _network(spec: EnvSpec, config: Any, key: Any, outputs: int, last_scale: float, scaled: bool) -> tuple[Any, Any]:
     dtype = jnp.result_type(float)
-    encoder = make_encoder(spec.seen(config.sees), config.sees, config.encoder, jax.random.fold_in(key, 1), scaled, dtype)
+    encoder = make_encoder(
+        spec.seen(config.sees), config.sees, config.encoder, jax.random.fold_in(key, 1), scaled, dtype
+    )
     sizes = (encoder.size, *config.hidden, outputs)
     return encoder, TRUNKS["mlp"](key, sizes, config.activation, last_scale, config.hidden_layer_scale, dtype)

@@ -41,7 +41,8 @@ class Policy(eqx.Module):
     def __call__(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
         observation, reset = observed
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
-        return self.head(outputs, observation[MASK]) if self.masked else self.head(outputs), carry
+        head: Any = self.head
+        return head(outputs, observation[MASK]) if self.masked else head(outputs), carry
 
 
 class ValueFunction(eqx.Module):

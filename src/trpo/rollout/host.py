@@ -117,7 +117,7 @@ def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
     if bad.any():
         which = int(np.argmax(bad)) + getattr(envs, "first", 0)
         raise EnvironmentFailure(
-            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end an episode where none is left"
+            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end episodes where none is left"
         )
 
 

@@ -67,8 +67,12 @@ class Agent:
         require_no_fork()
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         all_parts = config.normalise_observations and config.normalise_all
-        function, params = as_policy(make_policy(spec, config.policy, policy_key, not all_parts) if policy is None else policy)
-        value_function, value_params = as_policy(make_value(spec, config.value, value_key, not all_parts) if value is None else value)
+        function, params = as_policy(
+            make_policy(spec, config.policy, policy_key, not all_parts) if policy is None else policy
+        )
+        value_function, value_params = as_policy(
+            make_value(spec, config.value, value_key, not all_parts) if value is None else value
+        )
         if jax.tree.leaves(value_function.start(1)):
             raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)

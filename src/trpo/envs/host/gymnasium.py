@@ -31,9 +31,7 @@ from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
 
-SUPPORTED = (
-    "Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
-)
+SUPPORTED = "Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
 def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") -> Space:

@@ -57,9 +57,7 @@ class MaskedEnv:
         self._all = np.ones(size, np.int8)
         self._is_dict = isinstance(space, gym.spaces.Dict)
         parts = space.spaces if self._is_dict else {"observation": space}
-        self.observation_space = gym.spaces.Dict(
-            collections.OrderedDict({**parts, MASK: gym.spaces.MultiBinary(size)})
-        )
+        self.observation_space = gym.spaces.Dict(collections.OrderedDict({**parts, MASK: gym.spaces.MultiBinary(size)}))
 
     def __getattr__(self, name: str) -> Any:
         if name == "_env":  # not made yet, or being copied
