@@ -21,7 +21,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
 from trpo.envs.host.closing import close_all
-from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
+from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of, without
 from trpo.envs.host.returned import WrongAnswerError, begun, described, stepped, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
 from trpo.envs.names import is_in_jax, make_single
@@ -178,7 +178,8 @@ def _frames(
     tell: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
-    step, space, name = 0, space_of(env.observation_space), agent.spec.id
+    step, name = 0, agent.spec.id
+    space = space_of(without(env.observation_space, agent.config.env.drop))
     here = EnvSpec(name, space, space_of(env.action_space, of_actions=True))
     options, write = agent.config.env, writer(space)
     require_same_spaces(agent.spec, here.with_options(options.rescale_actions, options.flatten))

@@ -90,9 +90,8 @@ def check_networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozense
         # An orthogonal matrix is drawn and decomposed in double precision.
         drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers)
         hidden = getattr(config, name).hidden
-        what = (
-            f"{name}.hidden={hidden}, with {layers[-1 - len(hidden)][0]:,} inputs and {layers[-1][1]:,} outputs: {count:,} parameters"
-        )
+        inputs, outputs = layers[-1 - len(hidden)][0], layers[-1][1]
+        what = f"{name}.hidden={hidden}, with {inputs:,} inputs and {outputs:,} outputs: {count:,} parameters"
         require_room(f"{what} take", max(_width() * count, drawing), "use narrower layers, or smaller spaces")
 
 

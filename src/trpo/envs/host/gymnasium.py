@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +18,7 @@ from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tu
 from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.meeting import require_alike
 from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
     EnvironmentFailure,
@@ -25,7 +28,7 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spaces import Leaf, flat
+from trpo.envs.spaces import Leaf, flat, require_parts
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -66,7 +69,49 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
         case gym.spaces.MultiBinary():
             return Bits(shape, dtype)
     where = f"action space {space}" if of_actions else f"observation space{f' at {part}' if part else ''}: {space}"
-    raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
+    cure = "" if of_actions else _cure_of(space, part)
+    raise UnsupportedSpaceError(f"{where} is not supported; {cure}supported are {SUPPORTED}")
+
+
+def _cure_of(space: gym.Space, part: str) -> str:
+    """Return what to do about a space that has no arrays of a fixed shape."""
+    if not isinstance(space, gym.spaces.Text | gym.spaces.Sequence | gym.spaces.Graph):
+        return ""
+    name = "/".join(re.findall(r"\['([^']*)'\]", part))
+    leave_out = f"leave it out (--env.drop {name})" if name and name.count("/") + 1 == part.count("[") else ""
+    if isinstance(space, gym.spaces.Text):
+        return f"{leave_out or 'wrap the environment so that it shows numbers'}; "
+    padded = "wrap the environment so that it shows arrays of one shape, padded"
+    return f"{f'{leave_out}, or {padded}' if leave_out else padded}; "
+
+
+def without(space: Any, drop: Sequence[str]) -> Any:
+    """Return a space of observations without the parts of Dicts that ``drop`` names (``mission``, ``arm/joints``)."""
+    if not drop:
+        return space
+
+    def kept(space: Any, path: str = "") -> Any:
+        if not isinstance(space, gym.spaces.Dict):
+            return space
+        known.update({f"{path}{key}": None for key in space.spaces})
+        parts = space.spaces.items()
+        left = [(key, kept(part, f"{path}{key}/")) for key, part in parts if f"{path}{key}" not in drop]
+        return gym.spaces.Dict(collections.OrderedDict(left))
+
+    known: dict[str, None] = {}
+    left = kept(space)
+    require_parts(drop, known)
+    return left
+
+
+def _spec_of(name: str, env: gym.Env, drop: Sequence[str]) -> EnvSpec:
+    seen = space_of(without(getattr(env, "observation_space", None), drop))
+    return EnvSpec(name, seen, space_of(getattr(env, "action_space", None), of_actions=True))
+
+
+def _same_spaces(a: Any, b: Any) -> bool:
+    """Return whether two environments have equal spaces, as is usual: describing them would take longer."""
+    return all(getattr(a, x, None) == getattr(b, x, None) for x in ("observation_space", "action_space"))
 
 
 def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
@@ -206,19 +251,28 @@ class GymnasiumEnvs:
     observations; 2. ``info`` is ignored, so its shapes and types may vary.
     """
 
-    def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
+    def __init__(
+        self,
+        name: str,
+        make: MakeEnv,
+        count: int,
+        rescale_actions: bool = True,
+        flatten: bool = False,
+        drop: Sequence[str] = (),
+    ):
         self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
         try:
             for _ in range(count):
                 self._envs.append(make_one(name, make))
             first = self._envs[0]
-            self._space = space_of(getattr(first, "observation_space", None))
+            spec = _spec_of(name, first, drop)
+            require_alike(spec, [_spec_of(name, env, drop) for env in self._envs[1:] if not _same_spaces(first, env)])
+            self._space = spec.observation
             self._write, self._flatten = writer(self._space), flatten
             leaf = self._space if isinstance(self._space, Leaf) else None
             self._shape: tuple[int, ...] | None
             self._shape, self._plain = (None, "") if leaf is None else (leaf.shape, plain(leaf))
-            spec = EnvSpec(name, self._space, space_of(getattr(first, "action_space", None), of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
             self.time_limit = None if first.spec is None else first.spec.max_episode_steps
         except BaseException:
