@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
+from trpo.blocks import InBlocks, Split
 from trpo.envs.spaces import Space
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
@@ -63,6 +64,8 @@ class Program:
     standardise_advantages: bool
     normalise_returns: bool
     fisher_subsample: int
+    block: int = 0
+    """States that a larger batch is worked on at a time; 0: all."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
 
@@ -81,6 +84,7 @@ class Program:
             standardise_advantages=config.standardise_advantages,
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
+            block=config.block_of(space),
             strata=strata,
         )
 
@@ -94,7 +98,14 @@ class Program:
 
     def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
         """Return the value network's output for what it is shown."""
-        return self.value(params, (), (seen, None))[0]
+
+        def of(params: Params, seen: Any) -> Any:
+            return self.value(params, (), (seen, None))[0]
+
+        split = Split.of(jax.eval_shape(of, params, seen).shape, self.block, self.strata)
+        if split is None:
+            return of(params, seen)
+        return InBlocks(jax.tree_util.Partial(of), jax.tree.map(split.split, seen), split)(params)
 
 
 class Hyper(eqx.Module):
@@ -228,7 +239,8 @@ def local_problem(program: Program, learner: Learner, estimates: Estimates) -> L
         carry=steps.carry,
         reset=jnp.concatenate([steps.reset[None], begins[:-1]]),
     )
-    return sampled_problem(program.policy, learner.policy, batch, program.fisher_subsample)
+    how = program.fisher_subsample, program.block, program.strata
+    return sampled_problem(program.policy, learner.policy, batch, *how)
 
 
 def settle(
@@ -284,6 +296,8 @@ def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..
 
 
 def _where_valid(valid: Array, leaf: Array) -> Array:
+    if leaf.ndim > 3 and leaf.dtype in (jnp.uint8, jnp.bool_):
+        return leaf  # an image has no NaN, and a copy of it takes memory
     return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
