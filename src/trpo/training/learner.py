@@ -166,7 +166,7 @@ class Estimates(eqx.Module):
 
     trajectory: Trajectory
     """With zeros where a step is not valid."""
-    seen: PyTree[Float[Array, "time env ..."]]
+    seen: PyTree[Shaped[Array, "time env ..."]]
     """Observations as policy and value function are shown them."""
     value: Float[Array, "time env"]
     """V(s), in units of reward."""
