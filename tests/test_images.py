@@ -23,7 +23,10 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.convolutions import NATURE, SMALL, Convolutions
 from trpo.policies.encoders import Flatten, Join
 from trpo.policies.make import make_policy
+from trpo.rollout import HostPolicy, HostSource, Seat
+from trpo.rollout.host import run_fragment
 from trpo.training.agent import Agent
+from trpo.training.learner import Hyper, estimate, prepare
 from trpo.training.sizes import count_parameters
 
 IMAGES: list[tuple[Leaf, Image]] = [
@@ -183,13 +186,13 @@ class JaxSide:
 
 
 SMALL_RUN = trpo.Config(
-    steps=64 * 16 * 6,
-    fragment=16,
-    env=trpo.EnvConfig(count=64),
+    steps=32 * 8 * 8,
+    fragment=8,
+    env=trpo.EnvConfig(count=32),
     rule=trpo.RuleConfig(max_kl=0.05),
     policy=trpo.PolicyConfig(hidden=(), averaging=0.0),
     value=trpo.ValueConfig(hidden=(), epochs=1, minibatch=256),
-    problem=trpo.ProblemConfig(block=300),
+    problem=trpo.ProblemConfig(block=100),
 )
 
 
@@ -292,3 +295,54 @@ def test_spaces_without_arrays_of_one_shape_are_refused_with_the_cure() -> None:
         assert cure in str(error.value)
     with pytest.raises(ValueError, match="wrap the environment so that it shows numbers"):
         space_of(text)
+
+
+class Counting(gym.Env):
+    """The image says how many steps an episode has had; a third of the episodes terminate, the others are cut."""
+
+    observation_space, action_space = gym.spaces.Box(0, 255, (5, 5, 1), np.uint8), gym.spaces.Discrete(2)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        super().reset(**kwargs)
+        self._time, self._end = 0, int(self.np_random.integers(1, 5))
+        return self._seen(), {}
+
+    def _seen(self) -> np.ndarray:
+        return np.full((5, 5, 1), 10 * self._end + self._time, np.uint8)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._time += 1
+        over = self._time == self._end
+        return self._seen(), 1.0, over and self._end == 3, over and self._end != 3, {}
+
+
+def test_successors_that_are_kept_once_are_the_dense_ones() -> None:
+    """Advantages of the same fragment either way; with more truncated episodes than rows, which then grow."""
+    envs = trpo.make_envs(lambda: Counting(), 3)
+    config = trpo.Config(
+        env=trpo.EnvConfig(count=3), fragment=12, policy=SMALL_RUN.policy, value=trpo.ValueConfig(hidden=())
+    )
+    agent = trpo.make_agent(envs, config)
+    program, learner, hyper = agent.program(), agent.learner, Hyper.of(config)
+    # A scale of returns, so that V is not 0.
+    returns = learner.value.returns.merge(jnp.arange(3.0), jnp.ones(3))
+    learner = dataclasses.replace(learner, value=dataclasses.replace(learner.value, returns=returns))
+    actor, noise, _ = prepare(program, learner.policy, learner.observations, jax.random.key(0), 0)
+    policy, noise = HostPolicy(agent.policy, actor), np.asarray(noise)
+
+    def fragment(rows: int) -> Any:
+        seat = Seat(envs.reset([1, 2, 3]), (), np.ones(3, bool))
+        return run_fragment(envs, policy, seat, noise, rows=rows)[0]
+
+    dense, once = fragment(0), fragment(3)
+    assert dense.truncated.sum() > 6
+    assert dense.terminated.any()
+    assert len(once.next_observation.step) in (6, 12, 24)
+    one, two = (estimate(program, hyper, learner, each, 0) for each in (dense, once))
+    assert np.ptp(one.value) > 0
+    np.testing.assert_allclose(two.advantage, one.advantage, rtol=1e-5, atol=1e-6)
+    source = HostSource(envs)
+    source.restart([1, 2, 3])
+    rows = [len(source.collect(policy, noise).next_observation.step) for _ in range(4)]
+    assert rows[0] >= 6
+    assert len(set(rows[1:])) == 1

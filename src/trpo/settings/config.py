@@ -24,7 +24,7 @@ from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
 
 RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}
-PIXELS = 2**24
+PIXELS = 2**23
 """Pixels that a block has if nothing else is said."""
 FITS: dict[str, Any] = {"adam": AdamFit, "gauss-newton": GaussNewtonFit}
 
@@ -226,7 +226,7 @@ class ProblemConfig:
 
     block: Annotated[int | Literal["auto"], "≥ 0, or auto; 0 is one block"] = "auto"
     """States of a batch that are worked on at a time, so that memory is that of a block; 0: all at once. auto: as many
-    as have 2²⁴ pixels (594 stacks of four Atari frames) where there are images, else all."""
+    as have 2²³ pixels (297 stacks of four Atari frames) where there are images, else all."""
 
     def __post_init__(self) -> None:
         _check(self, "problem.")

@@ -22,6 +22,7 @@ from trpo.envs.spaces import Space
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
+from trpo.rollout.trajectory import Successors
 from trpo.rules import Repeated
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
@@ -217,9 +218,17 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     steps = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory.steps())
     clean = dataclasses.replace(trajectory, **steps)
     see = program.freeze(learner.policy, learner.observations).see
-    seen, following = see(clean.observation), see(clean.next_observation)
-    v = predict(program.value_of, learner.value, seen, program.normalise_returns)
-    next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
+    seen = see(clean.observation)
+
+    def value(seen: Any) -> Array:
+        return predict(program.value_of, learner.value, seen, program.normalise_returns)
+
+    v = value(seen)
+    if isinstance(after := clean.next_observation, Successors):
+        next_v = jnp.concatenate([v[1:], value(see(after.last))[None]])
+        next_v = next_v.at[after.step, after.env].set(value(see(after.final)), mode="drop")
+    else:
+        next_v = value(see(after))
     discount = hyper.discount_at(iteration)
     advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)

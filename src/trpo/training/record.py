@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from trpo.rollout.episodes import RecentEpisodes
-from trpo.rollout.trajectory import Trajectory
+from trpo.rollout.trajectory import Successors, Trajectory
 from trpo.rules.protocol import Result, Rule
 from trpo.training.learner import IterationInfo
 from trpo.training.state import TrainingState
@@ -68,7 +68,8 @@ def nonfinite_message(iteration: int, bad_fit: bool, env: str, trajectory: Traje
 
 def _culprit(trajectory: Trajectory) -> str:
     for name in ("reward", "observation", "next_observation"):
-        for leaf in jax.tree.leaves(getattr(trajectory, name)):
+        part = getattr(trajectory, name)
+        for leaf in () if isinstance(part, Successors) else jax.tree.leaves(part):
             for step, which, *rest in np.argwhere(~np.isfinite(leaf)):
                 if trajectory.valid[step, which]:
                     found = leaf[(step, which, *rest)]
