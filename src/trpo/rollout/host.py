@@ -11,6 +11,7 @@ import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
 from trpo.envs.images import image_of
+from trpo.envs.masks import MASK, blocked, choices
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
@@ -60,10 +61,12 @@ def run_fragment(
     many truncated episodes, or for twice as many and so on.
     """
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
-    length = len(jax.tree.leaves(noise)[0])
+    length, masked = len(jax.tree.leaves(noise)[0]), envs.spec.masked
     finals: list[tuple[int, int, Any]] = []
     met, actions, following, *columns = (_Rows(length) for _ in range(7))
     for t, now in enumerate(_steps(noise)):
+        if masked:
+            require_allowed(envs, observation)
         action, carry = act(observation, carry, reset, now)
         met.put(t, observation)
         step = step_all(envs, action)
@@ -133,6 +136,16 @@ def step_all(envs: HostEnv, action: Any) -> Transition:
 
     ends = {name: mended(name, "biuf", bool) for name in ("terminated", "truncated", "valid")}
     return step._replace(reward=mended("reward", "biuf", np.float32), **ends)
+
+
+def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
+    """Refuse states in which no action is allowed; environments that are not ``going`` may show what they like."""
+    bad = blocked(choices(envs.spec.action), observation[MASK]) & going
+    if bad.any():
+        which = int(np.argmax(bad)) + getattr(envs, "first", 0)
+        raise EnvironmentFailure(
+            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end episodes where none is left"
+        )
 
 
 def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:

@@ -158,6 +158,9 @@ class PolicyConfig:
     with d elements of an action, so that the noise's length is at least 0.25 whatever d, and never below 0.1."""
     state_dependent_std: bool = False
     """Let the network output σ too."""
+    distribution: Literal["auto", "beta", "squashed"] = "auto"
+    """Of actions in a Box: auto is a Gaussian, clipped where it is beyond the bounds; the others stay within them: a
+    Beta, whose initial σ is initial_std but at most 0.48, or a Gaussian squashed by tanh."""
     last_layer_scale: Annotated[float, "≥ 0; {} is usual"] = 0.01
     """Gain of the last layer's initial weights."""
     hidden_layer_scale: LayerGain = 2**0.5
@@ -173,6 +176,9 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         _check(self, "policy.")
         self._require_min_std(self.min_std if self.min_std != "auto" else 0.0)
+        for name, value in (("min_std", self.min_std), ("state_dependent_std", self.state_dependent_std)):
+            allowed = "left as it is with policy.distribution=beta, whose σ always depends on the state"
+            require(self.distribution != "beta" or not value, f"policy.{name}", value, allowed)
 
     def _require_min_std(self, bound: Any) -> None:
         allowed = f"≥ 0 and below policy.initial_std={self.initial_std}, or auto; 0 sets no bound"

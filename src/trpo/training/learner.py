@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
 from trpo.blocks import InBlocks, Split
+from trpo.distributions import Product
+from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
@@ -69,10 +71,18 @@ class Program:
     """States that a larger batch is worked on at a time; 0: all."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+    choices: tuple[int, ...] = ()
+    """Of the actions that observations tell to be allowed or not (:func:`trpo.envs.masks.choices`); empty if none."""
 
     @classmethod
     def of(
-        cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1
+        cls,
+        policy: PolicyFunction,
+        value: PolicyFunction,
+        space: Space,
+        config: Config,
+        strata: int = 1,
+        choices: tuple[int, ...] = (),
     ) -> Program:
         """Take it from a configuration."""
         return cls(
@@ -87,6 +97,7 @@ class Program:
             fisher_subsample=config.fisher_subsample,
             block=config.block_of(space),
             strata=strata,
+            choices=choices,
         )
 
     def freeze(self, params: Params, statistics: PyTree[RunningStatistics]) -> Actor:
@@ -159,7 +170,9 @@ class IterationInfo(eqx.Module):
     std: Float[Array, ""] | None
     """Mean σ of a Gaussian policy over the batch before the update; None for other distributions."""
     finite: Bool[Array, ""]
-    """False if the batch had a NaN or infinity."""
+    """False if the batch had a NaN or infinity, or a state in which no action is allowed."""
+    blocked: Bool[Array, ""] | None = None
+    """Whether it had such a state; None where all actions always are."""
 
 
 class Estimates(eqx.Module):
@@ -201,15 +214,27 @@ def improve(
     problem = local_problem(program, learner, estimates)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
+    no_action = _blocked(program, estimates)
+    if no_action is not None:
+        new, finite = tree_where(no_action, learner, new), finite & ~no_action
     info = IterationInfo(
         update=tree_where(finite, update, update.refused()),
         explained_variance=explained_variance(estimates.value, estimates.target, estimates.weight),
         std=_mean_std(problem.old),
         finite=finite,
+        blocked=no_action,
     )
     rows = partial(_rows, strata=program.strata)
     data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
     return new, data, info
+
+
+def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
+    """Return whether some state of a batch has no allowed action; None where no observation says."""
+    if not program.choices:
+        return None
+    mask = estimates.trajectory.observation[MASK]
+    return jnp.any(blocked(program.choices, mask) & (estimates.weight > 0))
 
 
 def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
@@ -311,5 +336,11 @@ def _where_valid(valid: Array, leaf: Array) -> Array:
 
 
 def _mean_std(distribution: Any) -> Scalar | None:
-    log_std = getattr(distribution, "log_std", None)
-    return None if log_std is None else jnp.mean(jnp.exp(log_std))
+    found = _log_stds(distribution)
+    return jnp.mean(jnp.exp(found[0] if len(found) == 1 else jnp.concatenate(found, -1))) if found else None
+
+
+def _log_stds(distribution: Any) -> list[Any]:
+    if isinstance(distribution, Product):
+        return [x for part in distribution.parts for x in _log_stds(part)]
+    return [distribution.log_std] if hasattr(distribution, "log_std") else []

@@ -15,6 +15,7 @@ import numpy as np
 
 from trpo.capacity import machine_memory, require_room
 from trpo.envs.images import image_of, is_normalised
+from trpo.envs.spaces import Box
 from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import flattened, make_encoder
 from trpo.settings.config import Config
@@ -41,7 +42,9 @@ def size_of(tree: Any) -> int:
 
 def _outputs(spec: EnvSpec, config: Config) -> int:
     """Return the numbers that the parameters of a distribution over actions are."""
-    return spec.action.number_count * (2 if config.policy.state_dependent_std else 1)
+    twice = config.policy.state_dependent_std or config.policy.distribution == "beta"
+    leaves = [leaf for _, leaf in spec.action.leaves()]
+    return sum(math.prod(leaf.number_shape) * (2 if twice and isinstance(leaf, Box) else 1) for leaf in leaves)
 
 
 def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
@@ -53,7 +56,7 @@ def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -
     found = {}
     for name, (part, outputs) in parts.items():
         if name not in own:
-            encoder = make_encoder(spec.observation, part.sees, part.encoder)
+            encoder = make_encoder(spec.seen(part.sees), part.sees, part.encoder)
             kernels = [x.shape for x in jax.tree.leaves(encoder) if np.ndim(x) > 1]
             found[name] = [(math.prod(shape[:-1]), shape[-1]) for shape in kernels]
             found[name] += itertools.pairwise((encoder.size, *part.hidden, outputs))
@@ -65,7 +68,7 @@ def flat_images(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()
     said = []
     for name in ("policy", "value"):
         part = getattr(config, name)
-        for path, size in () if name in own else flattened(make_encoder(spec.observation, part.sees, part.encoder)):
+        for path, size in () if name in own else flattened(make_encoder(spec.seen(part.sees), part.sees, part.encoder)):
             if size > FLAT:
                 units = (*part.hidden, _outputs(spec, config) if name == "policy" else 1)[0]
                 where = "/".join(map(str, path)) or "observation"

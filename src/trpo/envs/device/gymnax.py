@@ -111,4 +111,10 @@ def _actions(space: Any, name: str) -> Space:
         return Choice(int(space.n), dtype=str(np.dtype(space.dtype)))
     if kind == "Box":
         return Box(shape, str(np.dtype(space.dtype)), **_bounds(space, shape))
-    raise UnsupportedSpaceError(f"action space {space} of {name} is not supported; supported are Box and Discrete")
+    if kind == "Dict":
+        return Dict(tuple((key, _actions(part, name)) for key, part in space.spaces.items()))
+    if kind == "Tuple":
+        return Tuple(tuple(_actions(part, name) for part in space.spaces))
+    raise UnsupportedSpaceError(
+        f"action space {space} of {name} is not supported; supported are Box, Discrete, and Dict or Tuple of these"
+    )
