@@ -67,6 +67,7 @@ from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig
 from trpo.settings.config import PolicyConfig as PolicyConfig
+from trpo.settings.config import ProblemConfig as ProblemConfig
 from trpo.settings.config import RuleConfig as RuleConfig
 from trpo.settings.config import ValueConfig as ValueConfig
 from trpo.tabular import exact_problem as exact_problem

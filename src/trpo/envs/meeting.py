@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from trpo.envs.bounds import meaning
 from trpo.envs.masks import MASK, blocked, choices, flat_mask
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, at
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, UnsupportedSpaceError, at
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import on_one_line
 
@@ -34,6 +34,18 @@ def require_same_spaces(agent: EnvSpec, env: EnvSpec) -> None:
     ]
     if found:
         raise ValueError(f"{'; '.join(found)}: an agent acts only where its spaces are those that it was made for")
+
+
+def require_alike(first: EnvSpec, others: Iterable[EnvSpec]) -> None:
+    """Raise ValueError, naming the spaces, unless all copies of an environment have the same."""
+    for other in others:
+        for what in ("observation", "action"):
+            here, there = getattr(first, what), getattr(other, what)
+            if not _same(here, there, of_actions=what == "action"):
+                raise UnsupportedSpaceError(
+                    f"environment {first.id!r}: its {what} space is {here} in one copy and {there} in another; all "
+                    "must have the same, so let nothing random choose it"
+                )
 
 
 def _rescaled(ours: Space, theirs: Space) -> str:

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -76,6 +76,30 @@ def flat(space: Space, x: Tree) -> Any:
         numbers = leaf.to_numbers(part)
         parts.append(rows(numbers, numbers.ndim - part.ndim + len(leaf.shape)))
     return parts[0] if len(parts) == 1 else parts[0].__array_namespace__().concatenate(parts, axis=-1)
+
+
+def without(space: Space, drop: Sequence[str], path: str = "") -> Space:
+    """Return a space without the parts of Dicts that ``drop`` names, such as ``mission`` or ``arm/joints``."""
+    if not path and drop:
+        require_parts(drop, _names(space))
+    if not drop or not isinstance(space, Dict):
+        return space
+    parts = [(name, part) for name, part in space.items if f"{path}{name}" not in drop]
+    return Dict(tuple((name, without(part, drop, f"{path}{name}/")) for name, part in parts))
+
+
+def _names(space: Space, path: str = "") -> list[str]:
+    if not isinstance(space, Dict):
+        return []
+    return [n for name, part in space.items for n in (f"{path}{name}", *_names(part, f"{path}{name}/"))]
+
+
+def require_parts(drop: Sequence[str], known: Collection[str]) -> None:
+    """Raise ValueError for names that are no part of an observation."""
+    for name in drop:
+        if name not in known:
+            has = ", ".join(known) or "none: it is no Dict"
+            raise ValueError(f"env.drop={name}: an observation has no such part; those that may be left out: {has}")
 
 
 def by_name(space: Dict | Tuple) -> list[tuple[str | int, Space]]:

@@ -178,7 +178,7 @@ def _frames(
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
     step, name, options = 0, agent.spec.id, agent.config.env
-    (env,), here = with_spec(name, [env])
+    (env,), here = with_spec(name, [env], options.drop)
     space, write = here.observation, writer(here.observation)
     require_same_spaces(agent.spec, here.with_options(options.rescale_actions, options.flatten))
 

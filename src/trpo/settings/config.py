@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from trpo.envs.images import image_of
+from trpo.envs.spaces import Space
 from trpo.policies.encoders import Encoding
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
@@ -22,6 +24,8 @@ from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
 
 RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}
+PIXELS = 2**23
+"""Pixels that a block has if nothing else is said."""
 FITS: dict[str, Any] = {"adam": AdamFit, "gauss-newton": GaussNewtonFit}
 
 
@@ -227,8 +231,8 @@ class ProblemConfig:
     """The trust-region problem of a batch."""
 
     block: Annotated[int | Literal["auto"], "≥ 0, or auto; 0 is one block"] = "auto"
-    """States of a batch that are worked on at a time, so that memory is that of a block; 0: all at once. auto: 256
-    where the policy sees an image by convolutions, else all."""
+    """States of a batch that are worked on at a time, so that memory is that of a block; 0: all at once. auto: as many
+    as have 2²³ pixels (297 stacks of four Atari frames) where there are images, else all."""
 
     def __post_init__(self) -> None:
         _check(self, "problem.")
@@ -281,6 +285,13 @@ class Config:
             require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
         self.rule.build()
         self.value.build()
+
+    def block_of(self, observation: Space) -> int:
+        """Return how many states of this space a block has; 0: all."""
+        if self.problem.block != "auto":
+            return self.problem.block
+        pixels = sum(leaf.size for _, leaf in observation.leaves() if image_of(leaf))
+        return max(1, PIXELS // pixels) if pixels else 0
 
     @property
     def batch(self) -> int:

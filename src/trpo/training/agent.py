@@ -14,6 +14,7 @@ from trpo.envs.images import is_normalised
 from trpo.envs.masks import MASK, choices
 from trpo.envs.meeting import observed, require_same_spaces
 from trpo.envs.names import EnvLike, resolve
+from trpo.envs.spaces import Leaf
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
@@ -66,19 +67,19 @@ class Agent:
         check_networks(spec, config, own)
         require_no_fork()
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
-        all_parts = config.normalise_observations and config.normalise_all
-        function, params = as_policy(
-            make_policy(spec, config.policy, policy_key, not all_parts) if policy is None else policy
-        )
-        value_function, value_params = as_policy(
-            make_value(spec, config.value, value_key, not all_parts) if value is None else value
-        )
+        scaled = not (config.normalise_observations and config.normalise_all)
+        policy = make_policy(spec, config.policy, policy_key, scaled) if policy is None else policy
+        value = make_value(spec, config.value, value_key, scaled) if value is None else value
+        (function, params), (value_function, value_params) = as_policy(policy), as_policy(value)
         if jax.tree.leaves(value_function.start(1)):
             raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)
-        observations = spec.observation.map(
-            lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype) if all_parts or is_normalised(leaf) else None
-        )
+
+        def statistics(leaf: Leaf) -> RunningStatistics | None:
+            normalised = config.normalise_all or is_normalised(leaf)
+            return RunningStatistics.zeros(leaf.number_shape, dtype) if normalised else None
+
+        observations = spec.observation.map(statistics)
         if spec.masked:
             observations[MASK] = None
         learner = Learner(

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
+from trpo.blocks import InBlocks, Split
 from trpo.distributions import Product
 from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
+from trpo.rollout.trajectory import Successors
 from trpo.rules import Repeated
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
@@ -65,6 +67,8 @@ class Program:
     standardise_advantages: bool
     normalise_returns: bool
     fisher_subsample: int
+    block: int = 0
+    """States that a larger batch is worked on at a time; 0: all."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
     choices: tuple[int, ...] = ()
@@ -91,6 +95,7 @@ class Program:
             standardise_advantages=config.standardise_advantages,
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
+            block=config.block_of(space),
             strata=strata,
             choices=choices,
         )
@@ -105,7 +110,14 @@ class Program:
 
     def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
         """Return the value network's output for what it is shown."""
-        return self.value(params, (), (seen, None))[0]
+
+        def of(params: Params, seen: Any) -> Any:
+            return self.value(params, (), (seen, None))[0]
+
+        split = Split.of(jax.eval_shape(of, params, seen).shape, self.block, self.strata)
+        if split is None:
+            return of(params, seen)
+        return InBlocks(jax.tree_util.Partial(of), jax.tree.map(split.split, seen), split)(params)
 
 
 class Hyper(eqx.Module):
@@ -168,7 +180,7 @@ class Estimates(eqx.Module):
 
     trajectory: Trajectory
     """With zeros where a step is not valid."""
-    seen: PyTree[Float[Array, "time env ..."]]
+    seen: PyTree[Shaped[Array, "time env ..."]]
     """Observations as policy and value function are shown them."""
     value: Float[Array, "time env"]
     """V(s), in units of reward."""
@@ -231,9 +243,17 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     steps = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory.steps())
     clean = dataclasses.replace(trajectory, **steps)
     see = program.freeze(learner.policy, learner.observations).see
-    seen, following = see(clean.observation), see(clean.next_observation)
-    v = predict(program.value_of, learner.value, seen, program.normalise_returns)
-    next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
+    seen = see(clean.observation)
+
+    def value(seen: Any) -> Array:
+        return predict(program.value_of, learner.value, seen, program.normalise_returns)
+
+    v = value(seen)
+    if isinstance(after := clean.next_observation, Successors):
+        next_v = jnp.concatenate([v[1:], value(see(after.last))[None]])
+        next_v = next_v.at[after.step, after.env].set(value(see(after.final)), mode="drop")
+    else:
+        next_v = value(see(after))
     discount = hyper.discount_at(iteration)
     advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
@@ -253,7 +273,8 @@ def local_problem(program: Program, learner: Learner, estimates: Estimates) -> L
         carry=steps.carry,
         reset=jnp.concatenate([steps.reset[None], begins[:-1]]),
     )
-    return sampled_problem(program.policy, learner.policy, batch, program.fisher_subsample)
+    how = program.fisher_subsample, program.block, program.strata
+    return sampled_problem(program.policy, learner.policy, batch, *how)
 
 
 def settle(
@@ -309,6 +330,8 @@ def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..
 
 
 def _where_valid(valid: Array, leaf: Array) -> Array:
+    if leaf.ndim > 3 and leaf.dtype in (jnp.uint8, jnp.bool_):
+        return leaf  # an image has no NaN, and a copy of it takes memory
     return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 

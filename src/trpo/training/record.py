@@ -11,7 +11,7 @@ import numpy as np
 
 from trpo.envs.masks import MASK
 from trpo.rollout.episodes import RecentEpisodes
-from trpo.rollout.trajectory import Trajectory
+from trpo.rollout.trajectory import Successors, Trajectory
 from trpo.rules.protocol import Result, Rule
 from trpo.training.learner import IterationInfo
 from trpo.training.state import TrainingState
@@ -73,7 +73,8 @@ def nonfinite_message(
 
 def _culprit(trajectory: Trajectory) -> str:
     for name in ("reward", "observation", "next_observation"):
-        for leaf in jax.tree.leaves(getattr(trajectory, name)):
+        part = getattr(trajectory, name)
+        for leaf in () if isinstance(part, Successors) else jax.tree.leaves(part):
             for step, which, *rest in np.argwhere(~np.isfinite(leaf)):
                 if trajectory.valid[step, which]:
                     found = leaf[(step, which, *rest)]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.capacity import machine_memory, require_room
-from trpo.envs.images import is_normalised
+from trpo.envs.images import image_of, is_normalised
 from trpo.envs.spaces import Box
 from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import flattened, make_encoder
@@ -113,7 +113,8 @@ def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -
     config, spec, learner, batch = agent.config, agent.spec, agent.learner, agent.config.batch
     met = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in spec.observation.leaves())
     # What a step keeps: observations and successors, reward, ends; what the policy was shown, and its gradient needs.
-    trajectory = 2 * met + width + 3
+    once = on_host and any(image_of(leaf) for _, leaf in spec.observation.leaves())
+    trajectory = (1 if once else 2) * met + width + 3
     kept = 0
     if config.normalise_observations:
         shown = (leaf for _, leaf in spec.observation.leaves() if config.normalise_all or is_normalised(leaf))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from trpo.envs.spaces import Tree
+from trpo.envs.spaces import Tree, without
 from trpo.envs.spec import EnvSpec
 
 
@@ -50,6 +51,24 @@ class JaxEnv(Protocol):
 
     def step(self, state: Any, action: Tree, key: PRNGKeyArray) -> tuple[Any, Step]:
         """Take an action of the environment's own kind (already rescaled, clipped and of its type)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Without:
+    """An environment of whose observations some parts are left out; what is returned may still have them."""
+
+    env: JaxEnv
+    drop: tuple[str, ...]
+
+    cheap_reset = property(lambda self: self.env.cheap_reset, doc="As the environment says.")
+    reset = property(lambda self: self.env.reset, doc="The environment's.")
+    step = property(lambda self: self.env.step, doc="The environment's.")
+
+    @functools.cached_property
+    def spec(self) -> EnvSpec:
+        """The environment's, with such an observation."""
+        spec = self.env.spec
+        return dataclasses.replace(spec, observation=without(spec.observation, self.drop))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from trpo.envs.host.gymnasium import space_of
+from trpo.envs.host.gymnasium import space_of, without
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
 from trpo.envs.spaces import Tree
 from trpo.envs.spec import EnvSpec
@@ -30,6 +30,7 @@ class EnvPoolEnvs:
         rescale_actions: bool = True,
         flatten: bool = False,
         kwargs: Mapping[str, Any] | None = None,
+        drop: Sequence[str] = (),
     ):
         try:
             import envpool
@@ -49,7 +50,8 @@ class EnvPoolEnvs:
         with made_with(f"envpool:{env_id}", kwargs):
             self._envs = self._make(0)
         action = space_of(self._envs.action_space, of_actions=True)
-        spec = self._plain_spec = EnvSpec(f"envpool:{env_id}", space_of(self._envs.observation_space), action)
+        seen = space_of(without(self._envs.observation_space, drop))
+        spec = self._plain_spec = EnvSpec(f"envpool:{env_id}", seen, action)
         self._space = spec.observation
         self.spec = spec.with_options(rescale_actions, flatten)
         self.time_limit: int | None = getattr(self._envs.spec.config, "max_episode_steps", None)

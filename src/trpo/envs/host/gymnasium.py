@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +19,7 @@ from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.masks import told_by, with_masks
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.meeting import require_alike
 from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
     EnvironmentFailure,
@@ -26,7 +29,7 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spaces import Leaf, each
+from trpo.envs.spaces import Leaf, each, require_parts
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -64,15 +67,59 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
         case gym.spaces.MultiBinary():
             return Bits(shape, dtype)
     kind, at = "action" if of_actions else "observation", f" at {part}:" if part else "" if of_actions else ":"
-    raise UnsupportedSpaceError(f"{kind} space{at} {space} is not supported; supported are {SUPPORTED}")
+    cure = "" if of_actions else _cure_of(space, part)
+    raise UnsupportedSpaceError(f"{kind} space{at} {space} is not supported; {cure}supported are {SUPPORTED}")
 
 
-def with_spec(name: str, envs: list[Any]) -> tuple[list[Any], EnvSpec]:
+def _cure_of(space: gym.Space, part: str) -> str:
+    """Return what to do about a space that has no arrays of a fixed shape."""
+    if not isinstance(space, gym.spaces.Text | gym.spaces.Sequence | gym.spaces.Graph):
+        return ""
+    name = "/".join(re.findall(r"\['([^']*)'\]", part))
+    leave_out = f"leave it out (--env.drop {name})" if name and name.count("/") + 1 == part.count("[") else ""
+    if isinstance(space, gym.spaces.Text):
+        return f"{leave_out or 'wrap the environment so that it shows numbers'}; "
+    padded = "wrap the environment so that it shows arrays of one shape, padded"
+    return f"{f'{leave_out}, or {padded}' if leave_out else padded}; "
+
+
+def without(space: Any, drop: Sequence[str]) -> Any:
+    """Return a space of observations without the parts of Dicts that ``drop`` names (``mission``, ``arm/joints``)."""
+    if not drop:
+        return space
+
+    def kept(space: Any, path: str = "") -> Any:
+        if not isinstance(space, gym.spaces.Dict):
+            return space
+        known.update({f"{path}{key}": None for key in space.spaces})
+        parts = space.spaces.items()
+        left = [(key, kept(part, f"{path}{key}/")) for key, part in parts if f"{path}{key}" not in drop]
+        return gym.spaces.Dict(collections.OrderedDict(left))
+
+    known: dict[str, None] = {}
+    left = kept(space)
+    require_parts(drop, known)
+    return left
+
+
+def with_spec(name: str, envs: list[Any], drop: Sequence[str] = ()) -> tuple[list[Any], EnvSpec]:
     """Return copies of an environment, their masks in their observations if they tell any, and their spaces."""
     action = space_of(getattr(envs[0], "action_space", None), of_actions=True)
     told = told_by(envs[0], action)
     envs = [with_masks(env, action, told) for env in envs]
-    return envs, EnvSpec(name, space_of(getattr(envs[0], "observation_space", None)), action)
+
+    def spec_of(env: Any) -> EnvSpec:
+        seen = space_of(without(getattr(env, "observation_space", None), drop))
+        return EnvSpec(name, seen, space_of(getattr(env, "action_space", None), of_actions=True))
+
+    spec = spec_of(envs[0])
+    require_alike(spec, [spec_of(env) for env in envs[1:] if not _same_spaces(envs[0], env)])
+    return envs, spec
+
+
+def _same_spaces(a: Any, b: Any) -> bool:
+    """Return whether two environments have equal spaces, as is usual: describing them would take longer."""
+    return all(getattr(a, x, None) == getattr(b, x, None) for x in ("observation_space", "action_space"))
 
 
 def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
@@ -212,7 +259,15 @@ class GymnasiumEnvs:
     observations; 2. of ``info`` only an ``action_mask`` is read, so the shapes and types of the rest may vary.
     """
 
-    def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
+    def __init__(
+        self,
+        name: str,
+        make: MakeEnv,
+        count: int,
+        rescale_actions: bool = True,
+        flatten: bool = False,
+        drop: Sequence[str] = (),
+    ):
         self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
         self.first = 0
@@ -220,7 +275,7 @@ class GymnasiumEnvs:
         try:
             for _ in range(count):
                 self._envs.append(make_one(name, make))
-            self._envs, spec = with_spec(name, self._envs)
+            self._envs, spec = with_spec(name, self._envs, drop)
             first, self._plain_spec, self._space = self._envs[0], spec, spec.observation
             self._write, self._flatten = writer(self._space), flatten
             leaf = self._space if isinstance(self._space, Leaf) else None

@@ -27,6 +27,7 @@ from trpo.envs.host.families import GRACE, ask_to_close, end, end_left, end_own,
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv
 from trpo.envs.host.returned import described
 from trpo.envs.host.signals import LINE, PATIENCE, Signals, can_look
+from trpo.envs.meeting import require_alike
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError, UnusableEnvironmentError
 from trpo.envs.spaces import Tree, UnsupportedSpaceError
 
@@ -119,7 +120,14 @@ class WorkerEnvs:
     """N environments spread evenly over this process and K others; environment i is seeded and ordered as in one."""
 
     def __init__(
-        self, name: str, make: MakeEnv, count: int, workers: int, rescale_actions: bool = True, flatten: bool = False
+        self,
+        name: str,
+        make: MakeEnv,
+        count: int,
+        workers: int,
+        rescale_actions: bool = True,
+        flatten: bool = False,
+        drop: Sequence[str] = (),
     ):
         if workers > count:
             raise ValueError(f"env.workers={workers}: must be ≤ env.count={count}, several environments per process")
@@ -144,7 +152,7 @@ class WorkerEnvs:
         try:
             for rows, signals in zip(self._rows, self._signals, strict=True):
                 ours, theirs = context.Pipe()
-                pickled = _pickled(name, make, rows, rescale_actions, flatten)
+                pickled = _pickled(name, make, rows, rescale_actions, flatten, drop)
                 process = context.Process(target=work, args=(theirs, pickled, signals), daemon=True)
                 with signals_held():
                     process.start()
@@ -152,8 +160,9 @@ class WorkerEnvs:
                     self._pipes.append(ours)
                     self._processes.append(process)
             if self._own.stop:
-                self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten)
-            self.spec, self.time_limit = self._collect()[0]
+                self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten, drop)
+            (self.spec, self.time_limit), *others = self._collect()
+            require_alike(self.spec, [spec for spec, _ in others] + [envs.spec for envs in [self._envs] if envs])
             self._begun = True
         except UnknownEnvironmentError as error:
             self.close()
