@@ -63,6 +63,8 @@ class Program:
     standardise_advantages: bool
     normalise_returns: bool
     fisher_subsample: int
+    reward_sign: bool = False
+    """Learn from the signs of rewards."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
 
@@ -81,6 +83,7 @@ class Program:
             standardise_advantages=config.standardise_advantages,
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
+            reward_sign=config.reward == "sign",
             strata=strata,
         )
 
@@ -209,7 +212,8 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     v = predict(program.value_of, learner.value, seen, program.normalise_returns)
     next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
     discount = hyper.discount_at(iteration)
-    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
+    reward = jnp.sign(clean.reward) if program.reward_sign else clean.reward
+    advantage = gae(reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
 
 

@@ -16,7 +16,7 @@ from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tu
 from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
-from trpo.envs.packages import PREFIXES, package_of
+from trpo.envs.packages import PREFIXES, package_of, register
 from trpo.envs.protocol import (
     EnvironmentFailure,
     MissingExtraError,
@@ -136,6 +136,7 @@ def _report(message: str) -> None:
 def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
     """Make a Gymnasium environment by id."""
     try:
+        register(env_id)
         with made_with(env_id, kwargs):
             return gym.make(env_id, disable_env_checker=True, **kwargs)
     except ImportError as error:
