@@ -78,13 +78,15 @@ def make_encoder(space: Space, sees: str = "") -> Encoder:
     """Make the encoder of a space, in the order of its leaves.
 
     ``sees`` names the parts that are seen, separated by spaces: a leaf by its path (``camera``, ``arm/joints``), with a
-    range of its elements (``joints[:7]``); the range alone where the observation is one leaf (``:27``). All, if empty.
+    range of its elements (``joints[:7]``), or several; the range alone where the observation is one leaf (``:27``, or
+    ``:1 2:3``). All, if empty.
 
     Raises:
         ValueError: there is no such part; the message names those there are.
     """
     leaves = {"/".join(map(str, path)): (path, leaf) for path, leaf in space.leaves()}
-    chosen: dict[Path, Encoder] = {}
+    chosen: dict[tuple[Path, int, int], Encoder] = {}
+    order = {path: i for i, (path, _) in enumerate(leaves.values())}
     for word in sees.split() or [""]:
         name, begin, end = _parsed(word, sees)
         found = [part for key, part in leaves.items() if name in ("", key) or key.startswith(f"{name}/")]
@@ -98,14 +100,15 @@ def make_encoder(space: Space, sees: str = "") -> Encoder:
             first, last = begin or 0, size if end is None else end
             if not 0 <= first < last <= size:
                 raise ValueError(f"sees={sees!r}: {word!r} is not within the {size} elements of that part")
-            chosen[path] = ENCODERS[type(leaf)](leaf, first, last)
-    paths = tuple(path for path, _ in space.leaves() if path in chosen)
-    return chosen[()] if paths == ((),) else Join(paths, tuple(chosen[path] for path in paths))
+            chosen[path, first, last] = ENCODERS[type(leaf)](leaf, first, last)
+    keys = sorted(chosen, key=lambda key: (order[key[0]], *key[1:]))
+    paths, parts = tuple(path for path, *_ in keys), tuple(chosen[key] for key in keys)
+    return parts[0] if paths == ((),) else Join(paths, parts)
 
 
 def _parsed(word: str, sees: str) -> tuple[str, int | None, int | None]:
     """Return name and range of one word."""
-    match = re.fullmatch(r"([^\[\]:]*)(?:\[(\d*):(\d*)\])?", f"[{word}]" if word.startswith(":") else word)
+    match = re.fullmatch(r"([^\[\]:]*)(?:\[(\d*):(\d*)\])?", f"[{word}]" if re.fullmatch(r"\d*:\d*", word) else word)
     if match is None:
         raise ValueError(f"sees={sees!r}: {word!r} must be NAME, NAME[BEGIN:END] or :END, such as joints[:7]")
     begin, end = (int(x) if x else None for x in match.groups()[1:])
