@@ -40,7 +40,7 @@ def jobs_of(name: str, seed: int, out: Path) -> Iterator[Job]:
             preset=own.get("preset", row.get("preset", "auto")),
             every=row.get("every", 50_000),
             episodes=row.get("episodes", 20),
-            simulator="auto",
+            simulator=row.get("simulator", "auto"),
             out=out / name,
         )
 
