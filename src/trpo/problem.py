@@ -31,7 +31,7 @@ class Batch(eqx.Module):
 
     observation: PyTree[Shaped[Array, "..."]]
     """As the policy takes it (normalised, if the policy was run on normalised observations)."""
-    action: Shaped[Array, "..."]
+    action: PyTree[Shaped[Array, "..."]]
     """Unclipped, as sampled from the policy."""
     advantage: Float[Array, "*batch"]
     weight: Float[Array, "*batch"]

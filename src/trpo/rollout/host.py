@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
+from trpo.envs.masks import MASK, blocked, choices
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
@@ -53,9 +54,11 @@ def run_fragment(
     ``after`` sees each step and may change it.
     """
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
-    length = len(jax.tree.leaves(noise)[0])
+    length, masked = len(jax.tree.leaves(noise)[0]), envs.spec.masked
     met, actions, following, *columns = (_Rows(length) for _ in range(7))
     for t, now in enumerate(_steps(noise)):
+        if masked:
+            require_allowed(envs, observation)
         action, carry = act(observation, carry, reset, now)
         met.put(t, observation)
         step = step_all(envs, action)
@@ -106,6 +109,16 @@ def step_all(envs: HostEnv, action: Any) -> Transition:
 
     ends = {name: mended(name, "biuf", bool) for name in ("terminated", "truncated", "valid")}
     return step._replace(reward=mended("reward", "biuf", np.float32), **ends)
+
+
+def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
+    """Refuse states in which no action is allowed; environments that are not ``going`` may show what they like."""
+    bad = blocked(choices(envs.spec.action), observation[MASK]) & going
+    if bad.any():
+        which = int(np.argmax(bad)) + getattr(envs, "first", 0)
+        raise EnvironmentFailure(
+            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end episodes where none is left"
+        )
 
 
 def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Bool, Float, PyTree, Shaped
 
-from trpo.envs.spaces import Space
+from trpo.envs.images import image_of
+from trpo.envs.spaces import Leaf, Space
 from trpo.types import Params
 
 ArrayLike = Any
@@ -67,13 +68,21 @@ class Actor(eqx.Module):
 
     params: Params
     normalisers: Any
-    """A :class:`~trpo.running_statistics.Normaliser` for each leaf of an observation; None: it is shown as it is."""
+    """A :class:`~trpo.running_statistics.Normaliser` for each leaf of an observation, None for those that have no
+    statistics; None: none has."""
     space: Space = eqx.field(static=True)
     """Of observations."""
 
     def see(self, observation: Any) -> Any:
-        """Return what the policy is shown: the observation's numbers, normalised."""
-        numbers = self.space.numbers(observation)
+        """Return what the policy is shown: images as they are, else numbers, normalised where there is a normaliser."""
         if self.normalisers is None:
-            return numbers
-        return self.space.map(lambda leaf, normalise, x: normalise(x), self.normalisers, numbers)
+            return self.space.map(_shown, observation)
+
+        def shown(leaf: Leaf, normalise: Any, x: Any) -> Any:
+            return _shown(leaf, x) if normalise is None else normalise(leaf.to_numbers(x))
+
+        return self.space.map(shown, self.normalisers, observation)
+
+
+def _shown(leaf: Leaf, x: Any) -> Any:
+    return x if image_of(leaf) else leaf.to_numbers(x)

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
+from trpo.distributions import Product
+from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
@@ -38,7 +40,7 @@ class Learner(eqx.Module):
     """State of the update rule."""
     value: ValueState
     observations: PyTree[RunningStatistics]
-    """Of the numbers of each leaf of raw observations, merged after each update."""
+    """Of the numbers of each leaf of raw observations that is normalised, merged after each update; None for others."""
     average: Params | None = None
     """Of the policies so far (:func:`averaged`); None without averaging."""
 
@@ -67,10 +69,18 @@ class Program:
     """Learn from the signs of rewards."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+    choices: tuple[int, ...] = ()
+    """Of the actions that observations tell to be allowed or not (:func:`trpo.envs.masks.choices`); empty if none."""
 
     @classmethod
     def of(
-        cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1
+        cls,
+        policy: PolicyFunction,
+        value: PolicyFunction,
+        space: Space,
+        config: Config,
+        strata: int = 1,
+        choices: tuple[int, ...] = (),
     ) -> Program:
         """Take it from a configuration."""
         return cls(
@@ -85,6 +95,7 @@ class Program:
             fisher_subsample=config.fisher_subsample,
             reward_sign=config.reward == "sign",
             strata=strata,
+            choices=choices,
         )
 
     def freeze(self, params: Params, statistics: PyTree[RunningStatistics]) -> Actor:
@@ -92,7 +103,8 @@ class Program:
         if self.clip is None:
             return Actor(params, None, self.space)
         clip = self.clip
-        return Actor(params, self.space.map(lambda leaf, s: s.freeze(clip), statistics), self.space)
+        frozen = self.space.map(lambda leaf, s: None if s is None else s.freeze(clip), statistics)
+        return Actor(params, frozen, self.space)
 
     def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
         """Return the value network's output for what it is shown."""
@@ -149,7 +161,9 @@ class IterationInfo(eqx.Module):
     std: Float[Array, ""] | None
     """Mean σ of a Gaussian policy over the batch before the update; None for other distributions."""
     finite: Bool[Array, ""]
-    """False if the batch had a NaN or infinity."""
+    """False if the batch had a NaN or infinity, or a state in which no action is allowed."""
+    blocked: Bool[Array, ""] | None = None
+    """Whether it had such a state; None where all actions always are."""
 
 
 class Estimates(eqx.Module):
@@ -191,15 +205,27 @@ def improve(
     problem = local_problem(program, learner, estimates)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
+    no_action = _blocked(program, estimates)
+    if no_action is not None:
+        new, finite = tree_where(no_action, learner, new), finite & ~no_action
     info = IterationInfo(
         update=tree_where(finite, update, update.refused()),
         explained_variance=explained_variance(estimates.value, estimates.target, estimates.weight),
         std=_mean_std(problem.old),
         finite=finite,
+        blocked=no_action,
     )
     rows = partial(_rows, strata=program.strata)
     data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
     return new, data, info
+
+
+def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
+    """Return whether some state of a batch has no allowed action; None where no observation says."""
+    if not program.choices:
+        return None
+    mask = estimates.trajectory.observation[MASK]
+    return jnp.any(blocked(program.choices, mask) & (estimates.weight > 0))
 
 
 def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
@@ -247,7 +273,9 @@ def settle(
     steps, statistics = estimates.trajectory, learner.observations
     if program.clip is not None:
         statistics = program.space.map(
-            lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
+            lambda leaf, s, x: None if s is None else s.merge(leaf.to_numbers(x), estimates.weight),
+            statistics,
+            steps.observation,
         )
     # The statistics too: finite numbers at the very end of the type's range have sums that are not.
     met = steps.observation, steps.next_observation, steps.reward
@@ -289,5 +317,11 @@ def _where_valid(valid: Array, leaf: Array) -> Array:
 
 
 def _mean_std(distribution: Any) -> Scalar | None:
-    log_std = getattr(distribution, "log_std", None)
-    return None if log_std is None else jnp.mean(jnp.exp(log_std))
+    found = _log_stds(distribution)
+    return jnp.mean(jnp.exp(found[0] if len(found) == 1 else jnp.concatenate(found, -1))) if found else None
+
+
+def _log_stds(distribution: Any) -> list[Any]:
+    if isinstance(distribution, Product):
+        return [x for part in distribution.parts for x in _log_stds(part)]
+    return [distribution.log_std] if hasattr(distribution, "log_std") else []

@@ -12,7 +12,7 @@ import numpy as np
 from trpo.envs.host.frames import PLAIN, Frames
 from trpo.envs.host.gymnasium import space_of
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
-from trpo.envs.spaces import Tree, flat
+from trpo.envs.spaces import Tree
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
@@ -53,8 +53,9 @@ class EnvPoolEnvs:
         self._make_pool = partial(envpool.make, env_id, env_type="gymnasium", num_envs=count, **options)
         with made_with(f"envpool:{env_id}", kwargs):
             self._envs = self._make(0)
-        self._space = space_of(self._envs.observation_space)
-        spec = EnvSpec(f"envpool:{env_id}", self._space, space_of(self._envs.action_space, of_actions=True))
+        action = space_of(self._envs.action_space, of_actions=True)
+        spec = self._plain_spec = EnvSpec(f"envpool:{env_id}", space_of(self._envs.observation_space), action)
+        self._space = spec.observation
         self.spec = spec.with_options(rescale_actions, flatten)
         self.time_limit: int | None = getattr(self._envs.spec.config, "max_episode_steps", None)
         self._ended = np.zeros(count, bool)
@@ -69,7 +70,7 @@ class EnvPoolEnvs:
 
     def _seen(self, observation: Tree) -> Tree:
         seen = self._space.map(lambda leaf, x: np.asarray(x, leaf.dtype).reshape(len(x), *leaf.shape), observation)
-        return flat(self._space, seen) if self._flatten else seen
+        return self._plain_spec.flatten(seen) if self._flatten else seen
 
     def reset(self, seeds: list[int]) -> Tree:
         self._envs = self._make(int(seeds[0]) % 2**31)

@@ -22,7 +22,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
-from trpo.envs.host.exchange import copied, exchanged, size_of, views_of, write_rows
+from trpo.envs.host.exchange import copied, exchanged, rows_of, size_of, views_of, write_rows
 from trpo.envs.host.families import GRACE, ask_to_close, end, end_left, end_own, lead, signals_held
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv
 from trpo.envs.host.returned import described
@@ -73,6 +73,7 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
     try:
         name, make, rows, *options = cloudpickle.loads(pickled)
         envs = GymnasiumEnvs(name, make, rows.stop - rows.start, *options)
+        envs.first = rows.start
         pipe.send(("ok", (envs.spec, envs.time_limit)))
         while True:
             stepping = signals is not None and signals.wait(pipe)
@@ -86,7 +87,7 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
                 memory = SharedMemory(memory_name)
                 views = views_of(memory, *of_step)
             elif command == "step":
-                write_rows(views[1], rows, envs.step(views[0][rows]))
+                write_rows(views[1], rows, envs.step(rows_of(views[0], rows)))
             elif command == "call":
                 function, arguments = cloudpickle.loads(argument)
                 answer = function(envs, *arguments)
@@ -213,7 +214,7 @@ class WorkerEnvs:
         mine = [] if self._envs is None else [function(self._envs, *arguments[0])]
         return mine + self._collect()
 
-    def _attach(self, action: np.ndarray) -> None:
+    def _attach(self, action: Tree) -> None:
         of_step = exchanged(self.spec, action), self.count
         size = sum(size_of(leaf, self.count) for _, leaf in of_step[0].leaves())
         self._memory = SharedMemory(create=True, size=size)
@@ -238,14 +239,14 @@ class WorkerEnvs:
     def step(self, action: Tree) -> Transition:
         if self._memory is None:
             self._attach(action)
-        self._views[0][...] = action
+        write_rows(self._views[0], slice(None), action)
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._send(i, "step", None)
             elif signals.ask():
                 self._send(i, "wake", None)
         if self._envs is not None:
-            write_rows(self._views[1], self._own, self._envs.step(action[self._own]))
+            write_rows(self._views[1], self._own, self._envs.step(rows_of(action, self._own)))
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._answer(i)
