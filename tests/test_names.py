@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import inspect
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from trpo.envs.device import JaxEnv
 from trpo.envs.device.probes import make_probe
 from trpo.envs.host.probes import Probe
 from trpo.envs.names import as_jax_env, make_envs, resolve
-from trpo.envs.packages import package_of
+from trpo.envs.packages import PACKAGES, gymnasium_id, package_of
 from trpo.envs.protocol import UnknownEnvironmentError
 
 MIXED = "tests.golden.environments:Mixed-v0"
@@ -189,26 +190,59 @@ def test_arguments_that_an_environment_does_not_take_are_named(env: Any) -> None
 @pytest.mark.parametrize(
     ("env_id", "words"),
     [
-        ("ALE/Pong-v5", ["pip install ale-py", "ale_py:ALE/Pong-v5"]),
-        ("PongNoFrameskip-v4", ["pip install ale-py"]),
-        ("MiniGrid-Empty-5x5-v0", ["pip install minigrid", "minigrid:MiniGrid-Empty-5x5-v0"]),
+        ("ALE/Pong-v5", ["pip install 'trpo[atari]'"]),
+        ("PongNoFrameskip-v4", ["pip install 'trpo[atari]'"]),
+        ("MiniGrid-Empty-5x5-v0", ["pip install 'trpo[minigrid]'"]),
+        ("popgym-RepeatPreviousEasy-v0", ["pip install popgym"]),
         ("dm_control/cartpole-balance-v0", ["pip install 'shimmy[dm-control]'"]),
         ("Metaworld/MT1", ["pip install metaworld"]),
         ("Meta-World/MT1", ["pip install metaworld"]),
-        ("highway-fast-v0", ["pip install highway-env", "highway_env:highway-fast-v0"]),
+        ("highway-fast-v0", ["pip install highway-env"]),
         ("FetchReach-v4", ["pip install gymnasium-robotics"]),
         ("gymanx:CartPole-v1", ["gymanx", "nearest: gymnax"]),
         ("halfcheetah", ["nearest: HalfCheetah-v5"]),
     ],
 )
-def test_whose_an_unknown_environment_is(env_id: str, words: list[str]) -> None:
+def test_whose_an_unknown_environment_is(env_id: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)  # whatever is installed here
+    for known in [k for k, spec in gym.registry.items() if not str(spec.entry_point).startswith("gymnasium.envs")]:
+        monkeypatch.delitem(gym.registry, known)
     with pytest.raises(UnknownEnvironmentError) as caught:
         make_envs(env_id, 1)
     for word in words:
         assert word in str(caught.value)
 
 
+def test_a_known_package_is_imported_by_an_id_of_it_if_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of its name that merely lies about is not: nobody has named it."""
+    monkeypatch.setitem(PACKAGES, ("zoo", "zoo_of_a_test"), ["zoo-*"])
+    monkeypatch.syspath_prepend(tmp_path)
+    registers = (
+        "import gymnasium\ngymnasium.register('Zoo-Ape-v0', 'trpo.envs.host.probes:Probe', kwargs={'name': 'both'})"
+    )
+    (tmp_path / "zoo_of_a_test.py").write_text(registers)
+    with pytest.raises(UnknownEnvironmentError, match="pip install zoo"):
+        make_envs("Zoo-Ape-v0", 1)
+    assert "zoo_of_a_test" not in sys.modules
+    (tmp_path / "zoo_of_a_test-1.dist-info").mkdir()
+    (tmp_path / "zoo_of_a_test-1.dist-info" / "METADATA").write_text("Name: zoo-of-a-test\nVersion: 1\n")
+    make_envs("Zoo-Ape-v0", 1).close()
+    gym.registry.pop("Zoo-Ape-v0")
+    del sys.modules["zoo_of_a_test"]
+
+
+def test_what_envpool_simulates_has_a_name_in_gymnasium() -> None:
+    assert [gymnasium_id(f"{of}Hopper-v5") for of in ("", "envpool:")] == ["Hopper-v5"] * 2
+    pytest.importorskip("ale_py", reason="needs trpo[atari]")
+    assert gymnasium_id("envpool:Pong-v5") == gymnasium_id("ALE/Pong-v5") == "ALE/Pong-v5"
+
+
 def test_packages_of_environments() -> None:
-    assert package_of("minigrid:MiniGrid-Emty-v0", []) == "pip install minigrid"
+    assert package_of("minigrid:MiniGrid-Emty-v0", []) == "pip install 'trpo[minigrid]'"
     assert package_of("MiniGrid-Emty-v0", ["MiniGrid-Empty-5x5-v0"]) == ""  # it is imported: the nearest name helps
     assert package_of("Hoper-v5", []) == ""

@@ -237,6 +237,8 @@ def named(space: Space) -> tuple[Any, dict[str, np.ndarray]]:
         (ARM, "joints[3:] t", [("joints", 3, 4), "t"]),
         (PAIR, "1[:1]", [("1", 0, 1)]),
         (Box((4,)), ":3", [("", 0, 3)]),
+        (Box((4,)), "2:3 :1", [("", 0, 1), ("", 2, 3)]),
+        (ARM, "joints[2:] t joints[:1]", [("joints", 0, 1), ("joints", 2, 4), "t"]),
         (Box((2, 3)), "[2:5]", [("", 2, 5)]),
         (Choice(4), "[1:]", [("", 1, 4)]),
     ],

@@ -329,6 +329,10 @@ ALTERNATIVES: dict[str, Any] = {
     "env.count": 5,
     "env.workers": ELSEWHERE,  # changes no bit, by design: test_resuming_equals_not_stopping; below: that it is used
     "env.rescale_actions": False,
+    "env.frame_stack": 2,
+    "env.screen": ELSEWHERE,  # concerns games only: test_envpool_equals_gymnasium
+    "env.frame_skip": ELSEWHERE,
+    "env.noops": ELSEWHERE,
     "env.flatten": ELSEWHERE,  # changes nothing where observations are vectors: test_spaces
     "env.stagger": (
         True,
@@ -374,6 +378,7 @@ ALTERNATIVES: dict[str, Any] = {
     "gae_lambda": 0.5,
     "updates_per_batch": 2,
     "fisher_subsample": 2,
+    "reward": "sign",
     "standardise_advantages": False,
     "normalise_observations": False,
     "observation_clip": 0.5,

@@ -98,8 +98,8 @@ def make_encoder(
     Args:
         space: of observations.
         sees: the parts that are seen, separated by spaces: a leaf by its path (``camera``, ``arm/joints``), with a
-            range of its elements (``joints[:7]``); the range alone where the observation is one leaf (``:27``). All, if
-            empty.
+            range of its elements (``joints[:7]``), or several; ranges alone where the observation is one leaf (``:27``,
+            or ``:1 2:3``). All, if empty.
         encoding: ``auto`` makes convolutions for images (:func:`~trpo.envs.images.image_of`) that are seen whole,
             ``cnn`` for whatever may be one; with ``flat``, and for all else, elements are put in a row.
         key: draws the weights of convolutions; None leaves them zero, for those who ask for sizes.
@@ -110,7 +110,8 @@ def make_encoder(
         ValueError: there is no such part, or with ``cnn`` no image; the message names those there are.
     """
     leaves = {"/".join(map(str, path)): (path, leaf) for path, leaf in space.leaves()}
-    chosen: dict[Path, Encoder] = {}
+    chosen: dict[tuple[Path, int, int], Encoder] = {}
+    order = {path: i for i, (path, _) in enumerate(leaves.values())}
     for word in sees.split() or [""]:
         name, begin, end = _parsed(word, sees)
         found = [part for key, part in leaves.items() if name in ("", key) or key.startswith(f"{name}/")]
@@ -127,13 +128,14 @@ def make_encoder(
             image = None if encoding == "flat" or (first, last) != (0, size) else _image(leaf, encoding, scaled)
             if image is not None:
                 drawn = None if key is None else jax.random.fold_in(key, list(leaves).index("/".join(map(str, path))))
-                chosen[path] = Convolutions.of(image, len(leaf.shape), drawn, dtype)
+                chosen[path, first, last] = Convolutions.of(image, len(leaf.shape), drawn, dtype)
                 continue
-            chosen[path] = ENCODERS[type(leaf)](leaf, first, last, _unit(leaf, scaled))
+            chosen[path, first, last] = ENCODERS[type(leaf)](leaf, first, last, _unit(leaf, scaled))
     if encoding == "cnn" and not any(type(encoder) is Convolutions for encoder in chosen.values()):
         raise ValueError(f"encoder='cnn': no part of {space} that is seen may be an image; use auto, or flat")
-    paths = tuple(path for path, _ in space.leaves() if path in chosen)
-    return chosen[()] if paths == ((),) else Join(paths, tuple(chosen[path] for path in paths))
+    keys = sorted(chosen, key=lambda key: (order[key[0]], *key[1:]))
+    paths, parts = tuple(path for path, *_ in keys), tuple(chosen[key] for key in keys)
+    return parts[0] if paths == ((),) else Join(paths, parts)
 
 
 def flattened(encoder: Encoder) -> list[tuple[Path, int]]:
@@ -156,7 +158,7 @@ def _unit(leaf: Leaf, scaled: bool) -> float:
 
 def _parsed(word: str, sees: str) -> tuple[str, int | None, int | None]:
     """Return name and range of one word."""
-    match = re.fullmatch(r"([^\[\]:]*)(?:\[(\d*):(\d*)\])?", f"[{word}]" if word.startswith(":") else word)
+    match = re.fullmatch(r"([^\[\]:]*)(?:\[(\d*):(\d*)\])?", f"[{word}]" if re.fullmatch(r"\d*:\d*", word) else word)
     if match is None:
         raise ValueError(f"sees={sees!r}: {word!r} must be NAME, NAME[BEGIN:END] or :END, such as joints[:7]")
     begin, end = (int(x) if x else None for x in match.groups()[1:])

@@ -21,10 +21,12 @@ from gymnasium.envs.registration import load_env_creator
 
 from trpo.envs import EnvironmentFailure, MissingExtraError
 from trpo.envs.host.closing import close_all
+from trpo.envs.host.frames import Frames
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, with_spec
 from trpo.envs.host.returned import WrongAnswerError, begun, described, stepped, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
 from trpo.envs.names import is_in_jax, make_single
+from trpo.envs.packages import gymnasium_id
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.rollout.whole_episodes import MAX_STEPS
@@ -99,7 +101,7 @@ def record(
 def can_record(env: str) -> bool:
     """Return whether :func:`record` is expected to draw an environment that was used here, from its registration."""
     try:
-        spec = gym.spec(env.removeprefix("envpool:"))
+        spec = gym.spec(gymnasium_id(env))
         kind = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except Exception:  # not one of Gymnasium's: what its name says is not known
         return False
@@ -117,7 +119,8 @@ def _make_env(agent: Agent) -> gym.Env:
     backend = "display" if displayed else headless_backend()
     try:
         with quiet_mujoco():
-            env = make_single(source, **{**agent.config.env.kwargs, "render_mode": "rgb_array"})
+            options = agent.config.env
+            env = make_single(source, Frames.of(options), **{**options.kwargs, "render_mode": "rgb_array"})
     except UnusableEnvironmentError as error:
         if not isinstance(error.__cause__, TypeError) or "render_mode" not in str(error):
             raise

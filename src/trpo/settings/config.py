@@ -102,12 +102,23 @@ class EnvConfig:
     """Make every observation one vector of numbers, whatever its space."""
     drop: tuple[str, ...] = ()
     """Parts of a Dict observation that are left out at the environment's door, such as mission."""
+    frame_stack: Annotated[int, "≥ 1; 4 is usual for games"] = 1
+    """On the host: so many of the latest observations are shown together, the newest last; 1 stacks none."""
+    screen: Annotated[int, "≥ 0; 84 is usual"] = 0
+    """Atari: width and height of a grey screen, the maximum of the last two frames; 0: frames as the game has them."""
+    frame_skip: Annotated[int, "≥ 1; {} is usual"] = 4
+    """Atari with ``screen``: frames that an action lasts."""
+    noops: Annotated[int, "≥ 1; {} is usual"] = 30
+    """Atari with ``screen``: a game begins with up to so many frames without action, by chance."""
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     """What is passed to the environment when it is made by name, such as ctrl_cost_weight=0.2; values are JSON."""
 
     def __post_init__(self) -> None:
         _check(self, "env.")
         require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
+        for name, usual in (("frame_skip", EnvConfig.frame_skip), ("noops", EnvConfig.noops)):
+            allowed = f"{usual} without env.screen, which is what uses it"
+            require(bool(self.screen) or getattr(self, name) == usual, f"env.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -266,6 +277,8 @@ class Config:
     fisher_subsample: Annotated[int, "≥ 1; the paper used 10"] = 1
     """k > 1: Fisher products use a fixed 1/k of the states."""
     standardise_advantages: bool = True
+    reward: Literal["raw", "sign"] = "raw"
+    """What is learned from: rewards as they are, or their signs; the returns that are reported are raw."""
     normalise_observations: bool = True
     observation_clip: Annotated[float, "> 0, inf for none; {} is usual"] = 10.0
     """Bound on normalised observations, in standard deviations."""

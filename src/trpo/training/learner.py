@@ -69,6 +69,8 @@ class Program:
     fisher_subsample: int
     block: int = 0
     """States that a larger batch is worked on at a time; 0: all."""
+    reward_sign: bool = False
+    """Learn from the signs of rewards."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
     choices: tuple[int, ...] = ()
@@ -96,6 +98,7 @@ class Program:
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
             block=config.block_of(space),
+            reward_sign=config.reward == "sign",
             strata=strata,
             choices=choices,
         )
@@ -255,7 +258,8 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     else:
         next_v = value(see(after))
     discount = hyper.discount_at(iteration)
-    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
+    reward = jnp.sign(clean.reward) if program.reward_sign else clean.reward
+    advantage = gae(reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
 
 

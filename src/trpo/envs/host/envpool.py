@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trpo.envs.host.frames import PLAIN, Frames
 from trpo.envs.host.gymnasium import space_of, without
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
 from trpo.envs.spaces import Tree
@@ -31,6 +32,7 @@ class EnvPoolEnvs:
         flatten: bool = False,
         kwargs: Mapping[str, Any] | None = None,
         drop: Sequence[str] = (),
+        frames: Frames = PLAIN,
     ):
         try:
             import envpool
@@ -42,11 +44,14 @@ class EnvPoolEnvs:
         kwargs = kwargs or {}
         for name in kwargs.keys() & {"env_type", "num_envs", "batch_size", "seed"}:
             raise ValueError(f"env.kwargs {name}={kwargs[name]!r}: it is the run's; env.count and seed are settings")
-        self._make_pool = partial(envpool.make, env_id, env_type="gymnasium", num_envs=count, **kwargs)
         known = envpool.list_all_envs()
         if env_id not in known:
             near = nearest(env_id, known, "nearest: none: see envpool.list_all_envs()", cutoff=0.5)
             raise UnknownEnvironmentError(f"unknown EnvPool environment {env_id!r}; {near}")
+        options = dict(kwargs)
+        if str(frames):
+            options = frames.of_envpool(env_id, envpool.make_spec(env_id).config._fields) | options
+        self._make_pool = partial(envpool.make, env_id, env_type="gymnasium", num_envs=count, **options)
         with made_with(f"envpool:{env_id}", kwargs):
             self._envs = self._make(0)
         action = space_of(self._envs.action_space, of_actions=True)

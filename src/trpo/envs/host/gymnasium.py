@@ -20,7 +20,7 @@ from trpo.envs.host.closing import close_all
 from trpo.envs.host.masks import told_by, with_masks
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
 from trpo.envs.meeting import require_alike
-from trpo.envs.packages import PREFIXES, package_of
+from trpo.envs.packages import PREFIXES, package_of, register
 from trpo.envs.protocol import (
     EnvironmentFailure,
     MissingExtraError,
@@ -189,6 +189,7 @@ def _report(message: str) -> None:
 def make_registered(env_id: str, **kwargs: Any) -> gym.Env:
     """Make a Gymnasium environment by id."""
     try:
+        register(env_id)
         with made_with(env_id, kwargs):
             return gym.make(env_id, disable_env_checker=True, **kwargs)
     except ImportError as error:
