@@ -10,7 +10,7 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import make_encoder
 from trpo.policies.heads import make_head
 from trpo.policies.networks import Policy, ValueFunction
-from trpo.policies.trunks import TRUNKS
+from trpo.policies.recurrent import TRUNKS
 
 
 def make_policy(spec: EnvSpec, config: Any, key: Any) -> Policy:
@@ -30,4 +30,5 @@ def make_value(spec: EnvSpec, config: Any, key: Any) -> ValueFunction:
 def _network(spec: EnvSpec, config: Any, key: Any, outputs: int, last_scale: float) -> tuple[Any, Any]:
     encoder = make_encoder(spec.observation, config.sees)
     sizes, dtype = (encoder.size, *config.hidden, outputs), jnp.result_type(float)
-    return encoder, TRUNKS["mlp"](key, sizes, config.activation, last_scale, config.hidden_layer_scale, dtype)
+    scales = last_scale, config.hidden_layer_scale
+    return encoder, TRUNKS[config.trunk](key, sizes, config.activation, *scales, dtype, config.memory)

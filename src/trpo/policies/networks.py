@@ -11,7 +11,7 @@ import numpy as np
 from trpo.distributions import Distribution
 from trpo.policies.encoders import Encoder, Flatten
 from trpo.policies.heads import GaussianHead, Head
-from trpo.policies.protocol import Observed
+from trpo.policies.protocol import Observed, stepwise
 from trpo.policies.trunks import MLP, Recurrent
 from trpo.running_statistics import Normaliser
 
@@ -21,7 +21,14 @@ def _start(trunk: Any, count: int) -> Any:
 
 
 def _apply(trunk: Any, carry: Any, features: Any, reset: Any) -> tuple[Any, Any]:
-    return trunk(carry, features, reset) if isinstance(trunk, Recurrent) else (trunk(features), carry)
+    if not isinstance(trunk, Recurrent):
+        return trunk(features), carry
+    if reset.ndim == 1:
+        return trunk(carry, features, reset)
+    # Encoder, head, and whatever else needs no memory are outside of the loop over time.
+    if hasattr(trunk, "unroll"):
+        return trunk.unroll(carry, features, reset)
+    return stepwise(lambda carry, now: trunk(carry, *now), carry, features, reset)
 
 
 class Policy(eqx.Module):
@@ -40,6 +47,10 @@ class Policy(eqx.Module):
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
         return self.head(outputs), carry
 
+    def unroll(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
+        """Return distributions and memory after each step of a fragment ``[time, env, …]``."""
+        return self(carry, observed)
+
 
 class ValueFunction(eqx.Module):
     """s ↦ V(s) in units of the running deviation of returns: a scalar for each leading index."""
@@ -54,6 +65,10 @@ class ValueFunction(eqx.Module):
         observation, reset = observed
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
         return outputs[..., 0], carry
+
+    def unroll(self, carry: Any, observed: Observed) -> tuple[Any, Any]:
+        """Return V and memory after each step of a fragment ``[time, env, …]``."""
+        return self(carry, observed)
 
 
 HostPass = Callable[[Any, Any], Any]

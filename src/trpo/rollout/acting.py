@@ -18,7 +18,7 @@ import numpy as np
 from trpo.envs.spaces import Box
 from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
-from trpo.policies.protocol import PolicyFunction
+from trpo.policies.protocol import PolicyFunction, bound
 from trpo.programs import compiled
 from trpo.rollout.trajectory import Actor
 
@@ -47,12 +47,6 @@ def numpy_act(policy: Any, actor: Actor) -> Act:
         return partial(act, policy, actor)
     step = fast
     return lambda observation, carry, reset, noise: (step(observation, noise), carry)
-
-
-def bound(policy: PolicyFunction, params: Any) -> Any:
-    """Return ``(carry, observed) ↦ (distribution, carry)``, put together once, not at every step."""
-    bind = getattr(policy, "bind", None)
-    return partial(policy, params) if bind is None else bind(params)
 
 
 class HostPolicy:

@@ -15,7 +15,7 @@ from trpo.envs.names import EnvLike, resolve
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
-from trpo.policies.protocol import PolicyFunction, PolicyLike
+from trpo.policies.protocol import PolicyFunction, PolicyLike, require_memory
 from trpo.programs import keep_programs, require_no_fork
 from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import MAX_STEPS, EvaluationResult, drawn_noise, whole_episodes
@@ -66,8 +66,6 @@ class Agent:
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
         value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
-        if jax.tree.leaves(value_function.start(1)):
-            raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)
         learner = Learner(
             policy=params,
@@ -75,6 +73,7 @@ class Agent:
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
             observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
             average=params if config.policy.averaging else None,
+            value_carry=value_function.start(config.env.count),
         )
         return cls(spec, config, function, value_function, learner, rule, env, own)
 
@@ -122,6 +121,8 @@ class Agent:
         x, single = taken(self.spec.observation, observation)
         host, count = self._host_policy, len(jax.tree.leaves(x)[0])
         memory = host.start(count) if carry is None else carry
+        if carry is not None:
+            require_memory(self.policy, carry, "carry", None if single else count)
         if carry is not None and single:
             memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None], memory)
         noise = None
