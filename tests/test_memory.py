@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from gymnasium import spaces
 from helpers import assert_same_bits
 from jax.flatten_util import ravel_pytree
 from problems import LEADING, uneven_weight
+from scipy.special import expit
 
 import trpo
 from trpo.envs import Transition
 from trpo.envs.spaces import Box, Choice
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
+from trpo.policies.recurrent import GATES, TRUNKS
 from trpo.rollout import HostPolicy, HostSource, Trajectory, noise_of
+from trpo.rollout.acting import act
 from trpo.rollout.device import DeviceSource
 from trpo.training import learner as stages
 from trpo.training.agent import Agent
@@ -63,13 +68,47 @@ class Elman(eqx.Module):
         return h @ self.v + age[:, None].astype(x.dtype) / 10, {"h": h, "age": age + 1}
 
 
-def policy(jax_only: bool = False) -> trpo.Policy:
+def gated(cell: str, sizes: tuple[int, ...] = (3, 5, 2), memory: int = 4) -> Any:
+    """A trunk of the library's own, whose last layer is not near zero, with biases that count."""
+    made = TRUNKS[cell](jax.random.key(3), sizes, "tanh", 1.0, 2**0.5, jnp.result_type(float), memory)
+    return jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), made)
+
+
+CELLS = ("elman", "gru", "lstm")
+
+
+def policy(jax_only: bool = False, cell: str = "elman") -> trpo.Policy:
     head = trpo.GaussianHead(jnp.array([-0.5, 0.2], jnp.result_type(float)))
-    return trpo.Policy(trpo.make_encoder(SPEC.observation), Elman.make((3, 4, 2), jax_only), head)
+    trunk = Elman.make((3, 4, 2), jax_only) if cell == "elman" else gated(cell)
+    return trpo.Policy(trpo.make_encoder(SPEC.observation), trunk, head)
+
+
+def gated_outputs(trunk: Any, x: np.ndarray) -> np.ndarray:
+    """Outputs along one episode by the formulas of the papers, one gate after the other, in double precision."""
+    numbers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (trunk.before, trunk.weight, trunk.after))
+    before, recurrent, after = numbers
+    gates = GATES[trunk.cell]
+    w, b, u = (np.split(part, gates, -1) for part in (before.weights[-1], before.biases[-1], recurrent))
+    h = c = np.zeros(len(recurrent))
+    outputs = []
+    for row in x.astype(np.float64):
+        for weight, bias in zip(before.weights[:-1], before.biases[:-1], strict=True):
+            row = np.tanh(row @ weight + bias)
+        if trunk.cell == "gru":
+            z, r = (expit(row @ w[k] + b[k] + h @ u[k]) for k in range(2))
+            h = z * h + (1 - z) * np.tanh(row @ w[2] + b[2] + r * (h @ u[2]))
+        else:
+            i, f, o = (expit(row @ w[k] + b[k] + h @ u[k]) for k in range(3))
+            c = f * c + i * np.tanh(row @ w[3] + b[3] + h @ u[3])
+            h = o * np.tanh(c)
+        outputs.append(h @ after.weights[0] + after.biases[0])
+    return np.array(outputs)
 
 
 def alone(module: trpo.Policy, x: np.ndarray) -> np.ndarray:
     """Means of one episode ``[time, 3]``, by NumPy in double precision."""
+    if not isinstance(module.trunk, Elman):
+        return gated_outputs(module.trunk, x)
     u, w, v = (np.asarray(a, np.float64) for a in (module.trunk.u, module.trunk.w, module.trunk.v))
     h, means = np.zeros(len(w)), []
     for age, row in enumerate(x.astype(np.float64)):
@@ -157,9 +196,13 @@ def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
 
 @pytest.mark.parametrize("fragment", [1, 7, 32])
 @pytest.mark.parametrize("apart", [False, True], ids=["resets at once", "resets in a step of its own"])
-@pytest.mark.parametrize("jax_only", [False, True], ids=["numpy", "compiled"])
-def test_fragments_on_the_host_are_each_episode_alone(fragment: int, apart: bool, jax_only: bool) -> None:
-    module = policy(jax_only)
+@pytest.mark.parametrize(
+    ("cell", "jax_only"),
+    [("elman", False), ("elman", True), ("gru", False), ("lstm", False)],
+    ids=["numpy", "compiled", "gru", "lstm"],
+)
+def test_fragments_on_the_host_are_each_episode_alone(fragment: int, apart: bool, cell: str, jax_only: bool) -> None:
+    module = policy(jax_only, cell)
     agent = agent_with(module, fragment)
     assert HostPolicy(agent.policy, agent.actor()).in_numpy is not jax_only
     collected = fragments_on_host(agent, Resetting(apart), fragment)
@@ -213,9 +256,10 @@ class Device:
         return state, trpo.Step(jax.random.normal(a, (3,)), jax.random.normal(b), ends[0], ends[1])
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("fragment", [1, 7, 32])
-def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(fragment: int) -> None:
-    module = policy()
+def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(fragment: int, cell: str) -> None:
+    module = policy(cell=cell)
     agent = agent_with(module, fragment)
     source = DeviceSource(Device(), SPEC)
     collect = jax.jit(source.collect, static_argnums=0)
@@ -242,12 +286,12 @@ def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(fr
 # ---------------------------------------------------------------- the local problem
 
 
-def batch_in_the_middle(function: Any, params: Any) -> trpo.Batch:
+def batch_in_the_middle(function: Any) -> trpo.Batch:
     """Fragments that begin with a memory, in which episodes begin."""
     random = np.random.default_rng(0)
     reset = np.zeros(LEADING, bool)
     reset[0, 0] = reset[1, 2] = reset[2, 1] = True
-    carry = {"h": random.normal(size=(LEADING[1], 4)), "age": np.arange(LEADING[1], dtype=np.int32)}
+    carry = jax.tree.map(lambda x: random.normal(size=x.shape).astype(x.dtype), function.start(LEADING[1]))
     return trpo.Batch(
         observation=jnp.asarray(random.normal(size=(*LEADING, 3))),
         action=jnp.asarray(random.normal(size=(*LEADING, 2))),
@@ -258,9 +302,10 @@ def batch_in_the_middle(function: Any, params: Any) -> trpo.Batch:
     )
 
 
-def test_fisher_products_are_the_dense_hessian_of_the_unrolled_mean_kl(x64: None) -> None:
-    function, params = trpo.as_policy(policy())
-    batch = batch_in_the_middle(function, params)
+@pytest.mark.parametrize("cell", CELLS)
+def test_fisher_products_are_the_dense_hessian_of_the_unrolled_mean_kl(cell: str, x64: None) -> None:
+    function, params = trpo.as_policy(policy(cell=cell))
+    batch = batch_in_the_middle(function)
     flat, unravel = ravel_pytree(params)
 
     def unrolled(params: Any) -> trpo.DiagGaussian:
@@ -289,20 +334,83 @@ def test_fisher_products_are_the_dense_hessian_of_the_unrolled_mean_kl(x64: None
     assert np.abs(dense).max() > 0.01
 
 
-def test_what_does_not_go_with_memory_is_said() -> None:
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_slopes_of_the_unrolled_surrogate(cell: str, x64: None) -> None:
+    """Away from the policy that sampled: central differences along a few directions."""
+    function, params = trpo.as_policy(policy(cell=cell))
+    problem = trpo.sampled_problem(function, params, batch_in_the_middle(function))
+    flat, unravel = ravel_pytree(params)
+    flat = flat + 0.1 * np.cos(np.arange(flat.size))
+    surrogate = jax.jit(lambda x: problem.surrogate(unravel(x)))
+    gradient = ravel_pytree(jax.jit(lambda x: problem.linearise(unravel(x)).gradient)(flat))[0]
+    for direction in np.random.default_rng(1).normal(size=(4, flat.size)):
+        step = 1e-5 * direction
+        slope = (surrogate(flat + step) - surrogate(flat - step)) / 2e-5
+        np.testing.assert_allclose(gradient @ direction, slope, rtol=1e-6, atol=1e-9)
+
+
+def test_a_subsample_for_products_is_of_whole_environments(x64: None) -> None:
+    """One of each two; a third is left over: products are those of these environments' fragments alone."""
+    function, params = trpo.as_policy(policy(cell="gru"))
+    batch = batch_in_the_middle(function)
+    carry = {"h": jnp.concatenate([batch.carry["h"], jnp.ones((1, 4))])}
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:, :1]], 1), dataclasses.replace(batch, carry=()))
+    batch = dataclasses.replace(batch, carry=carry)
+    vector = jax.tree.map(jnp.cos, params)
+    problem = trpo.sampled_problem(function, params, batch, fisher_subsample=2)
+    found = problem.linearise(params).fisher_vp(vector)
+    matches = []
+    for pair in itertools.product((0, 1), (2, 3)):
+        columns = np.array(pair)
+        part = jax.tree.map(lambda x: x[:, columns], dataclasses.replace(batch, carry=()))  # noqa: B023
+        part = dataclasses.replace(part, carry={"h": batch.carry["h"][columns]}, weight=part.weight / part.weight.sum())
+        alone = trpo.sampled_problem(function, params, part).linearise(params).fisher_vp(vector)
+        matches.append(all(map(partial(np.allclose, rtol=1e-9), jax.tree.leaves(alone), jax.tree.leaves(found))))
+    assert sum(matches) == 1
+    assert problem.weight.shape == (3, 5)
+    few = trpo.sampled_problem(function, params, batch, fisher_subsample=100)
+    assert few.product_weight.shape == (3, 1)
+
+
+def test_a_memory_that_is_not_the_policys_is_refused_in_a_line() -> None:
     function, params = trpo.as_policy(policy())
     zeros = jnp.zeros(LEADING)
     batch = trpo.Batch(
         jnp.zeros((*LEADING, 3)), jnp.zeros((*LEADING, 2)), zeros, zeros, function.start(LEADING[1]), zeros > 0
     )
-    with pytest.raises(ValueError, match=r"fisher_subsample=2: a policy with memory needs all steps"):
-        trpo.sampled_problem(function, params, batch, fisher_subsample=2)
-    value = trpo.ValueFunction(trpo.make_encoder(SPEC.observation), Elman.make((3, 4, 1)))
-    with pytest.raises(ValueError, match=r"a value function with memory is not supported yet"):
-        Agent.create(SPEC, trpo.Config(), value=value)
+    known = r"must be a memory of the shapes \{'age': \(4,\), 'h': \(4, 4\)\}, as start gives it; found "
+    for carry, found in ((), "none"), (function.start(3), r"\{'age': \(3,\)"), ({"h": zeros}, r"\{'h': \(3, 4\)\}"):
+        with pytest.raises(ValueError, match="batch.carry: " + known + found):
+            trpo.sampled_problem(function, params, dataclasses.replace(batch, carry=carry))
+    with pytest.raises(ValueError, match=r"batch.reset: a policy with memory needs to know where episodes begin"):
+        trpo.sampled_problem(function, params, dataclasses.replace(batch, reset=None))
+    for cell in CELLS:
+        agent = agent_with(policy(cell=cell), 8)
+        one, many = np.zeros(3, np.float32), np.zeros((2, 3), np.float32)
+        wrong = (one, agent.start(1)), (one, ()), (one, np.zeros(4)), (many, agent.start()), (many, agent.start(3))
+        for x, carry in wrong:
+            with pytest.raises(ValueError, match=r"carry: must be a memory of the shapes \{.*\}, as start gives it") as info:
+                agent.act(x, carry)
+            assert "\n" not in str(info.value)
+    with pytest.raises(ValueError, match=r"carry: must be a memory of the shapes none"):
+        Agent.create(SPEC, trpo.Config()).act(one, np.zeros(4))
 
 
 # ---------------------------------------------------------------- acting
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_pass_in_numpy_is_the_definition(cell: str) -> None:
+    agent = agent_with(policy(cell=cell), 8)
+    acting, random = HostPolicy(agent.policy, agent.actor()), np.random.default_rng(0)
+    carry = other = acting.start(COUNT)
+    for _ in range(4):
+        x, reset = random.normal(size=(COUNT, 3)).astype(np.float32), random.random(COUNT) < 0.3
+        for noise in random.normal(size=(COUNT, 2)).astype(np.float32), None:
+            found, expected = acting(x, carry, reset, noise), act(*acting.parts, x, other, reset, noise)
+            assert_same_bits(found, expected)
+            assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+        carry, other = found[1], expected[1]
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

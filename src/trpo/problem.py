@@ -148,7 +148,9 @@ def sampled_problem(
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
     policy = memoryless(policy)
-    require_memory(policy, batch.carry, "batch.carry", batch.weight.shape[-1])
+    require_memory("batch.carry", batch.carry, jax.eval_shape(lambda: policy.start(batch.weight.shape[-1])))
+    if jax.tree.leaves(batch.carry) and (batch.reset is None or batch.reset.ndim != 2):
+        raise ValueError("batch.reset: a policy with memory needs to know where episodes begin, [time, env]")
     content = (batch.observation, batch.action, batch.advantage, batch.log_prob)
     observation, action, advantage, log_prob = _without_absent_rows(content, batch.weight)
     distributions = _PolicyAt(policy, observation, batch.carry, batch.reset)
@@ -163,15 +165,15 @@ def sampled_problem(
     problem = LocalProblem(distributions, objective, old, batch.weight)
     if fisher_subsample == 1:
         return problem
-    take, of_carry = _fixed_subsample(batch.weight.shape, fisher_subsample), ()
+    take = take_carry = _fixed_subsample(batch.weight.shape, fisher_subsample)
     if jax.tree.leaves(batch.carry):
         take, take_carry = (_fixed_columns(batch.weight.shape[1], fisher_subsample, axis) for axis in (1, 0))
-        of_carry = jax.tree.map(take_carry, batch.carry), take(batch.reset)
     sample_weight = take(batch.weight)
     total = jnp.sum(sample_weight)
+    carry, reset = jax.tree.map(take_carry, batch.carry), jax.tree.map(take, batch.reset)
     return dataclasses.replace(
         problem,
-        product_distributions=_PolicyAt(policy, jax.tree.map(take, observation), *of_carry),
+        product_distributions=_PolicyAt(policy, jax.tree.map(take, observation), carry, reset),
         product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 

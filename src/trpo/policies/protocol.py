@@ -98,16 +98,10 @@ def after_each(policy: PolicyFunction, params: Params, carries: Any, observation
     return jax.tree.map(lambda x: x.reshape(time, count, *x.shape[1:]), outputs)
 
 
-def require_memory(policy: PolicyFunction, carry: Any, name: str, count: int | None) -> None:
-    """Raise ValueError unless ``carry`` is a memory of ``policy`` for ``count`` environments; None: for one, no axis."""
-    expected = jax.eval_shape(lambda: policy.start(count or 1))
-    if count is None:
-        expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), expected)
-
-    def described(tree: Any) -> str:
-        return str(jax.tree.map(np.shape, tree)) if jax.tree.leaves(tree) else "none"
-
-    alike = jax.tree.structure(carry) == jax.tree.structure(expected)
-    shapes = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (carry, expected))
-    if not alike or next(shapes) != next(shapes):
-        raise ValueError(f"{name}: a memory of {described(carry)}; the policy's is {described(expected)}; begin with start")
+def require_memory(name: str, carry: Any, expected: Any) -> None:
+    """Raise ValueError unless ``carry`` has the structure and shapes of ``expected``, as a policy's ``start`` gives."""
+    found, right = (
+        str(jax.tree.map(np.shape, tree)) if jax.tree.leaves(tree) else "none" for tree in (carry, expected)
+    )
+    if found != right:
+        raise ValueError(f"{name}: must be a memory of the shapes {right}, as start gives it; found {found}")

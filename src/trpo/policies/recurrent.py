@@ -148,6 +148,20 @@ class Gated(eqx.Module):
         return self.after(states["h"]), states
 
 
+def host_step(trunk: Gated) -> Callable[[State, Any, Any], tuple[Any, State]]:
+    """Return (memory, p, reset) ↦ (outputs, memory) in NumPy: a call of the trunk without the layers before."""
+    cell, weight, (last,), (bias,) = CELLS[trunk.cell], trunk.weight, trunk.after.weights, trunk.after.biases
+    bias = bias[None]
+
+    def step(carry: State, p: Any, reset: Any) -> tuple[Any, State]:
+        if reset.any():
+            carry = cleared(carry, reset)
+        carry = cell(p, carry["h"] @ weight, carry)
+        return carry["h"] @ last + bias, carry
+
+    return step
+
+
 def gated(
     key: PRNGKeyArray,
     sizes: tuple[int, ...],

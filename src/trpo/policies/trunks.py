@@ -7,7 +7,6 @@ NumPy pass that steps host environments, and any leading axes without ``vmap``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -117,4 +116,3 @@ def mlp(
         for gain, shape in zip(gains, itertools.pairwise(sizes), strict=True)
     )
     return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)
-

@@ -43,10 +43,7 @@ def numpy_act(policy: Any, actor: Actor) -> Act:
     """Return the fastest pass for a policy that acts in NumPy."""
     plain = isinstance(actor.space, Box) and np.issubdtype(actor.space.dtype, np.floating)
     fast = host_pass(policy, actor.see, actor.normalisers if plain else None)
-    if fast is None:
-        return partial(act, policy, actor)
-    step = fast
-    return lambda observation, carry, reset, noise: (step(observation, noise), carry)
+    return partial(act, policy, actor) if fast is None else fast
 
 
 class HostPolicy:

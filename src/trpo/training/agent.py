@@ -23,7 +23,7 @@ from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.training.learner import Learner, Program
-from trpo.training.sizes import check_networks
+from trpo.training.sizes import check_networks, size_of
 from trpo.training.state import TrainingState
 from trpo.value_fits import ValueState
 
@@ -66,6 +66,9 @@ class Agent:
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
         function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
         value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
+        memory = size_of(jax.eval_shape(lambda: value_function.start(config.env.count)))
+        what = f"env.count={config.env.count}: the value function's memory of so many takes"
+        require_room(what, memory, "use fewer environments, or a smaller value.memory")
         dtype = jnp.result_type(float)
         learner = Learner(
             policy=params,
@@ -120,11 +123,10 @@ class Agent:
             raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
         x, single = taken(self.spec.observation, observation)
         host, count = self._host_policy, len(jax.tree.leaves(x)[0])
-        memory = host.start(count) if carry is None else carry
+        memory = host.start(count)
         if carry is not None:
-            require_memory(self.policy, carry, "carry", None if single else count)
-        if carry is not None and single:
-            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None], memory)
+            require_memory("carry", carry, jax.tree.map(lambda leaf: leaf[0], memory) if single else memory)
+            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None] if single else np.asarray(leaf), carry)
         noise = None
         if not deterministic:
             key = jax.random.key(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed)

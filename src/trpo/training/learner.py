@@ -305,8 +305,8 @@ def value_batch(carry: Any, estimates: Estimates, strata: int) -> ValueBatch:
     def columns(leaf: Array) -> Array:
         return leaf if strata == 1 else leaf.reshape(strata, -1, *leaf.shape[1:])
 
-    *data, reset = jax.tree.map(lambda leaf: columns(jnp.swapaxes(leaf, 0, 1)), (*data, estimates.reset))
-    return ValueBatch(*data, (jax.tree.map(columns, carry), reset))
+    seen, target, weight, reset = jax.tree.map(lambda x: columns(jnp.swapaxes(x, 0, 1)), (*data, estimates.reset))
+    return ValueBatch(seen, target, weight, (jax.tree.map(columns, carry), reset))
 
 
 def with_memory(program: Program, learner: Learner) -> Learner:

@@ -15,6 +15,7 @@ import numpy as np
 from trpo.capacity import machine_memory, require_room
 from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import make_encoder
+from trpo.policies.recurrent import GATES
 from trpo.settings.config import Config
 from trpo.training.layout import capacity
 
@@ -41,30 +42,42 @@ def _outputs(spec: EnvSpec, config: Config) -> int:
 
 
 def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
-    """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``."""
+    """Return the shapes of all weights of the networks that ``config`` describes, but for the user's ``own``.
+
+    They are in the order of layers; the inputs count one more where there is a bias.
+    """
     parts: dict[str, tuple[Any, int]] = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
     return {
-        name: list(itertools.pairwise((make_encoder(spec.observation, part.sees).size, *part.hidden, outputs)))
+        name: _weights(make_encoder(spec.observation, part.sees).size, part, outputs)
         for name, (part, outputs) in parts.items()
         if name not in own
     }
 
 
+def _weights(inputs: int, part: Any, outputs: int) -> list[tuple[int, int]]:
+    gates, memory = GATES.get(part.trunk, 0), part.memory
+    widths = inputs, *part.hidden, gates * memory or outputs
+    layers = [(n + 1, m) for n, m in itertools.pairwise(widths)]
+    return [*layers, (memory, gates * memory), (memory + 1, outputs)] if gates else layers
+
+
 def count_parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> int:
     """Return how many parameters they have."""
-    layers = [layer for network in networks(spec, config, own).values() for layer in network]
-    return sum((inputs + 1) * outputs for inputs, outputs in layers)
+    weights = [shape for network in networks(spec, config, own).values() for shape in network]
+    return sum(inputs * outputs for inputs, outputs in weights)
 
 
 def check_networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> None:
     """Refuse networks whose parameters alone are larger than this machine's memory."""
     for name, layers in networks(spec, config, own).items():
-        count = sum((inputs + 1) * outputs for inputs, outputs in layers)
-        # An orthogonal matrix is drawn and decomposed in double precision.
-        drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers)
-        hidden = getattr(config, name).hidden
+        count = sum(inputs * outputs for inputs, outputs in layers)
+        part = getattr(config, name)
+        # An orthogonal matrix is drawn and decomposed in double precision; each gate has one of its own.
+        drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers) // GATES.get(part.trunk, 1)
+        memory = f", {name}.memory={part.memory}" if part.trunk in GATES else ""
         what = (
-            f"{name}.hidden={hidden}, with {layers[0][0]:,} inputs and {layers[-1][1]:,} outputs: {count:,} parameters"
+            f"{name}.hidden={part.hidden}{memory}, with {layers[0][0] - 1:,} inputs and {layers[-1][1]:,} outputs: "
+            f"{count:,} parameters"
         )
         require_room(f"{what} take", max(_width() * count, drawing), "use narrower layers, or smaller spaces")
 
@@ -88,6 +101,7 @@ def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -
     kept = spec.observation.number_count if config.normalise_observations else 0
     if "policy" not in agent.own:
         kept += sum(config.policy.hidden) + _outputs(spec, config)
+        kept += (GATES.get(config.policy.trunk, -1) + 1) * config.policy.memory
     size = f"env.count={config.env.count}, fragment={config.fragment}: a batch of {batch:,} steps"
     fewer = "use fewer environments or shorter fragments"
     if on_host:
