@@ -14,6 +14,7 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from gymnasium import spaces
 from helpers import assert_same_bits
@@ -34,6 +35,8 @@ from trpo.training import learner as stages
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper
 from trpo.trees import namespace
+from trpo.value_fits import fit_value
+from trpo.value_fits.adam import shuffled
 
 SPEC = EnvSpec("random", Box((3,)), Box((2,)))
 STEPS, COUNT = 64, 5
@@ -137,8 +140,8 @@ class Resetting:
 
     spec, count = SPEC, COUNT
 
-    def __init__(self, apart: bool):
-        self.apart = apart
+    def __init__(self, apart: bool, successors: bool = False):
+        self.apart, self.successors = apart, successors
 
     def _look(self) -> np.ndarray:
         return self.random.normal(size=(COUNT, 3)).astype(np.float32)
@@ -152,7 +155,10 @@ class Resetting:
         terminated, truncated = (valid & (self.random.random(COUNT) < 0.06) for _ in range(2))
         self.over = (terminated | truncated) & self.apart
         seen, reward = self._look(), self.random.normal(size=COUNT).astype(np.float32)
-        return Transition(seen, reward, terminated, truncated & ~terminated, seen, valid)
+        final = seen
+        if self.successors and not self.apart:  # what an episode ended with is not what the next begins with
+            final = np.where((terminated | truncated)[:, None], self._look(), seen)
+        return Transition(seen, reward, terminated, truncated & ~terminated, final, valid)
 
     def snapshot(self) -> None:
         return None
@@ -394,6 +400,131 @@ def test_a_memory_that_is_not_the_policys_is_refused_in_a_line() -> None:
             assert "\n" not in str(info.value)
     with pytest.raises(ValueError, match=r"carry: must be a memory of the shapes none"):
         Agent.create(SPEC, trpo.Config()).act(one, np.zeros(4))
+
+
+# ---------------------------------------------------------------- the value function
+
+
+def valued(cell: str, fragment: int, strata: int = 1, **value: Any) -> tuple[Agent, Any]:
+    """An agent whose value function has a memory, and the unit of its value function is known: 2.5."""
+    settings = trpo.ValueConfig(hidden=(5,), trunk=cell, memory=4, **value)
+    config = trpo.Config(
+        fragment=fragment, env=trpo.EnvConfig(count=COUNT), value=settings, gae_lambda=0.8, normalise_observations=False
+    )
+    agent = Agent.create(SPEC, config, policy())
+    trunk = gated(cell, (3, 5, 1))
+    params = trpo.as_policy(trpo.ValueFunction(trpo.make_encoder(SPEC.observation), trunk))[1]
+    returns = dataclasses.replace(agent.learner.value.returns, count=jnp.array(4.0), deviations=jnp.array(25.0))
+    returns = dataclasses.replace(returns, unit=jnp.array(1.0))
+    learner = dataclasses.replace(
+        agent.learner, value=dataclasses.replace(agent.learner.value, params=params, returns=returns)
+    )
+    return dataclasses.replace(agent, learner=learner), trunk
+
+
+def plain_targets(trunk: Any, whole: Trajectory, discount: float, decay: float, ends: list[int]) -> np.ndarray:
+    """λ-returns by loops over episodes, each by itself; fragments end at ``ends``, where they are bootstrapped."""
+    targets = np.full(whole.reward.shape, np.nan)
+    for i in range(COUNT):
+        over = whole.terminated[:, i] | whole.truncated[:, i]
+        for episode in np.split(np.arange(len(over)), np.flatnonzero(over) + 1):
+            rows = [t for t in episode if whole.valid[t, i]]
+            if not rows:
+                continue
+            shown = np.concatenate([whole.observation[rows, i], whole.next_observation[rows[-1:], i]])
+            v = 2.5 * gated_outputs(trunk, shown)[:, 0]
+            following = None  # the λ-return of the next step, in the same fragment and episode
+            for k, t in reversed(list(enumerate(rows))):
+                after = 0.0 if whole.terminated[t, i] else v[k + 1]
+                last = following is None or t in ends
+                ahead = after if last else (1 - decay) * after + decay * following
+                following = targets[t, i] = whole.reward[t, i] + discount * ahead
+    return targets
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["resets at once", "resets in a step of its own"])
+@pytest.mark.parametrize(("cell", "fragment"), [("gru", 1), ("gru", 7), ("lstm", 32)])
+def test_lambda_returns_are_those_of_each_episode_alone(cell: str, fragment: int, apart: bool) -> None:
+    """A truncated step, and the last of a fragment, is valued by what was met in its own episode, and nothing else."""
+    agent, trunk = valued(cell, fragment)
+    program, hyper = agent.program(), Hyper.of(agent.config)
+    improve = jax.jit(partial(stages.estimate, program, hyper))
+    learner, found, parts = agent.learner, [], []
+    for trajectory, _ in fragments_on_host(agent, Resetting(apart, successors=True), fragment):
+        estimates = improve(learner, trajectory, 0)
+        learner = dataclasses.replace(learner, value_carry=estimates.value_carry)
+        found.append(np.asarray(estimates.target))
+        parts.append(trajectory)
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *(trajectory.steps() for trajectory in parts))
+    whole = Trajectory(**steps, carry=(), reset=np.ones(COUNT, bool))
+    ends = list(range(fragment - 1, len(whole.valid), fragment))
+    expected = plain_targets(trunk, whole, agent.config.discount, 0.8, ends)
+    assert whole.truncated.sum() > 5
+    np.testing.assert_array_equal(np.isnan(expected), ~whole.valid)
+    targets = np.concatenate(found)
+    np.testing.assert_allclose(targets[whole.valid], expected[whole.valid], rtol=2e-4, atol=2e-4)
+
+
+def sequences(count: int, fragment: int) -> tuple[Agent, Any, Any]:
+    """A learner in the middle of training, and the data of its value fit."""
+    agent, _ = valued("gru", fragment)
+    agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, env=trpo.EnvConfig(count=COUNT)))
+    ((first, _), (second, _), *_) = fragments_on_host(agent, Resetting(True), fragment)
+    program, hyper = agent.program(), Hyper.of(agent.config)
+    estimate = jax.jit(partial(stages.estimate, program, hyper))
+    carry = estimate(agent.learner, first, 0).value_carry
+    learner = dataclasses.replace(agent.learner, value_carry=carry)
+    return agent, stages.value_batch(carry, estimate(learner, second, 0), 1), second
+
+
+@pytest.mark.parametrize("minibatch", [0, 16])
+def test_values_are_fitted_to_whole_sequences(minibatch: int) -> None:
+    """By Adam of Optax, on losses whose sequences are unrolled one by one, from the memory that was stored."""
+    agent, batch, trajectory = sequences(COUNT, 8)
+    program, state, key = agent.program(), agent.learner.value, jax.random.key(3)
+    (carry, reset), (rows, time) = batch.memory, batch.weight.shape
+    assert (rows, time) == (COUNT, 8)
+    assert np.abs(carry["h"]).max() > 0.1
+    assert np.asarray(reset)[:, 1:].any()
+    np.testing.assert_array_equal(batch.observation[2][trajectory.valid[:, 2]], trajectory.observation[:, 2][trajectory.valid[:, 2]])
+
+    def loss(params: Any, columns: Any) -> Any:
+        total, weights = 0.0, batch.weight[columns] / batch.weight[columns].sum()
+        for row, weight in zip(columns, weights, strict=True):
+            memory = jax.tree.map(lambda x: x[row][None], carry)  # noqa: B023
+            for t in range(time):
+                v, memory = program.value(params, memory, (batch.observation[row, t][None], reset[row, t][None]))
+                total += 0.5 * weight[t] * (v[0] - batch.target[row, t]) ** 2
+        return total
+
+    adam, params = optax.adam(1e-2), state.params
+    moments = adam.init(params)
+    gradient = jax.jit(jax.grad(loss))
+    for epoch in jax.random.split(key, 2):
+        order = np.asarray(shuffled(epoch, COUNT)) if minibatch else np.arange(COUNT)
+        size = 2 if minibatch else COUNT
+        for columns in np.split(order[: COUNT // size * size], COUNT // size):
+            updates, moments = adam.update(gradient(params, columns), moments, params)
+            params = optax.apply_updates(params, updates)
+    fit = trpo.AdamFit(1e-2, epochs=2, minibatch=minibatch)
+    found, _ = jax.jit(lambda b: fit.minimise(program.value_of, state.params, fit.init(state.params), b, key))(batch)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+    strata = jax.tree.map(lambda x: jnp.stack([x[:2], x[2:4]]), batch)
+    flat = jax.tree.map(lambda x: x[:4], batch)
+    values = jax.jit(lambda b: b.values(program.value_of, state.params))
+    np.testing.assert_allclose(values(strata).reshape(4, time), values(flat), rtol=1e-5, atol=1e-6)
+
+
+def test_gauss_newton_fits_whole_sequences_too() -> None:
+    agent, batch, _ = sequences(COUNT, 8)
+    program, state = agent.program(), agent.learner.value
+    fit = jax.jit(partial(fit_value, trpo.GaussNewtonFit(max_change=10.0), program.value_of))
+    before = batch.values(program.value_of, state.params) * state.scale
+    after, info = fit(state, batch, jax.random.key(0))
+    error = batch.values(program.value_of, after.params) * after.scale - batch.target
+    assert jnp.sum(batch.weight * error**2) < 0.5 * jnp.sum(batch.weight * (before - batch.target) ** 2)
+    np.testing.assert_allclose(info.loss * after.scale**2, jnp.sum(batch.weight * error**2), rtol=1e-4)
 
 
 # ---------------------------------------------------------------- acting
