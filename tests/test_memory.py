@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,14 @@ import numpy as np
 import optax
 import pytest
 from gymnasium import spaces
-from helpers import assert_same_bits
+from helpers import assert_same_bits, run_process
 from jax.flatten_util import ravel_pytree
 from problems import LEADING, uneven_weight
 from scipy.special import expit
 
 import trpo
 from trpo.envs import Transition
+from trpo.envs.device.probes import make_probe
 from trpo.envs.spaces import Box, Choice
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
@@ -395,7 +397,9 @@ def test_a_memory_that_is_not_the_policys_is_refused_in_a_line() -> None:
         one, many = np.zeros(3, np.float32), np.zeros((2, 3), np.float32)
         wrong = (one, agent.start(1)), (one, ()), (one, np.zeros(4)), (many, agent.start()), (many, agent.start(3))
         for x, carry in wrong:
-            with pytest.raises(ValueError, match=r"carry: must be a memory of the shapes \{.*\}, as start gives it") as info:
+            with pytest.raises(
+                ValueError, match=r"carry: must be a memory of the shapes \{.*\}, as start gives it"
+            ) as info:
                 agent.act(x, carry)
             assert "\n" not in str(info.value)
     with pytest.raises(ValueError, match=r"carry: must be a memory of the shapes none"):
@@ -486,7 +490,9 @@ def test_values_are_fitted_to_whole_sequences(minibatch: int) -> None:
     assert (rows, time) == (COUNT, 8)
     assert np.abs(carry["h"]).max() > 0.1
     assert np.asarray(reset)[:, 1:].any()
-    np.testing.assert_array_equal(batch.observation[2][trajectory.valid[:, 2]], trajectory.observation[:, 2][trajectory.valid[:, 2]])
+    np.testing.assert_array_equal(
+        batch.observation[2][trajectory.valid[:, 2]], trajectory.observation[:, 2][trajectory.valid[:, 2]]
+    )
 
     def loss(params: Any, columns: Any) -> Any:
         total, weights = 0.0, batch.weight[columns] / batch.weight[columns].sum()
@@ -519,6 +525,7 @@ def test_values_are_fitted_to_whole_sequences(minibatch: int) -> None:
 def test_gauss_newton_fits_whole_sequences_too() -> None:
     agent, batch, _ = sequences(COUNT, 8)
     program, state = agent.program(), agent.learner.value
+    state = dataclasses.replace(state, optimiser=())
     fit = jax.jit(partial(fit_value, trpo.GaussNewtonFit(max_change=10.0), program.value_of))
     before = batch.values(program.value_of, state.params) * state.scale
     after, info = fit(state, batch, jax.random.key(0))
@@ -641,3 +648,143 @@ def test_a_run_with_memory_resumes_bit_for_bit(workers: int, tmp_path: Path) -> 
     loaded = trpo.load(tmp_path / "run", policy=recalling())
     x = np.ones((3, 1), np.float32)
     np.testing.assert_array_equal(loaded.act(x, loaded.start(3))[1]["h"], whole.act(x, whole.start(3))[1]["h"])
+
+
+def remembering(name: str, iterations: int, cell: str = "gru", fragment: int = 7, **changes: Any) -> trpo.Config:
+    """Fragments whose length is none of episodes': at their ends, episodes are under way."""
+    usual = {
+        "env": trpo.EnvConfig(name, count=8),
+        "rule": trpo.RuleConfig(max_kl=0.03),
+        "policy": trpo.PolicyConfig(hidden=(6,), trunk=cell, memory=8),
+        "value": trpo.ValueConfig(hidden=(6,), trunk=cell, memory=5, epochs=2),
+    }
+    return trpo.Config(steps=iterations * 8 * fragment, fragment=fragment, **(usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("env", "cell"), [("probe:memory", "gru"), ("jax-probe:memory", "gru"), ("jax-probe:memory", "lstm")]
+)
+def test_a_cue_is_remembered(env: str, cell: str) -> None:
+    config = remembering(env, 30, cell, fragment=32, discount=0.95)
+    agent = trpo.train(env, config=config, quiet=True)
+    assert agent.evaluate(episodes=40).mean_return == 1.0
+
+
+@pytest.mark.parametrize(
+    ("env", "cell", "workers"),
+    [("probe:memory", "gru", 0), ("probe:memory", "lstm", 3), ("jax-probe:memory", "lstm", 0)],
+)
+def test_a_run_whose_value_function_remembers_resumes_bit_for_bit(
+    env: str, cell: str, workers: int, tmp_path: Path
+) -> None:
+    config = remembering(env, 5, cell, env=trpo.EnvConfig(env, count=8, workers=workers))
+    whole = trpo.train(env, config=config, quiet=True)
+    first = trpo.train(env, config=remembering(env, 2, cell, env=config.env), out=tmp_path / "run", quiet=True)
+    loaded = trpo.load(tmp_path / "run")
+    assert_same_bits(loaded.learner, first.learner)
+    assert np.abs(loaded.learner.value_carry["h"]).max() > 0
+    resumed = trpo.resume(tmp_path / "run", steps=config.steps, quiet=True)
+    assert_same_bits(resumed.learner, whole.learner)
+    if workers:
+        alone = trpo.train(env, config=remembering(env, 5, cell), quiet=True)
+        assert_same_bits(alone.learner, whole.learner)
+
+
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: COMPILED.append(event) if "backend_compile" in event or "jaxpr_trace" in event else None
+)
+
+
+class Noting(HostSource):
+    """Keeps the trajectories that it hands out."""
+
+    def collect(self, policy: HostPolicy, noise: Any) -> Trajectory:
+        self.kept = [*getattr(self, "kept", []), super().collect(policy, noise)]
+        return self.kept[-1]
+
+
+def test_every_batch_of_a_run_begins_at_its_own_policy() -> None:
+    """While parameters, statistics and memory move on; only the first iteration compiles."""
+    config = remembering("probe:memory", 4, normalise_observations=True)
+    envs = Resetting(apart=True)
+    config = dataclasses.replace(config, env=trpo.EnvConfig(count=COUNT), steps=4 * 7 * COUNT)
+    agent = Agent.create(SPEC, config)
+    source = Noting(envs, agent.policy.start)
+    counts, learners = [], [agent.learner]
+    COMPILED.clear()
+    for state, row in trpo.iterations(source, agent, config):
+        counts.append(len(COMPILED))
+        learners.append(state.learner)
+        assert row["mean_kl"] <= row["max_kl"]
+    assert counts == [counts[0]] * 4
+    for learner, trajectory in zip(learners[1:], source.kept[1:], strict=False):
+        _, ratio, start = problem_of(dataclasses.replace(agent, learner=learner))(trajectory)
+        np.testing.assert_array_equal(ratio, 1.0)
+        assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
+    assert not (source.kept[-1].terminated | source.kept[-1].truncated)[-1].all()
+
+
+def test_every_batch_on_the_device_begins_at_its_own_policy() -> None:
+    config = remembering("jax-probe:memory", 3, "lstm")
+    agent = trpo.make_agent("jax-probe:memory", config)
+    source = DeviceSource(make_probe("memory"), agent.spec)
+    for state, _ in trpo.iterations("jax-probe:memory", agent, config):
+        now = agent.at(state)
+        actor = now.program().freeze(state.learner.policy, state.learner.observations)
+        noise = noise_of(agent.policy, actor, 8, (7,), jax.random.key(1))
+        _, trajectory, _ = jax.jit(source.collect, static_argnums=0)(agent.policy, actor, state.source, noise)
+        _, ratio, start = problem_of(now)(trajectory)
+        np.testing.assert_array_equal(ratio, 1.0)
+        assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
+
+
+def test_members_of_a_sweep_are_runs_alone() -> None:
+    config = remembering("jax-probe:memory", 3)
+    swept = trpo.sweep("jax-probe:memory", seeds=(0, 3), config=config, quiet=True)
+    for agent, seed in zip(swept, (0, 3), strict=True):
+        alone = trpo.train("jax-probe:memory", config=dataclasses.replace(config, seed=seed), quiet=True)
+        for a, b in zip(jax.tree.leaves(agent.learner), jax.tree.leaves(alone.learner), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_of_another_number_of_environments_begins_with_new_memory() -> None:
+    for env in "probe:memory", "jax-probe:memory":
+        config = remembering(env, 1)
+        agent = trpo.make_agent(env, config)
+        ((state, _),) = trpo.iterations(env, agent, config)
+        more = remembering(env, 2, env=trpo.EnvConfig(env, count=12), fragment=7)
+        with pytest.warns(UserWarning, match="new episodes begin"):
+            *_, (after, _) = trpo.iterations(env, agent, dataclasses.replace(more, steps=56 + 84), state)
+        assert after.learner.value_carry["h"].shape == (12, 5)
+
+
+SHARDED = """
+import dataclasses, sys
+import jax, numpy as np
+import trpo
+from trpo.training import layout
+sys.path.insert(0, "tests")
+from test_memory import remembering
+
+assert jax.device_count() == 4
+value = trpo.ValueConfig(hidden=(6,), trunk="gru", memory=5, epochs=2, minibatch=0)
+found = []
+for devices in (1, 4):
+    env = trpo.EnvConfig("jax-probe:memory", count=8, devices=devices)
+    config = remembering("jax-probe:memory", 3, value=value, env=env, fisher_subsample=2)
+    found.append(trpo.train("jax-probe:memory", config=config, quiet=True).learner)
+carry = found[1].value_carry["h"]
+print(carry.sharding)
+assert len({shard.index for shard in carry.addressable_shards}) == 4
+for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1])):
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+env = trpo.EnvConfig("jax-probe:memory", count=8, devices=4)
+trpo.train("jax-probe:memory", config=remembering("jax-probe:memory", 2, env=env), quiet=True)
+"""
+
+
+def test_memory_is_divided_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+    result = run_process([sys.executable, "-c", SHARDED])
+    assert result.returncode == 0, result.stderr
