@@ -188,18 +188,17 @@ def fragments_on_host(agent: Agent, envs: Any, fragment: int) -> list[tuple[Traj
 
 
 def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
-    """Return, compiled: a trajectory ↦ means (or logits) and ratios at θ_old, and the evaluation there."""
+    """Return, compiled: a trajectory, and maybe a learner, ↦ means (or logits) and ratios at θ_old, and what is there."""
     program, hyper = agent.program(), Hyper.of(agent.config)
 
     @jax.jit
-    def at_old(trajectory: Trajectory) -> Any:
-        learner = agent.learner
+    def at_old(trajectory: Trajectory, learner: Any) -> Any:
         problem = stages.local_problem(program, learner, stages.estimate(program, hyper, learner, trajectory, 0))
         here = problem.distributions(learner.policy)
         ratio = jnp.exp(here.log_prob(trajectory.action) - problem.old.log_prob(trajectory.action))
         return jax.tree.leaves(problem.old)[0], ratio, problem.evaluate(learner.policy)
 
-    return at_old
+    return lambda trajectory, learner=agent.learner: at_old(trajectory, learner)
 
 
 @pytest.mark.parametrize("fragment", [1, 7, 32])
@@ -490,9 +489,8 @@ def test_values_are_fitted_to_whole_sequences(minibatch: int) -> None:
     assert (rows, time) == (COUNT, 8)
     assert np.abs(carry["h"]).max() > 0.1
     assert np.asarray(reset)[:, 1:].any()
-    np.testing.assert_array_equal(
-        batch.observation[2][trajectory.valid[:, 2]], trajectory.observation[:, 2][trajectory.valid[:, 2]]
-    )
+    there = trajectory.valid[:, 2]
+    np.testing.assert_array_equal(batch.observation[2][there], trajectory.observation[there, 2])
 
     def loss(params: Any, columns: Any) -> Any:
         total, weights = 0.0, batch.weight[columns] / batch.weight[columns].sum()
@@ -662,7 +660,7 @@ def remembering(name: str, iterations: int, cell: str = "gru", fragment: int = 7
 
 
 @pytest.mark.parametrize(
-    ("env", "cell"), [("probe:memory", "gru"), ("jax-probe:memory", "gru"), ("jax-probe:memory", "lstm")]
+    ("env", "cell"), [("probe:memory", "gru"), ("jax-probe:memory", "lstm")]
 )
 def test_a_cue_is_remembered(env: str, cell: str) -> None:
     config = remembering(env, 30, cell, fragment=32, discount=0.95)
@@ -717,9 +715,11 @@ def test_every_batch_of_a_run_begins_at_its_own_policy() -> None:
         counts.append(len(COMPILED))
         learners.append(state.learner)
         assert row["mean_kl"] <= row["max_kl"]
-    assert counts == [counts[0]] * 4
+    assert len(counts) > 3
+    assert counts == [counts[0]] * len(counts)
+    at_old = problem_of(agent)
     for learner, trajectory in zip(learners[1:], source.kept[1:], strict=False):
-        _, ratio, start = problem_of(dataclasses.replace(agent, learner=learner))(trajectory)
+        _, ratio, start = at_old(trajectory, learner)
         np.testing.assert_array_equal(ratio, 1.0)
         assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
     assert not (source.kept[-1].terminated | source.kept[-1].truncated)[-1].all()
@@ -729,12 +729,12 @@ def test_every_batch_on_the_device_begins_at_its_own_policy() -> None:
     config = remembering("jax-probe:memory", 3, "lstm")
     agent = trpo.make_agent("jax-probe:memory", config)
     source = DeviceSource(make_probe("memory"), agent.spec)
+    at_old = problem_of(agent)
     for state, _ in trpo.iterations("jax-probe:memory", agent, config):
-        now = agent.at(state)
-        actor = now.program().freeze(state.learner.policy, state.learner.observations)
+        actor = agent.program().freeze(state.learner.policy, state.learner.observations)
         noise = noise_of(agent.policy, actor, 8, (7,), jax.random.key(1))
         _, trajectory, _ = jax.jit(source.collect, static_argnums=0)(agent.policy, actor, state.source, noise)
-        _, ratio, start = problem_of(now)(trajectory)
+        _, ratio, start = at_old(trajectory, state.learner)
         np.testing.assert_array_equal(ratio, 1.0)
         assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
 
