@@ -20,7 +20,7 @@ from trpo.fisher import Linearisation, linearise
 from trpo.line_search import Evaluation
 from trpo.objectives import importance_sampled_surrogate, max_state_kl, mean_kl
 from trpo.policies.function import memoryless
-from trpo.policies.protocol import PolicyFunction, unroll
+from trpo.policies.protocol import PolicyFunction, require_memory, unroll
 from trpo.trees import per_element, per_state, weighted_sum
 from trpo.types import Params, Scalar
 
@@ -143,17 +143,22 @@ def sampled_problem(
         batch: see :class:`Batch`.
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
             gradient, and the KL that the line search enforces, always use all. Of every environment it takes other
-            times (or, where fragments are shorter than k, it flattens the two), so it is not for policies with memory.
+            times (or, where fragments are shorter than k, it flattens the two); with memory it takes all times of one
+            environment in k.
         block: states that a larger batch is worked on at a time, in every pass, gradient and product; of a policy with
             memory all times of some environments. The result is the same to rounding; memory is that of a block, and
             each pass over the batch computes the policy anew. 0: all at once.
         strata: parts of the environments of which each block has equally many, one for each device.
+
+    Raises:
+        ValueError: ``fisher_subsample`` is less than 1, or ``batch.carry`` is not a memory of the policy.
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
-    if fisher_subsample > 1 and jax.tree.leaves(batch.carry):
-        raise ValueError(f"fisher_subsample={fisher_subsample}: a policy with memory needs all steps of a batch; use 1")
     policy = memoryless(policy)
+    require_memory("batch.carry", batch.carry, jax.eval_shape(lambda: policy.start(batch.weight.shape[-1])))
+    if jax.tree.leaves(batch.carry) and (batch.reset is None or batch.reset.ndim != 2):
+        raise ValueError("batch.reset: a policy with memory needs to know where episodes begin, [time, env]")
     content = (batch.action, batch.advantage, batch.log_prob)
     action, advantage, log_prob = _without_absent_rows(content, batch.weight)
     place = partial(_placed, policy, _first_row(batch.observation, batch.weight), block=block, strata=strata)
@@ -169,12 +174,15 @@ def sampled_problem(
     problem = LocalProblem(distributions, objective, old, batch.weight)
     if fisher_subsample == 1:
         return problem
-    take = _fixed_subsample(batch.weight.shape, fisher_subsample)
+    take = take_carry = _fixed_subsample(batch.weight.shape, fisher_subsample)
+    if jax.tree.leaves(batch.carry):
+        take, take_carry = (_fixed_columns(batch.weight.shape[1], fisher_subsample, axis) for axis in (1, 0))
     sample_weight = take(batch.weight)
     total = jnp.sum(sample_weight)
+    carry, reset = jax.tree.map(take_carry, batch.carry), jax.tree.map(take, batch.reset)
     return dataclasses.replace(
         problem,
-        product_distributions=place(jax.tree.map(take, batch.observation), sample_weight),
+        product_distributions=place(jax.tree.map(take, batch.observation), sample_weight, carry, reset),
         product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 
@@ -262,3 +270,19 @@ def _fixed_subsample(shape: tuple[int, ...], every: int) -> Callable[[Array], Ar
     size = math.prod(shape)
     rows = np.sort(random.permutation(size)[: max(1, size // every)])
     return lambda leaf: leaf.reshape((-1, *leaf.shape[len(shape) :]))[rows]
+
+
+def _fixed_columns(count: int, every: int, axis: int) -> Callable[[Array], Array]:
+    """Return the map to 1/``every`` of the environments along ``axis``, always the same: one of each block of them.
+
+    So a batch that is divided by environment stays where it is.
+    """
+    every = min(every, count)
+    picked = np.random.default_rng(0).integers(every, size=count // every)
+
+    def take(leaf: Array) -> Array:
+        within = jax.lax.slice_in_dim(leaf, 0, len(picked) * every, axis=axis)
+        blocks = within.reshape(*leaf.shape[:axis], len(picked), every, *leaf.shape[axis + 1 :])
+        return jax.vmap(lambda block, i: jnp.take(block, i, axis), in_axes=(axis, 0), out_axes=axis)(blocks, picked)
+
+    return take

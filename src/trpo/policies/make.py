@@ -12,7 +12,7 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import make_encoder
 from trpo.policies.heads import make_head
 from trpo.policies.networks import Policy, ValueFunction
-from trpo.policies.trunks import TRUNKS
+from trpo.policies.recurrent import TRUNKS
 
 
 def make_policy(spec: EnvSpec, config: Any, key: Any, scaled: bool = True) -> Policy:
@@ -40,4 +40,5 @@ def _network(spec: EnvSpec, config: Any, key: Any, outputs: int, last_scale: flo
         spec.seen(config.sees), config.sees, config.encoder, jax.random.fold_in(key, 1), scaled, dtype
     )
     sizes = (encoder.size, *config.hidden, outputs)
-    return encoder, TRUNKS["mlp"](key, sizes, config.activation, last_scale, config.hidden_layer_scale, dtype)
+    scales = last_scale, config.hidden_layer_scale
+    return encoder, TRUNKS[config.trunk](key, sizes, config.activation, *scales, dtype, config.memory)

@@ -15,6 +15,7 @@ import tyro
 from trpo.envs.images import image_of
 from trpo.envs.spaces import Space
 from trpo.policies.encoders import Encoding
+from trpo.policies.recurrent import TrunkName
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
 from trpo.settings.values import converted, require
@@ -80,6 +81,11 @@ def _build(config: Any, group: str, what: str, chosen: str, kinds: dict[str, Any
         if f.name in unused and (value := getattr(config, f.name)) != f.default:
             raise ValueError(f"{group}.{f.name}={value!r}: {what} {chosen!r} does not use it")
     return kinds[chosen](**{name: value for name, value in vars(config).items() if name in used})
+
+
+def _require_memory_used(config: Any, group: str) -> None:
+    if config.trunk == "mlp" and config.memory != PolicyConfig.memory:
+        raise ValueError(f"{group}memory={config.memory}: {group}trunk 'mlp' has none; use gru or lstm")
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,10 @@ class PolicyConfig:
     hidden: Widths = (64, 64)
     """Widths of the hidden layers."""
     activation: Activation = "tanh"
+    trunk: TrunkName = "mlp"
+    """What follows the hidden layers: outputs at once (mlp), or a memory (gru, lstm) for what one observation hides."""
+    memory: Annotated[int, "≥ 1; {} is usual"] = 64
+    """Units of the memory of a gru or lstm."""
     initial_std: Annotated[float, "> 0; {} is usual"] = 0.6
     """σ of a Gaussian policy at the start."""
     min_std: float | Literal["auto"] = 0.0
@@ -186,6 +196,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _check(self, "policy.")
+        _require_memory_used(self, "policy.")
         self._require_min_std(self.min_std if self.min_std != "auto" else 0.0)
         for name, value in (("min_std", self.min_std), ("state_dependent_std", self.state_dependent_std)):
             allowed = "left as it is with policy.distribution=beta, whose σ always depends on the state"
@@ -209,6 +220,10 @@ class ValueConfig:
     hidden: Widths = PolicyConfig.hidden
     """Widths of the hidden layers."""
     activation: Activation = PolicyConfig.activation
+    trunk: TrunkName = PolicyConfig.trunk
+    """As for the policy; its memory is its own."""
+    memory: Annotated[int, "≥ 1; {} is usual"] = PolicyConfig.memory
+    """Units of the memory of a gru or lstm."""
     hidden_layer_scale: LayerGain = PolicyConfig.hidden_layer_scale
     """Gain of the hidden layers' initial weights; auto as for the policy's."""
     sees: str = ""
@@ -231,6 +246,7 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         _check(self, "value.")
+        _require_memory_used(self, "value.")
 
     def build(self) -> AdamFit | GaussNewtonFit:
         """Return the fit; raises ValueError for values out of range."""

@@ -18,7 +18,7 @@ from trpo.envs.spaces import Leaf
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
-from trpo.policies.protocol import PolicyFunction, PolicyLike
+from trpo.policies.protocol import PolicyFunction, PolicyLike, require_memory
 from trpo.programs import keep_programs, require_no_fork
 from trpo.rollout import Actor, HostPolicy, noise_of
 from trpo.rollout.whole_episodes import MAX_STEPS, EvaluationResult, drawn_noise, whole_episodes
@@ -26,7 +26,7 @@ from trpo.rules.protocol import Rule
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.training.learner import Learner, Program
-from trpo.training.sizes import check_networks
+from trpo.training.sizes import check_networks, size_of
 from trpo.training.state import TrainingState
 from trpo.value_fits import ValueState
 
@@ -71,8 +71,9 @@ class Agent:
         policy = make_policy(spec, config.policy, policy_key, scaled) if policy is None else policy
         value = make_value(spec, config.value, value_key, scaled) if value is None else value
         (function, params), (value_function, value_params) = as_policy(policy), as_policy(value)
-        if jax.tree.leaves(value_function.start(1)):
-            raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
+        memory = size_of(jax.eval_shape(lambda: value_function.start(config.env.count)))
+        what = f"env.count={config.env.count}: the value function's memory of so many takes"
+        require_room(what, memory, "use fewer environments, or a smaller value.memory")
         dtype = jnp.result_type(float)
 
         def statistics(leaf: Leaf) -> RunningStatistics | None:
@@ -88,6 +89,7 @@ class Agent:
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
             observations=observations,
             average=params if config.policy.averaging else None,
+            value_carry=value_function.start(config.env.count),
         )
         return cls(spec, config, function, value_function, learner, rule, env, own)
 
@@ -145,9 +147,10 @@ class Agent:
             raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
         x, single = observed(self.spec, observation, action_mask)
         host, count = self._host_policy, len(jax.tree.leaves(x)[0])
-        memory = host.start(count) if carry is None else carry
-        if carry is not None and single:
-            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None], memory)
+        memory = host.start(count)
+        if carry is not None:
+            require_memory("carry", carry, jax.tree.map(lambda leaf: leaf[0], memory) if single else memory)
+            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[None] if single else np.asarray(leaf), carry)
         noise = None
         if not deterministic:
             key = jax.random.key(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed)

@@ -8,6 +8,7 @@ is being collected.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from trpo.blocks import InBlocks, Split
 from trpo.distributions import Product
 from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
-from trpo.policies.protocol import PolicyFunction
+from trpo.policies.protocol import PolicyFunction, after_each, unroll
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
 from trpo.rollout.trajectory import Successors
@@ -31,7 +32,7 @@ from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
-from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, predict
+from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, in_reward
 
 
 class Learner(eqx.Module):
@@ -45,6 +46,9 @@ class Learner(eqx.Module):
     """Of the numbers of each leaf of raw observations that is normalised, merged after each update; None for others."""
     average: Params | None = None
     """Of the policies so far (:func:`averaged`); None without averaging."""
+    value_carry: Any = ()
+    """The value function's memory of each environment, before the next fragment. It is not in the source's seat, since
+    sources know nothing of values; where an episode begins it does not count, so it may meet a source begun anew."""
 
     @property
     def deployed(self) -> Params:
@@ -111,8 +115,14 @@ class Program:
         frozen = self.space.map(lambda leaf, s: None if s is None else s.freeze(clip), statistics)
         return Actor(params, frozen, self.space)
 
-    def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
-        """Return the value network's output for what it is shown."""
+    def value_of(self, params: Params, seen: Any, carry: Any = (), reset: Any = None) -> Float[Array, "*batch"]:
+        """Return the value network's output for what it is shown, with memory of sequences ``[…, env, time]``."""
+        if jax.tree.leaves(carry):
+            axes = reset.ndim - 1
+            together = partial(_flat, axes=axes)
+            carry, *observed = jax.tree.map(together, (carry, seen, reset))
+            v, _ = unroll(self.value, params, carry, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tuple(observed)))
+            return v.T.reshape(reset.shape)
 
         def of(params: Params, seen: Any) -> Any:
             return self.value(params, (), (seen, None))[0]
@@ -185,6 +195,8 @@ class Estimates(eqx.Module):
     """With zeros where a step is not valid."""
     seen: PyTree[Shaped[Array, "time env ..."]]
     """Observations as policy and value function are shown them."""
+    reset: Bool[Array, "time env"]
+    """Whether an episode begins with a step."""
     value: Float[Array, "time env"]
     """V(s), in units of reward."""
     advantage: Float[Array, "time env"]
@@ -192,6 +204,8 @@ class Estimates(eqx.Module):
     """λ-returns."""
     weight: Float[Array, "time env"]
     """1/N where a step is valid, else 0."""
+    value_carry: Any = ()
+    """The value function's memory after the last step."""
 
 
 def prepare(program: Program, params: Params, statistics: Any, key: Any, iteration: Any) -> tuple[Actor, Any, Any]:
@@ -227,9 +241,7 @@ def improve(
         finite=finite,
         blocked=no_action,
     )
-    rows = partial(_rows, strata=program.strata)
-    data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
-    return new, data, info
+    return new, value_batch(learner.value_carry, estimates, program.strata), info
 
 
 def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
@@ -247,35 +259,69 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     clean = dataclasses.replace(trajectory, **steps)
     see = program.freeze(learner.policy, learner.observations).see
     seen = see(clean.observation)
-
-    def value(seen: Any) -> Array:
-        return predict(program.value_of, learner.value, seen, program.normalise_returns)
-
-    v = value(seen)
-    if isinstance(after := clean.next_observation, Successors):
-        next_v = jnp.concatenate([v[1:], value(see(after.last))[None]])
-        next_v = next_v.at[after.step, after.env].set(value(see(after.final)), mode="drop")
-    else:
-        next_v = value(see(after))
+    # The step after an auto-reset is where the episode really begins.
+    begins = clean.terminated | clean.truncated | ~clean.valid
+    reset = jnp.concatenate([clean.reset[None], begins[:-1]])
+    v, next_v, carry = _values(program, learner, seen, reset, clean.next_observation, see)
     discount = hyper.discount_at(iteration)
     reward = jnp.sign(clean.reward) if program.reward_sign else clean.reward
     advantage = gae(reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
-    return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
+    return Estimates(
+        trajectory=clean,
+        seen=seen,
+        reset=reset,
+        value=v,
+        advantage=advantage,
+        target=lambda_returns(advantage, v),
+        weight=weight,
+        value_carry=carry,
+    )
+
+
+def _values(
+    program: Program, learner: Learner, seen: Any, reset: Array, following: Any, see: Callable[[Any], Any]
+) -> tuple[Array, Array, Any]:
+    """Return V of a batch's states and of their true successors, in units of reward, and the memory after the last.
+
+    Of a successor it is the memory after its step that counts: no episode begins there.
+    """
+    params, memory = learner.value.params, ()
+    if jax.tree.leaves(learner.value_carry):
+        v, memory = unroll(program.value, params, learner.value_carry, (seen, reset))
+    else:
+        v = program.value_of(params, seen)
+
+    def after(carries: Any, observation: Any) -> Array:
+        if not jax.tree.leaves(memory):
+            return program.value_of(params, see(observation))
+        return after_each(program.value, params, carries, see(observation))
+
+    def row(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], tree)
+
+    last = jax.tree.map(lambda x: x[-1], memory)
+    if isinstance(following, Successors):
+        next_v = jnp.concatenate([v[1:], after(row(last), row(following.last))])
+        ended = jax.tree.map(lambda x: x[following.step, following.env], memory)
+        final = after(row(ended), row(following.final))[0]
+        next_v = next_v.at[following.step, following.env].set(final, mode="drop")
+    else:
+        next_v = after(memory, following)
+    v, next_v = (in_reward(learner.value, x, program.normalise_returns) for x in (v, next_v))
+    return v, next_v, last
 
 
 def local_problem(program: Program, learner: Learner, estimates: Estimates) -> LocalProblem:
     """Build the trust-region problem of a batch around the policy that sampled it."""
     steps, weight = estimates.trajectory, estimates.weight
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
-    # The step after an auto-reset is where the episode really begins.
-    begins = steps.terminated | steps.truncated | ~steps.valid
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,
         advantage=advantage,
         weight=weight,
         carry=steps.carry,
-        reset=jnp.concatenate([steps.reset[None], begins[:-1]]),
+        reset=estimates.reset,
     )
     how = program.fisher_subsample, program.block, program.strata
     return sampled_problem(program.policy, learner.policy, batch, *how)
@@ -302,7 +348,8 @@ def settle(
     met = steps.observation, steps.next_observation, steps.reward
     finite = all_finite((*met, estimates.target, statistics))
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)
-    return tree_where(finite, Learner(params, rule_state, learner.value, statistics, average), learner), finite
+    new = Learner(params, rule_state, learner.value, statistics, average, estimates.value_carry)
+    return tree_where(finite, new, learner), finite
 
 
 def averaged(average: Params | None, params: Params, share: Any, k: Any) -> Params | None:
@@ -323,6 +370,31 @@ def refit(
 ) -> tuple[ValueState, ValueInfo]:
     """Step 6 of an iteration: fit the value function to the λ-returns."""
     return fit_value(hyper.value_fit, program.value_of, state, batch, key, program.normalise_returns)
+
+
+def value_batch(carry: Any, estimates: Estimates, strata: int) -> ValueBatch:
+    """Return what the value function is to be fitted to; with a memory, from ``carry``, sequences are kept whole."""
+    data = estimates.seen, estimates.target, estimates.weight
+    if not jax.tree.leaves(carry):
+        return ValueBatch(*jax.tree.map(partial(_rows, strata=strata), data))
+
+    def columns(leaf: Array) -> Array:
+        return leaf if strata == 1 else leaf.reshape(strata, -1, *leaf.shape[1:])
+
+    seen, target, weight, reset = jax.tree.map(lambda x: columns(jnp.swapaxes(x, 0, 1)), (*data, estimates.reset))
+    return ValueBatch(seen, target, weight, (jax.tree.map(columns, carry), reset))
+
+
+def with_memory(program: Program, learner: Learner) -> Learner:
+    """Return a learner whose value function's memory is of the program's environments: a new one where it is not."""
+    new = program.value.start(program.count)
+    fits = jax.tree.map(jnp.shape, learner.value_carry) == jax.tree.map(jnp.shape, new)
+    return learner if fits else dataclasses.replace(learner, value_carry=new)
+
+
+def _flat(leaf: Array, axes: int) -> Array:
+    """Return a leaf with its first ``axes`` axes as one."""
+    return leaf.reshape(-1, *leaf.shape[axes:])
 
 
 def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..."]:

@@ -18,6 +18,7 @@ from trpo.envs.images import image_of, is_normalised
 from trpo.envs.spaces import Box
 from trpo.envs.spec import EnvSpec
 from trpo.policies.encoders import flattened, make_encoder
+from trpo.policies.recurrent import GATES
 from trpo.settings.config import Config
 from trpo.training.layout import capacity
 
@@ -48,9 +49,10 @@ def _outputs(spec: EnvSpec, config: Config) -> int:
 
 
 def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
-    """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``.
+    """Return the shapes of all weights of the networks that ``config`` describes, but for the user's ``own``.
 
-    A layer of kernels has the inputs that one of its outputs sees.
+    They are in the order of layers; the inputs count one more where there is a bias. A layer of kernels has the inputs
+    that one of its outputs sees.
     """
     parts: dict[str, tuple[Any, int]] = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
     found = {}
@@ -58,8 +60,8 @@ def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -
         if name not in own:
             encoder = make_encoder(spec.seen(part.sees), part.sees, part.encoder)
             kernels = [x.shape for x in jax.tree.leaves(encoder) if np.ndim(x) > 1]
-            found[name] = [(math.prod(shape[:-1]), shape[-1]) for shape in kernels]
-            found[name] += itertools.pairwise((encoder.size, *part.hidden, outputs))
+            found[name] = [(math.prod(shape[:-1]) + 1, shape[-1]) for shape in kernels]
+            found[name] += _weights(encoder.size, part, outputs)
     return found
 
 
@@ -80,21 +82,32 @@ def flat_images(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()
     return said
 
 
+def _weights(inputs: int, part: Any, outputs: int) -> list[tuple[int, int]]:
+    gates, memory = GATES.get(part.trunk, 0), part.memory
+    widths = inputs, *part.hidden, gates * memory or outputs
+    layers = [(n + 1, m) for n, m in itertools.pairwise(widths)]
+    return [*layers, (memory, gates * memory), (memory + 1, outputs)] if gates else layers
+
+
 def count_parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> int:
     """Return how many parameters they have."""
-    layers = [layer for network in networks(spec, config, own).values() for layer in network]
-    return sum((inputs + 1) * outputs for inputs, outputs in layers)
+    weights = [shape for network in networks(spec, config, own).values() for shape in network]
+    return sum(inputs * outputs for inputs, outputs in weights)
 
 
 def check_networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> None:
     """Refuse networks whose parameters alone are larger than this machine's memory."""
     for name, layers in networks(spec, config, own).items():
-        count = sum((inputs + 1) * outputs for inputs, outputs in layers)
-        # An orthogonal matrix is drawn and decomposed in double precision.
-        drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers)
-        hidden = getattr(config, name).hidden
-        inputs, outputs = layers[-1 - len(hidden)][0], layers[-1][1]
-        what = f"{name}.hidden={hidden}, with {inputs:,} inputs and {outputs:,} outputs: {count:,} parameters"
+        count = sum(inputs * outputs for inputs, outputs in layers)
+        part = getattr(config, name)
+        # An orthogonal matrix is drawn and decomposed in double precision; each gate has one of its own.
+        drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers) // GATES.get(part.trunk, 1)
+        memory = f", {name}.memory={part.memory}" if part.trunk in GATES else ""
+        inputs = layers[-len(_weights(1, part, 1))][0] - 1
+        what = (
+            f"{name}.hidden={part.hidden}{memory}, with {inputs:,} inputs and {layers[-1][1]:,} outputs: "
+            f"{count:,} parameters"
+        )
         require_room(f"{what} take", max(_width() * count, drawing), "use narrower layers, or smaller spaces")
 
 
@@ -121,6 +134,7 @@ def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -
         kept = sum(math.prod(leaf.number_shape) for leaf in shown)
     if "policy" not in agent.own:
         kept += sum(config.policy.hidden) + _outputs(spec, config)
+        kept += (GATES.get(config.policy.trunk, -1) + 1) * config.policy.memory
     size = f"env.count={config.env.count}, fragment={config.fragment}: a batch of {batch:,} steps"
     fewer = "use fewer environments or shorter fragments"
     if on_host:
