@@ -188,7 +188,7 @@ def fragments_on_host(agent: Agent, envs: Any, fragment: int) -> list[tuple[Traj
 
 
 def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
-    """Return, compiled: a trajectory, and maybe a learner, ↦ means (or logits) and ratios at θ_old, and what is there."""
+    """Return, compiled: a trajectory, and maybe a learner, ↦ means (or logits) and ratios at θ_old, and more."""
     program, hyper = agent.program(), Hyper.of(agent.config)
 
     @jax.jit
@@ -659,9 +659,7 @@ def remembering(name: str, iterations: int, cell: str = "gru", fragment: int = 7
     return trpo.Config(steps=iterations * 8 * fragment, fragment=fragment, **(usual | changes))
 
 
-@pytest.mark.parametrize(
-    ("env", "cell"), [("probe:memory", "gru"), ("jax-probe:memory", "lstm")]
-)
+@pytest.mark.parametrize(("env", "cell"), [("probe:memory", "gru"), ("jax-probe:memory", "lstm")])
 def test_a_cue_is_remembered(env: str, cell: str) -> None:
     config = remembering(env, 30, cell, fragment=32, discount=0.95)
     agent = trpo.train(env, config=config, quiet=True)
