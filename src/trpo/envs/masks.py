@@ -1,8 +1,8 @@
 """Which actions are allowed: a mask, which is a part of an observation.
 
 So it goes wherever an observation goes, to the policy that acts, into batches and checkpoints. It is one vector of
-zeros and ones, a number for each action of a Discrete, for each of every component's of a MultiDiscrete, and for those of
-the parts of a Dict (by name) or Tuple one after the other; other parts of an action have none.
+zeros and ones, a number for each action of a Discrete, for each of every component's of a MultiDiscrete, and for
+those of the parts of a Dict (by name) or Tuple one after the other; other parts of an action have none.
 """
 
 from __future__ import annotations
