@@ -136,7 +136,7 @@ class Origin:
         env = as_jax_env(self.env, self.kwargs)
         if env is not None:
             _require_plain(self.frames)
-        env = Without(env, self.drop) if env is not None and self.drop else env
+        env = Without.of(env, self.drop) if env is not None and self.drop else env
         return Flattened(env) if env is not None and self.flatten else env
 
     @functools.cached_property
@@ -284,7 +284,7 @@ def make_envs(
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
         _require_plain(frames)
-        return HostedJaxEnvs(Without(known, tuple(drop)) if drop else known, count, rescale_actions, flatten)
+        return HostedJaxEnvs(Without.of(known, drop) if drop else known, count, rescale_actions, flatten)
     if workers < 0:
         raise ValueError(f"env.workers={workers}: must be ≥ 0; 0 steps all environments in this process")
     if isinstance(env, str) and env.startswith("envpool:"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -58,17 +58,16 @@ class Without:
     """An environment of whose observations some parts are left out; what is returned may still have them."""
 
     env: JaxEnv
-    drop: tuple[str, ...]
+    spec: EnvSpec
 
     cheap_reset = property(lambda self: self.env.cheap_reset, doc="As the environment says.")
     reset = property(lambda self: self.env.reset, doc="The environment's.")
     step = property(lambda self: self.env.step, doc="The environment's.")
 
-    @functools.cached_property
-    def spec(self) -> EnvSpec:
-        """The environment's, with such an observation."""
-        spec = self.env.spec
-        return dataclasses.replace(spec, observation=without(spec.observation, self.drop))
+    @classmethod
+    def of(cls, env: JaxEnv, drop: Sequence[str]) -> Without:
+        """Leave out what ``drop`` names."""
+        return cls(env, dataclasses.replace(env.spec, observation=without(env.spec.observation, drop)))
 
 
 @dataclasses.dataclass(frozen=True)
