@@ -501,7 +501,7 @@ def test_forms_of_masks(space: gym.Space, mask: Any, flat: list[int]) -> None:
 
 def test_the_masks_of_parts_reach_their_heads_whatever_the_order() -> None:
     space = Dict((("z", Choices((2, 3), (0, 0), (2,))), ("m", Box((1,))), ("a", Choice(4))))
-    head = make_head(space, initial_std=0.6, min_std=0.0, state_dependent_std=False)
+    head = make_head(space, initial_std=0.6, min_std=0.0, state_dependent_std=False, distribution="auto")
     mask = flat_mask(space, {"a": [0, 0, 1, 0], "z": (np.array([0, 1]), np.array([0, 0, 1]))})
     mode = head(jnp.zeros(head.size), mask).mode()
     assert mode["a"] == 2

@@ -403,7 +403,7 @@ def test_pytree_jit_vmap_repr(case: Case) -> None:
         return d.log_prob(action), d.entropy(), d.kl_to(e), d.fisher_product(d).__class__ is type(d), batched
 
     log_prob, entropy, kl, same_class, batched = compiled(p, q, pair)
-    np.testing.assert_allclose(log_prob, p.log_prob(action), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(log_prob, p.log_prob(action), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(entropy, p.entropy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(kl, p.kl_to(q), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(batched, [kl, 0.0], rtol=1e-4, atol=1e-6)

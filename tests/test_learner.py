@@ -410,7 +410,10 @@ def test_an_iteration_is_compiled_from_its_settings() -> None:
         "standardise_advantages": False,
         "normalise_returns": False,
         "fisher_subsample": 4,
+        "block": 0,
+        "reward_sign": False,
         "strata": 3,
+        "choices": (),
     }
     for made, expected in ((Hyper.of(SETTINGS), hyper), (agent.program(3), program)):
         assert {field.name: getattr(made, field.name) for field in dataclasses.fields(made)} == expected
