@@ -74,12 +74,12 @@ class Job:
     @property
     def env(self) -> str:
         """The environment's id in Gymnasium."""
-        return self.task.partition(":")[0]
+        return self.task.rpartition(":")[0]
 
     @property
     def steps(self) -> int:
         """How long to train."""
-        return int(self.task.partition(":")[2])
+        return int(self.task.rpartition(":")[2])
 
     @property
     def path(self) -> Path:
@@ -325,6 +325,23 @@ def line(record: dict[str, Any]) -> str:
     return f"{name} det {d:8.1f} sto {s:8.1f} best {record['best']['deterministic']:8.1f} {record['seconds']:6.0f}s"
 
 
+def run_all(jobs: Sequence[Job], processes: int) -> None:
+    """Run whatever is missing, so many runs side by side; what fails is said, and the others go on."""
+    left = [job for job in jobs if not job.path.exists()]
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done", flush=True)
+    context, failed = multiprocessing.get_context("spawn"), 0
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _one_thread, max_tasks_per_child=1) as pool:
+        running = {pool.submit(run, job): job for job in left}
+        for done in concurrent.futures.as_completed(running):
+            if error := done.exception():
+                job, failed = running[done], failed + 1
+                print(f"{job.task} {job.variant} s{job.seed} failed: {type(error).__name__}: {error}", flush=True)
+            elif done.result().exists():
+                print(line(json.loads(done.result().read_text())), flush=True)
+    if failed:
+        raise SystemExit(f"{failed} runs failed")
+
+
 def main() -> None:
     """Run whatever is missing and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -340,15 +357,7 @@ def main() -> None:
     parser.add_argument("--simulator", choices=("auto", "envpool", "gymnasium"), default="auto")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side, one thread each")
     options = parser.parse_args()
-    jobs = plan(options)
-    left = [job for job in jobs if not job.path.exists()]
-    print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.jobs, context, _one_thread, max_tasks_per_child=1) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(run, job) for job in left]):
-            path = done.result()
-            if path.exists():
-                print(line(json.loads(path.read_text())), flush=True)
+    run_all(plan(options), options.jobs)
 
 
 if __name__ == "__main__":

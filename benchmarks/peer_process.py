@@ -16,7 +16,7 @@ INSTALL = (
     'python -m venv .venv-peers && .venv-peers/bin/pip install torch==2.13.0 sb3-contrib tianshou "gymnasium[mujoco]"'
 )
 _UPDATES = Path(__file__).with_name("peer_worker.py")
-_TRAINING = Path(__file__).with_name("peer_training.py")
+TRAINING, BEYOND = (Path(__file__).with_name(f"peer_{name}.py") for name in ("training", "beyond"))
 
 
 def installed(python: Path) -> bool:
@@ -87,8 +87,8 @@ class Peer(_Worker):
 class TrainingPeer(_Worker):
     """A library ready to train on a task."""
 
-    def __init__(self, python: Path, library: str, settings: dict[str, Any]) -> None:
-        super().__init__(python, _TRAINING, library, json.dumps(settings), settings["threads"])
+    def __init__(self, python: Path, library: str, settings: dict[str, Any], script: Path = TRAINING) -> None:
+        super().__init__(python, script, library, json.dumps(settings), settings["threads"])
         self.versions = self._read()["versions"]
 
     def train(self, iterations: int) -> float:

@@ -217,7 +217,7 @@ def warn(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-def main() -> None:
+def main(libraries: dict[str, Any]) -> None:
     library, s = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(s["threads"])
     torch.manual_seed(s["seed"])
@@ -225,7 +225,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever the libraries print must not mix with the replies
     warnings.simplefilter("ignore")
     mujoco.set_mju_user_warning(warn)
-    run: Any = {"sb3_contrib": Sb3Contrib, "tianshou": Tianshou}[library](s)
+    run: Any = libraries[library](s)
     versions = {"torch": torch.__version__, "gymnasium": gymnasium.__version__, **run.versions}
     print(json.dumps({"versions": versions, "threads": torch.get_num_threads()}), file=replies)
     for line in sys.stdin:
@@ -245,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main({"sb3_contrib": Sb3Contrib, "tianshou": Tianshou})

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import device_tables, learning_tables, peer_tables
+from benchmarks import beyond_tables, device_tables, learning_tables, peer_tables
 from benchmarks.learning_tables import DEFAULTS_TRIED_ON, learning, returns, spread
 
 RESULTS = Path(__file__).with_name("results")
@@ -221,6 +221,7 @@ def page() -> str:
         [
             *head,
             *learning_tables.section(),
+            *beyond_tables.section(),
             *_acceptance(),
             *_trials(),
             *_pendulum(),

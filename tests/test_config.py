@@ -168,6 +168,13 @@ def test_settings_that_the_rule_does_not_have_are_refused(rule: str, field: dict
         trpo.Config(rule=trpo.RuleConfig(rule, **field))
 
 
+@pytest.mark.parametrize("group", ["policy", "value"])
+def test_a_memory_that_the_trunk_does_not_have_is_refused(group: str) -> None:
+    kind = {"policy": trpo.PolicyConfig, "value": trpo.ValueConfig}[group]
+    with pytest.raises(ValueError, match=rf"{group}\.memory=32: {group}\.trunk 'mlp' has none; use gru or lstm"):
+        kind(memory=32)
+
+
 @pytest.mark.parametrize(
     ("method", "field"),
     [
@@ -215,6 +222,8 @@ EDGES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (trpo.Config, {"final_discount": 0.0, "discount_steps": 1, "checkpoint_every": 1}, {"final_discount": -0.1}),
     (trpo.PolicyConfig, {"hidden": (1,), "min_std": 0.0, "last_layer_scale": 0.0}, {"averaging": 1.0}),
     (trpo.PolicyConfig, {"hidden": (), "averaging": 0.0, "hidden_layer_scale": 1e-9}, {"averaging": -0.1}),
+    (trpo.PolicyConfig, {"trunk": "gru", "memory": 1}, {"memory": 0}),
+    (trpo.ValueConfig, {"trunk": "lstm", "memory": 1}, {"memory": -1}),
     (trpo.ValueConfig, {"epochs": 1, "minibatch": 0}, {"hidden_layer_scale": -1.0}),
     (trpo.ValueConfig, {"method": "gauss-newton", "steps": 1, "max_change": 1e-9}, {"max_change": -1.0}),
     (trpo.RuleConfig, {"damping": 0.0, "cg_iterations": 1, "cg_tolerance": 0.0}, {"max_step_norm": 0.0}),

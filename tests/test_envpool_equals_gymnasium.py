@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from trpo.envs import Box
+from trpo.envs.host.frames import Frames
 from trpo.envs.host.gymnasium import quiet_mujoco
+from trpo.envs.names import make_envs
 
 envpool = pytest.importorskip("envpool")
 
@@ -151,3 +154,46 @@ def test_episodes_begin_alike(task: str, single: gym.Env) -> None:
     np.testing.assert_allclose(theirs[:, ~varies], ours[:, ~varies], atol=1e-6)
     p = np.array([stats.ks_2samp(a, b).pvalue for a, b in zip(ours[:, varies].T, theirs[:, varies].T, strict=True)])
     assert p.min() > 1e-4 / len(p)
+
+
+@pytest.fixture
+def games() -> None:
+    for module in ("ale_py", "cv2"):
+        pytest.importorskip(module, reason="needs trpo[atari]")
+
+
+@pytest.mark.parametrize(("game", "skip"), [("Pong", 4), ("Breakout", 3)])
+def test_games_are_shown_alike(game: str, skip: int, games: None) -> None:
+    """Frames, rewards and ends, from the same number of no-ops on and without chance, bit for bit.
+
+    So the actions mean the same, frames are skipped once, and both take the maximum of the same two.
+    """
+    frames, alone = Frames(4, 84, skip, 1), {"repeat_action_probability": 0.0}
+    ours, theirs = (make_envs(f"{of}{game}-v5", 1, frames=frames, kwargs=alone) for of in ("ALE/", "envpool:"))
+    assert ours.spec.observation == theirs.spec.observation == Box((4, 84, 84), "uint8", 0.0, 255.0)
+    assert ours.spec.action.n == theirs.spec.action.n  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(ours.reset([0]), theirs.reset([0]))
+    rng, gained = np.random.default_rng(0), 0.0
+    for t in range(160):
+        action = rng.integers(ours.spec.action.n, size=1)  # type: ignore[attr-defined]
+        a, b = ours.step(action), theirs.step(action)
+        for name in ("observation", "reward", "terminated", "truncated"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=f"{name}, step {t}")
+        gained += abs(a.reward[0])
+        if a.terminated[0]:
+            break
+    assert gained > 0 or game != "Pong"
+    ours.close()
+    theirs.close()
+
+
+def test_games_are_those_of_their_version(games: None) -> None:
+    """Sticky actions, up to 30 no-ops, half an hour, whole games: as Gymnasium has them by the same id."""
+    pool: Any = make_envs("envpool:Breakout-v5", 1, frames=Frames(4, 84))
+    options, spec = pool._envs.spec.config, gym.spec("ALE/Breakout-v5")
+    pool.close()
+    assert options.repeat_action_probability == spec.kwargs["repeat_action_probability"] == 0.25
+    assert options.max_episode_steps * options.frame_skip == spec.kwargs["max_num_frames_per_episode"]
+    assert (options.noop_max, options.frame_skip, options.stack_num) == (30, 4, 4)
+    others = ("use_fire_reset", "episodic_life", "reward_clip", "full_action_space")
+    assert {name: getattr(options, name) for name in others} == dict.fromkeys(others, False)

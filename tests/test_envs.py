@@ -23,8 +23,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+import trpo
 from tests.helpers import run_process
 from trpo.envs import Box, Choice, EnvironmentFailure, HostEnv, Space
+from trpo.envs.host.frames import Frames
 from trpo.envs.host.probes import TIME_LIMIT, Probe
 from trpo.envs.names import make_envs, make_single
 from trpo.envs.protocol import UnknownEnvironmentError, UnusableEnvironmentError
@@ -192,6 +194,62 @@ def test_transitions_are_not_overwritten_by_later_steps() -> None:
 
 
 # ---------------------------------------------------------------- observation spaces
+
+
+class Counting(gym.Env):
+    """Shows how many episodes and steps there were; an episode has four steps."""
+
+    observation_space = spaces.Box(0, 255, (2,), np.uint8)
+    action_space = spaces.Discrete(2)
+    episode = step_number = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.episode, self.step_number = self.episode + 1, 0
+        return np.array([self.episode, 0], np.uint8), {}
+
+    def step(self, action: Any) -> Any:
+        self.step_number += 1
+        return np.array([self.episode, self.step_number], np.uint8), 0.0, False, self.step_number == 4, {}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_frames_are_stacked_within_an_episode(workers: int, closing: Callable) -> None:
+    """PITFALLS row 30: the first frame stands for those before it; the last stack is all of the episode that ended."""
+    envs = closing(make_envs(Counting, 2, workers, frames=Frames(3)))
+    assert envs.spec.observation.shape == (3, 2)
+
+    seen = envs.reset([0, 1])
+    began = seen[:, 0, 0]  # an environment may have been begun before, to see what it tells
+
+    def stacks(episode: int, time: int) -> list[list[list[int]]]:
+        return [[[first + episode, max(0, t)] for t in range(time - 2, time + 1)] for first in began]
+
+    np.testing.assert_array_equal(seen, stacks(0, 0))
+    for t in range(9):
+        after = envs.step(np.zeros(2, int))
+        episode, time = t // 4, t % 4 + 1
+        np.testing.assert_array_equal(after.final_observation, stacks(episode, time))
+        np.testing.assert_array_equal(after.observation, stacks(episode, time) if time < 4 else stacks(episode + 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "frames", "words"),
+    [
+        ("CartPole-v1", Frames(screen=84), r"env\.screen=84: environment 'CartPole-v1' is no Atari game"),
+        ("envpool:CartPole-v1", Frames(4), r"env\.frame_stack=4: EnvPool's 'CartPole-v1' is no Atari game"),
+        ("jax-probe:both", Frames(4), r"env\.frame_stack=4: for environments on the host"),
+    ],
+)
+def test_frames_that_an_environment_does_not_have(env_id: str, frames: Frames, words: str) -> None:
+    if env_id.startswith("envpool:"):
+        pytest.importorskip("envpool")
+    options = trpo.EnvConfig(frame_stack=frames.stack, screen=frames.screen)
+    for make in (
+        lambda: make_envs(env_id, 1, frames=frames),
+        lambda: trpo.make_agent(env_id, trpo.Config(env=options)),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
 
 
 def env_seeing(space: gym.Space, **attributes: Any) -> Callable[[], gym.Env]:

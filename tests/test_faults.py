@@ -334,7 +334,7 @@ COMMANDS: list[tuple[str, list[str], int, str]] = [
     ("a run's name is too long", ["train", "probe:both", "--out", LONG], 2, "name too long"),
     ("a flag is mistyped", ["train", "probe:both", "--rule.maxkl", "0.1"], 2, "rule.max-kl"),
     ("a command is mistyped", ["trian", "probe:both"], 2, "train"),
-    ("an environment of another package", ["train", "ALE/Pong-v5"], 2, "ale.py"),
+    ("an environment of another package", ["train", "Metaworld/MT1"], 2, "pip install metaworld"),
     ("not a run", ["resume", "file"], 2, "file"),
 ]
 

@@ -24,7 +24,7 @@ from trpo.envs.device import Flattened, JaxEnv, Step, batch
 from trpo.envs.device.brax import from_brax
 from trpo.envs.device.gymnax import from_gymnax
 from trpo.envs.host.gymnasium import space_of
-from trpo.envs.host.probes import NAMES, TIME_LIMIT, Probe
+from trpo.envs.host.probes import MEMORY_STEPS, NAMES, TIME_LIMIT, Probe
 from trpo.envs.names import as_jax_env, make_envs
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.function import memoryless
@@ -251,7 +251,9 @@ def test_gymnax_action_spaces() -> None:
     box = type("Box", (), {"low": np.array([-1.0, -2.0]), "high": 3.0, "shape": (2,), "dtype": np.float32})()
     spec = from_gymnax(WithSpace(box), None, "box").spec.action
     assert spec == Box((2,), "float32", low=(-1.0, -2.0), high=3.0)
-    with pytest.raises(UnsupportedSpaceError, match="of mine is not supported; supported are Box and Discrete"):
+    with pytest.raises(
+        UnsupportedSpaceError, match="of mine is not supported; supported are Box, Discrete, and Dict or Tuple"
+    ):
         from_gymnax(WithSpace(object()), None, "mine")
 
 
@@ -733,7 +735,7 @@ def test_jax_probes_do_what_the_host_s_do(name: str) -> None:
         assert (bool(ours_now.terminated), bool(ours_now.truncated)) == (terminated, truncated)
         over = terminated or truncated
         ends += over
-    assert ends == {"delayed": 12, "endless": 25 // TIME_LIMIT}.get(name, 25)
+    assert ends == {"delayed": 12, "endless": 25 // TIME_LIMIT, "memory": 25 // MEMORY_STEPS}.get(name, 25)
 
 
 @pytest.mark.parametrize("name", NAMES)

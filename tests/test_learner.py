@@ -410,7 +410,10 @@ def test_an_iteration_is_compiled_from_its_settings() -> None:
         "standardise_advantages": False,
         "normalise_returns": False,
         "fisher_subsample": 4,
+        "block": 0,
+        "reward_sign": False,
         "strata": 3,
+        "choices": (),
     }
     for made, expected in ((Hyper.of(SETTINGS), hyper), (agent.program(3), program)):
         assert {field.name: getattr(made, field.name) for field in dataclasses.fields(made)} == expected
@@ -579,6 +582,27 @@ def test_the_unit_of_reward_does_not_matter(pendulum: Case, fit: str) -> None:
         np.testing.assert_allclose(other.value.scale, float(one.value.scale) * c, rtol=1e-2)
         got, expected = ([float(info.explained_variance) for info in each] for each in (others, infos))
         np.testing.assert_allclose(got, expected, atol=2e-2)
+
+
+def test_what_is_learned_from_signs_is_learned_from_rewards_that_are_signs(pendulum: Case) -> None:
+    reward = pendulum.trajectory.reward + np.float32(6.0)  # of either sign
+    assert len(set(np.sign(reward).ravel())) > 1
+    signs = dataclasses.replace(pendulum, program=dataclasses.replace(pendulum.program, reward_sign=True))
+    found = signs.improve(trajectory=dataclasses.replace(pendulum.trajectory, reward=reward))
+    expected = pendulum.improve(trajectory=dataclasses.replace(pendulum.trajectory, reward=np.sign(reward)))
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("env", ["probe:continuous", "jax-probe:continuous"])
+def test_returns_are_raw_whatever_is_learned_from(env: str) -> None:
+    """Every reward is negative: their signs are all the same, and there is nothing to learn."""
+    results = {}
+    for reward in ("raw", "sign"):
+        config = configure(env, reward=reward, steps=COUNT * FRAGMENT)
+        for _, metrics in trpo.iterations(env, trpo.make_agent(env, config), config):
+            results[reward] = metrics["result"], metrics["episode_return"]
+    assert {reward: result for reward, (result, _) in results.items()} == {"raw": "accepted", "sign": "no_signal"}
+    assert -1 < results["raw"][1] == results["sign"][1] < 0
 
 
 def test_before_a_reward_was_seen_values_are_zero(pendulum: Case) -> None:

@@ -139,11 +139,16 @@ def test_mistakes_name_the_file_and_the_cure(tmp_path: Path) -> None:
         plot_runs([tmp_path / "nowhere"], out)
     with pytest.raises(ValueError, match=r"empty/metrics\.jsonl has no iteration yet; plot the run after"):
         plot_runs([write(tmp_path / "empty", [])], out)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
-        plot_runs([write(tmp_path / "damaged", [], "not JSON\n" + json.dumps(record(1)) + "\n")], out)
     with pytest.raises(ValueError, match=r"out.*must end in \.png"):
         plot_runs([write(tmp_path / "good", [record(1)])], tmp_path / "out.pdf")
     assert not out.exists()
+
+
+def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, figures: list[Any]) -> None:
+    run = write(tmp_path / "damaged", [], "not JSON\n" + json.dumps(record(1)) + "\n")
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 1.*left out"):
+        plot_runs([run], tmp_path / "out.png")
+    np.testing.assert_array_equal(panel(figures[0], "Entropy").lines[0].get_xdata(), [100])
 
 
 def described(run: Path, env: str) -> Path:

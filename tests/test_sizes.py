@@ -45,6 +45,7 @@ def config(env: str = "probe:action", **changes: Any) -> trpo.Config:
         ("--fragment 1000000000 --steps 100000000000", "fragment=1000000000"),
         ("--policy.hidden 100000 100000", "policy.hidden=(100000, 100000)"),
         ("--value.hidden 1000000000000", "value.hidden=(1000000000000,)"),
+        ("--policy.trunk gru --policy.memory 100000", "policy.hidden=(64, 64), policy.memory=100000"),
         ("--seeds 100000000", "seeds: 100,000,000 runs"),
         ("--seeds 1000000 --vary discount=0.1,0.2,0.3 gae_lambda=0.1,0.2,0.3", "seeds: 9,000,000 runs"),
         ("--value.epochs 1000000000", "value.epochs=1000000000"),
@@ -136,7 +137,7 @@ def test_a_small_directory_makes_nothing_large(
     def drawn(*_: Any) -> None:
         raise AssertionError("parameters are made")
 
-    monkeypatch.setattr(trunks, "_orthogonal", drawn)
+    monkeypatch.setattr(trunks, "orthogonal", drawn)
     for use in (trpo.load, trpo.resume):
         with pytest.raises(ValueError, match=r"config\.json: its networks have at least .* which do not fit"):
             use(run)
@@ -163,6 +164,8 @@ SPACES = [
     (Dict((("a", Box((4,), "uint8")), ("b", Choices((2, 3), (0, 0), (2,))))), Choices((2, 4), (0, 0), (2,)), {}),
     (Tuple((Bits((3,)), Choice(4))), Bits((3,)), {"sees": "0[:2]"}),
     (Box((3,)), Box((2,)), {"state_dependent_std": True}),
+    (Box((3,)), Box((2,)), {"trunk": "gru", "memory": 3}),
+    (Choice(5), Choice(3), {"trunk": "lstm", "memory": 4}),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from trpo.blocks import InBlocks, Split
 from trpo.distributions import Distribution
 from trpo.fisher import Linearisation, linearise
 from trpo.line_search import Evaluation
 from trpo.objectives import importance_sampled_surrogate, max_state_kl, mean_kl
 from trpo.policies.function import memoryless
-from trpo.policies.protocol import PolicyFunction, unroll
+from trpo.policies.protocol import PolicyFunction, require_memory, unroll
 from trpo.trees import per_element, per_state, weighted_sum
 from trpo.types import Params, Scalar
 
@@ -31,7 +33,7 @@ class Batch(eqx.Module):
 
     observation: PyTree[Shaped[Array, "..."]]
     """As the policy takes it (normalised, if the policy was run on normalised observations)."""
-    action: Shaped[Array, "..."]
+    action: PyTree[Shaped[Array, "..."]]
     """Unclipped, as sampled from the policy."""
     advantage: Float[Array, "*batch"]
     weight: Float[Array, "*batch"]
@@ -67,7 +69,7 @@ class LocalModel(eqx.Module):
 
     def kl_along(self, vector: Params) -> tuple[Scalar, Scalar]:
         """Return slope and curvature of D̄ along ``vector``: ∇D̄(θ)ᵀv and vᵀF v, over all states."""
-        return self.policy.slope(self.kl, vector), self.policy.curvature(vector, self.weight)
+        return self.policy.along(self.kl, vector, self.weight)
 
 
 class LocalProblem(eqx.Module):
@@ -128,6 +130,8 @@ def sampled_problem(
     params: Params,
     batch: Batch,
     fisher_subsample: int = 1,
+    block: int = 0,
+    strata: int = 1,
 ) -> LocalProblem:
     """Build the local problem of a single-path batch around the policy that sampled it.
 
@@ -139,16 +143,26 @@ def sampled_problem(
         batch: see :class:`Batch`.
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
             gradient, and the KL that the line search enforces, always use all. Of every environment it takes other
-            times (or, where fragments are shorter than k, it flattens the two), so it is not for policies with memory.
+            times (or, where fragments are shorter than k, it flattens the two); with memory it takes all times of one
+            environment in k.
+        block: states that a larger batch is worked on at a time, in every pass, gradient and product; of a policy with
+            memory all times of some environments. The result is the same to rounding; memory is that of a block, and
+            each pass over the batch computes the policy anew. 0: all at once.
+        strata: parts of the environments of which each block has equally many, one for each device.
+
+    Raises:
+        ValueError: ``fisher_subsample`` is less than 1, or ``batch.carry`` is not a memory of the policy.
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
-    if fisher_subsample > 1 and jax.tree.leaves(batch.carry):
-        raise ValueError(f"fisher_subsample={fisher_subsample}: a policy with memory needs all steps of a batch; use 1")
     policy = memoryless(policy)
-    content = (batch.observation, batch.action, batch.advantage, batch.log_prob)
-    observation, action, advantage, log_prob = _without_absent_rows(content, batch.weight)
-    distributions = _PolicyAt(policy, observation, batch.carry, batch.reset)
+    require_memory("batch.carry", batch.carry, jax.eval_shape(lambda: policy.start(batch.weight.shape[-1])))
+    if jax.tree.leaves(batch.carry) and (batch.reset is None or batch.reset.ndim != 2):
+        raise ValueError("batch.reset: a policy with memory needs to know where episodes begin, [time, env]")
+    content = (batch.action, batch.advantage, batch.log_prob)
+    action, advantage, log_prob = _without_absent_rows(content, batch.weight)
+    place = partial(_placed, policy, _first_row(batch.observation, batch.weight), block=block, strata=strata)
+    distributions = place(batch.observation, batch.weight, batch.carry, batch.reset)
     old = jax.lax.stop_gradient(distributions(params))
     objective = jax.tree_util.Partial(
         importance_sampled_surrogate,
@@ -160,17 +174,29 @@ def sampled_problem(
     problem = LocalProblem(distributions, objective, old, batch.weight)
     if fisher_subsample == 1:
         return problem
-    take = _fixed_subsample(batch.weight.shape, fisher_subsample)
+    take = take_carry = _fixed_subsample(batch.weight.shape, fisher_subsample)
+    if jax.tree.leaves(batch.carry):
+        take, take_carry = (_fixed_columns(batch.weight.shape[1], fisher_subsample, axis) for axis in (1, 0))
     sample_weight = take(batch.weight)
     total = jnp.sum(sample_weight)
+    carry, reset = jax.tree.map(take_carry, batch.carry), jax.tree.map(take, batch.reset)
     return dataclasses.replace(
         problem,
-        product_distributions=_PolicyAt(policy, jax.tree.map(take, observation)),
+        product_distributions=place(jax.tree.map(take, batch.observation), sample_weight, carry, reset),
         product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 
 
 def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
+    return _replaced_rows(tree, _first_row(tree, weight), weight > 0)
+
+
+def _replaced_rows(tree: PyTree, row: PyTree, present: Bool[Array, "*batch"]) -> PyTree:
+    return jax.tree.map(lambda leaf, x: jnp.where(per_state(present, leaf), leaf, per_element(x, leaf.ndim)), tree, row)
+
+
+def _first_row(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
+    """Return the first row that counts."""
     # A NaN behind weight 0 would reach the gradient as 0 · NaN. Zeros are no cure: an observation of zeros may be
     # invalid (a mask that allows no action gives NaN as well). So such rows become copies of the first that counts.
     present = weight > 0
@@ -178,12 +204,45 @@ def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree
     lowest = jnp.min(jnp.where(present, index, weight.size))
     first = index == jnp.where(lowest < weight.size, lowest, 0)
 
-    def clean(leaf: Array) -> Array:
+    def row(leaf: Array) -> Array:
         only_first = jnp.where(per_state(first, leaf), leaf, jnp.zeros((), leaf.dtype))
-        row = jnp.sum(only_first, axis=tuple(range(weight.ndim)), dtype=leaf.dtype)
-        return jnp.where(per_state(present, leaf), leaf, per_element(row, leaf.ndim))
+        return jnp.sum(only_first, axis=tuple(range(weight.ndim)), dtype=leaf.dtype)
 
-    return jax.tree.map(clean, tree)
+    return jax.tree.map(row, tree)
+
+
+def _placed(
+    policy: PolicyFunction,
+    first: PyTree,
+    observation: PyTree,
+    weight: Float[Array, "*batch"],
+    carry: Any = (),
+    reset: Any = None,
+    *,
+    block: int,
+    strata: int,
+) -> Callable[[Params], Distribution]:
+    """Return θ ↦ π_θ on the states of a batch, in blocks where it is larger than one; ``first`` is one that counts."""
+    memory = bool(jax.tree.leaves(carry))
+    split = Split.of(weight.shape, block, strata, whole=memory)
+    if split is None:
+        return _PolicyAt(policy, _replaced_rows(observation, first, weight > 0), carry, reset)
+    # Rows that don't count are replaced in the blocks, so that there is no second copy of a large observation.
+    rows = jax.tree.map(split.split, (observation, reset, weight > 0))
+    carries = jax.tree.map(split.split_rows, carry)
+    return InBlocks(_PolicyOn(policy, first), (*rows, carries), split)
+
+
+class _PolicyOn(eqx.Module):
+    """(θ, block) ↦ π_θ(·|s_i) on the block's observations."""
+
+    policy: PolicyFunction = eqx.field(static=True)
+    first: PyTree[Shaped[Array, "..."]]
+    """An observation that counts."""
+
+    def __call__(self, params: Params, block: Any) -> Distribution:
+        observation, reset, present, carry = block
+        return unroll(self.policy, params, carry, (_replaced_rows(observation, self.first, present), reset))[0]
 
 
 class _PolicyAt(eqx.Module):
@@ -211,3 +270,19 @@ def _fixed_subsample(shape: tuple[int, ...], every: int) -> Callable[[Array], Ar
     size = math.prod(shape)
     rows = np.sort(random.permutation(size)[: max(1, size // every)])
     return lambda leaf: leaf.reshape((-1, *leaf.shape[len(shape) :]))[rows]
+
+
+def _fixed_columns(count: int, every: int, axis: int) -> Callable[[Array], Array]:
+    """Return the map to 1/``every`` of the environments along ``axis``, always the same: one of each block of them.
+
+    So a batch that is divided by environment stays where it is.
+    """
+    every = min(every, count)
+    picked = np.random.default_rng(0).integers(every, size=count // every)
+
+    def take(leaf: Array) -> Array:
+        within = jax.lax.slice_in_dim(leaf, 0, len(picked) * every, axis=axis)
+        blocks = within.reshape(*leaf.shape[:axis], len(picked), every, *leaf.shape[axis + 1 :])
+        return jax.vmap(lambda block, i: jnp.take(block, i, axis), in_axes=(axis, 0), out_axes=axis)(blocks, picked)
+
+    return take

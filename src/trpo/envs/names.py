@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,11 +17,13 @@ from trpo.envs.device.brax import make_brax, make_playground
 from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.hosted import HostedJaxEnvs
 from trpo.envs.device.probes import make_probe
-from trpo.envs.device.protocol import Flattened, JaxEnv
+from trpo.envs.device.protocol import Flattened, JaxEnv, Without
 from trpo.envs.host.envpool import EnvPoolEnvs
+from trpo.envs.host.frames import PLAIN, Frames
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
 from trpo.envs.host.returned import described
+from trpo.envs.packages import gymnasium_id
 from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError, made_with
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest, on_one_line
@@ -119,7 +121,9 @@ class Origin:
     env: EnvLike
     rescale_actions: bool = True
     flatten: bool = False
+    drop: tuple[str, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    frames: Frames = PLAIN
 
     @property
     def ours(self) -> bool:
@@ -130,6 +134,9 @@ class Origin:
     def device(self) -> JaxEnv | None:
         """The environment in JAX, None if it is one for the host."""
         env = as_jax_env(self.env, self.kwargs)
+        if env is not None:
+            _require_plain(self.frames)
+        env = Without.of(env, self.drop) if env is not None and self.drop else env
         return Flattened(env) if env is not None and self.flatten else env
 
     @functools.cached_property
@@ -152,7 +159,8 @@ class Origin:
         """Return environments that are stepped together from the host: new ones, or those that were handed in."""
         if isinstance(self.env, HostEnv):
             return self.env
-        return make_envs(self.env, count, workers, self.rescale_actions, self.flatten, self.kwargs)
+        options = self.rescale_actions, self.flatten, self.kwargs, self.drop, self.frames
+        return make_envs(self.env, count, workers, *options)
 
 
 def resolve(env: EnvLike, options: Any) -> Origin:
@@ -163,7 +171,8 @@ def resolve(env: EnvLike, options: Any) -> Origin:
     """
     if isinstance(env, type) or not isinstance(env, HostEnv | JaxEnv):
         _maker(env, {})
-    return Origin(env, options.rescale_actions, options.flatten, options.kwargs if isinstance(env, str) else {})
+    kwargs = options.kwargs if isinstance(env, str) else {}
+    return Origin(env, options.rescale_actions, options.flatten, options.drop, kwargs, Frames.of(options))
 
 
 def require_name(env: Any, kwargs: Mapping[str, Any]) -> None:
@@ -171,6 +180,11 @@ def require_name(env: Any, kwargs: Mapping[str, Any]) -> None:
     if kwargs and not isinstance(env, str):
         given = " ".join(f"{name}={value!r}" for name, value in kwargs.items())
         raise ValueError(f"env.kwargs {given}: for environments that are named; write them into what you pass as env")
+
+
+def _require_plain(frames: Frames) -> None:
+    if str(frames):
+        raise ValueError(f"{frames}: for environments on the host; those in JAX show what they have")
 
 
 def _maker(env: Any, kwargs: Mapping[str, Any]) -> tuple[str, MakeEnv]:
@@ -239,6 +253,8 @@ def make_envs(
     rescale_actions: bool = True,
     flatten: bool = False,
     kwargs: Mapping[str, Any] | None = None,
+    drop: Sequence[str] = (),
+    frames: Frames = PLAIN,
 ) -> HostEnv:
     """Make ``count`` environments that are stepped together from the host.
 
@@ -251,6 +267,8 @@ def make_envs(
         rescale_actions: map [−1, 1] onto finite Box bounds.
         flatten: make every observation one vector of float32.
         kwargs: what an environment that is named is made with, such as ``{"ctrl_cost_weight": 0.2}``.
+        drop: parts of a Dict observation that are left out, such as ``["mission"]``.
+        frames: what is done with the frames of a game.
 
     Raises:
         UnknownEnvironmentError: no such id; the message names the nearest.
@@ -265,23 +283,26 @@ def make_envs(
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
-        return HostedJaxEnvs(known, count, rescale_actions, flatten)
+        _require_plain(frames)
+        return HostedJaxEnvs(Without.of(known, drop) if drop else known, count, rescale_actions, flatten)
     if workers < 0:
         raise ValueError(f"env.workers={workers}: must be ≥ 0; 0 steps all environments in this process")
     if isinstance(env, str) and env.startswith("envpool:"):
         if workers:
             raise ValueError(f"env.workers={workers}: EnvPool has threads of its own; use 0")
-        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs)
+        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs, drop, frames)
     name, make = _maker(env, kwargs)
+    make = frames.wrapped(env if isinstance(env, str) else None, make)
     if workers:
         from trpo.envs.host.workers import WorkerEnvs
 
-        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten)
-    return GymnasiumEnvs(name, make, count, rescale_actions, flatten)
+        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten, drop)
+    return GymnasiumEnvs(name, make, count, rescale_actions, flatten, drop)
 
 
-def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:
+def make_single(env: EnvLike, frames: Frames = PLAIN, **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
-        env = env.removeprefix("envpool:")
-    return make_one(*_maker(env, kwargs))
+        env = gymnasium_id(env)
+    name, make = _maker(env, kwargs)
+    return make_one(name, frames.wrapped(env if isinstance(env, str) else None, make))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Iterable
+
+import gymnasium as gym
 
 PREFIXES = ("envpool", "gymnax", "brax", "playground", "probe", "jax", "jax-probe")
 """What may stand before a name instead of a module."""
 PACKAGES = {
-    ("ale-py", "ale_py"): ["ale/*", "*noframeskip-v*"],
-    ("minigrid", "minigrid"): ["minigrid*", "babyai-*"],
+    ("'trpo[atari]'", "ale_py"): ["ale/*", "*noframeskip-v*"],
+    ("'trpo[minigrid]'", "minigrid"): ["minigrid*", "babyai-*"],
+    ("popgym", "popgym"): ["popgym-*"],
     ("miniworld", "miniworld"): ["miniworld*"],
     ("'shimmy[dm-control]'", "shimmy"): ["dm_control*", "dm-control*"],
     ("'shimmy[bsuite]'", "shimmy"): ["bsuite/*"],
@@ -27,13 +34,41 @@ PACKAGES = {
 """What to install and which module to import, by patterns of ids in small letters."""
 
 
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in patterns)
+
+
+def register(env_id: str) -> None:
+    """Import the package that registers an environment of this id, if it is a known one, installed and not imported.
+
+    Installed packages alone count: a file of that name in the current directory is code that nobody has named.
+    """
+    if env_id in gym.registry or ":" in env_id:
+        return
+    for (_, home), patterns in PACKAGES.items():
+        if _matches(patterns, env_id):
+            try:
+                importlib.metadata.distribution(home.partition(".")[0])
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it would greet on standard output
+            importlib.import_module(home)
+
+
 def package_of(env_id: str, registered: list[str]) -> str:
     """Return how to get an environment of a package that is known but not imported, or ``""``."""
     module, _, name = env_id.rpartition(":")
     for (package, home), patterns in PACKAGES.items():
         if module and module.partition(".")[0] == home.partition(".")[0]:
             return f"pip install {package}"
-        known = any(fnmatch.fnmatchcase(one.lower(), p) for p in patterns for one in registered)
-        if not module and not known and any(fnmatch.fnmatchcase(name.lower(), p) for p in patterns):
-            return f"it is in another package: pip install {package}, then name it {home}:{name}"
+        if not module and _matches(patterns, name) and not any(_matches(patterns, one) for one in registered):
+            return f"it is in another package: pip install {package}"
     return ""
+
+
+def gymnasium_id(env_id: str) -> str:
+    """Return the id in Gymnasium of what EnvPool simulates, any other as it is; its package is imported, if need be."""
+    name = env_id.removeprefix("envpool:")
+    game = f"ALE/{name}" if name != env_id and name not in gym.registry else name
+    register(game)
+    return game if game in gym.registry else name

@@ -9,9 +9,11 @@ import equinox as eqx
 import numpy as np
 
 from trpo.distributions import Distribution
+from trpo.envs.masks import MASK
 from trpo.policies.encoders import Encoder, Flatten
 from trpo.policies.heads import GaussianHead, Head
-from trpo.policies.protocol import Observed
+from trpo.policies.protocol import Observed, stepwise
+from trpo.policies.recurrent import Gated, host_step
 from trpo.policies.trunks import MLP, Recurrent
 from trpo.running_statistics import Normaliser
 
@@ -21,7 +23,14 @@ def _start(trunk: Any, count: int) -> Any:
 
 
 def _apply(trunk: Any, carry: Any, features: Any, reset: Any) -> tuple[Any, Any]:
-    return trunk(carry, features, reset) if isinstance(trunk, Recurrent) else (trunk(features), carry)
+    if not isinstance(trunk, Recurrent):
+        return trunk(features), carry
+    if reset.ndim == 1:
+        return trunk(carry, features, reset)
+    # Encoder, head, and whatever else needs no memory are outside of the loop over time.
+    if hasattr(trunk, "unroll"):
+        return trunk.unroll(carry, features, reset)
+    return stepwise(lambda carry, now: trunk(carry, *now), carry, features, reset)
 
 
 class Policy(eqx.Module):
@@ -31,6 +40,8 @@ class Policy(eqx.Module):
     trunk: Any
     """A callable from features to outputs, or a :class:`~trpo.policies.trunks.Recurrent`."""
     head: Head
+    masked: bool = eqx.field(static=True, default=False)
+    """Whether observations tell which actions are allowed (:mod:`trpo.envs.masks`), which the head is then told."""
 
     def start(self, count: int) -> Any:
         return _start(self.trunk, count)
@@ -38,7 +49,12 @@ class Policy(eqx.Module):
     def __call__(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
         observation, reset = observed
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
-        return self.head(outputs), carry
+        head: Any = self.head
+        return head(outputs, observation[MASK]) if self.masked else head(outputs), carry
+
+    def unroll(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
+        """Return distributions and memory after each step of a fragment ``[time, env, …]``."""
+        return self(carry, observed)
 
 
 class ValueFunction(eqx.Module):
@@ -55,33 +71,39 @@ class ValueFunction(eqx.Module):
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
         return outputs[..., 0], carry
 
+    def unroll(self, carry: Any, observed: Observed) -> tuple[Any, Any]:
+        """Return V and memory after each step of a fragment ``[time, env, …]``."""
+        return self(carry, observed)
 
-HostPass = Callable[[Any, Any], Any]
-"""(observation, standard noise, or None for the mode) ↦ action, in NumPy."""
+
+HostPass = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+"""(observation, carry, reset, standard noise, or None for the mode) ↦ (action, carry), in NumPy."""
 
 
 def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPass | None:
-    """Return a NumPy pass of a policy with an MLP, equal to its definition bit for bit; None for any other.
+    """Return a NumPy pass of a policy with a trunk of ours, equal to its definition bit for bit; None for any other.
 
     Reading a module's attributes and making a distribution for every step takes four times as long as the arithmetic
     of a small network, so here both are done once. ``see`` turns an observation into what the policy is shown;
     ``normaliser`` is the part of it that is a plain array's, None where it is not.
     """
     # Exactly these classes: what another one, or a subclass, does is its own business.
-    if type(policy) is not Policy or type(policy.trunk) is not MLP:
+    if type(policy) is not Policy or type(policy.trunk) not in (MLP, Gated):
         return None
-    encoder, head, tanh = policy.encoder, policy.head, policy.trunk.activation == "tanh"
+    remember = host_step(policy.trunk) if type(policy.trunk) is Gated else None
+    mlp = policy.trunk.before if remember else policy.trunk
+    encoder, head, tanh, masked = policy.encoder, policy.head, mlp.activation == "tanh", policy.masked
     # Through the classes: binding a method of an Equinox module costs more than the arithmetic of a small batch.
     encode, distribution_of = type(encoder).__call__, type(head).__call__
     plain = type(encoder) is Flatten and encoder.ndim == 1 and encoder.whole
-    layers = [(w, b[None]) for w, b in zip(policy.trunk.weights, policy.trunk.biases, strict=True)]
+    layers = [(w, b[None]) for w, b in zip(mlp.weights, mlp.biases, strict=True)]
     hidden, (last_weight, last_bias) = layers[:-1], layers[-1]
-    std = np.exp(head(last_bias).log_std) if type(head) is GaussianHead else None
+    std = np.exp(head(np.zeros((1, head.size), last_bias.dtype)).log_std) if type(head) is GaussianHead else None
     frozen = None
     if type(normaliser) is Normaliser:
         frozen = normaliser.mean[None], normaliser.scale[None], -normaliser.clip, normaliser.clip
 
-    def act(observation: Any, noise: Any) -> Any:
+    def act(observation: Any, carry: Any, reset: Any, noise: Any) -> tuple[Any, Any]:
         if frozen is None:
             x = see(observation)
         else:
@@ -89,6 +111,7 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
             x = (observation - mean) * scale
             np.maximum(x, low, out=x)
             np.minimum(x, high, out=x)
+        mask = (x[MASK],) if masked else ()
         x = x if plain else encode(encoder, x)
         for weight, bias in hidden:
             x = x @ weight
@@ -99,10 +122,12 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
                 np.maximum(x, 0, out=x)
         x = x @ last_weight
         x += last_bias
+        if remember is not None:
+            x, carry = remember(carry, x, reset)
         if std is not None:
-            return x if noise is None else x + std * noise
-        distribution = distribution_of(head, x)
+            return (x if noise is None else x + std * noise), carry
+        distribution = distribution_of(head, x, *mask)
         kind = type(distribution)
-        return kind.mode(distribution) if noise is None else kind.transform(distribution, noise)
+        return (kind.mode(distribution) if noise is None else kind.transform(distribution, noise)), carry
 
     return act

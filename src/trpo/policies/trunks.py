@@ -7,7 +7,6 @@ NumPy pass that steps host environments, and any leading axes without ``vmap``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -40,11 +39,13 @@ def _tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return y, t * (1 - y * y)
 
 
+def tanh(x: Any) -> Any:
+    """Return tanh of an array of NumPy or JAX."""
+    return np.tanh(x) if namespace(x) is np else _tanh(x)
+
+
 def _activate(kind: Activation, x: Any) -> Any:
-    xp = namespace(x)
-    if kind == "relu":
-        return xp.maximum(x, 0)
-    return np.tanh(x) if xp is np else _tanh(x)
+    return namespace(x).maximum(x, 0) if kind == "relu" else tanh(x)
 
 
 @runtime_checkable
@@ -82,7 +83,7 @@ class MLP(eqx.Module):
         return x
 
 
-def _orthogonal(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def orthogonal(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Return a uniformly random matrix with orthonormal rows or columns, whichever are fewer."""
     q, r = np.linalg.qr(random.normal(size=(max(shape), min(shape))))
     q = q * np.sign(np.diag(r))  # without it QR's own sign convention would bias the draw
@@ -111,11 +112,7 @@ def mlp(
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     weights = tuple(
-        jnp.asarray(gain * _orthogonal(random, shape), dtype)
+        jnp.asarray(gain * orthogonal(random, shape), dtype)
         for gain, shape in zip(gains, itertools.pairwise(sizes), strict=True)
     )
     return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)
-
-
-TRUNKS: dict[str, Callable[..., Any]] = {"mlp": mlp}
-"""What makes a trunk, by name: called as :func:`mlp` is."""

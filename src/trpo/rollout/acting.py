@@ -18,7 +18,7 @@ import numpy as np
 from trpo.envs.spaces import Box
 from trpo.policies.function import to_numpy
 from trpo.policies.networks import host_pass
-from trpo.policies.protocol import PolicyFunction
+from trpo.policies.protocol import PolicyFunction, bound
 from trpo.programs import compiled
 from trpo.rollout.trajectory import Actor
 
@@ -43,16 +43,7 @@ def numpy_act(policy: Any, actor: Actor) -> Act:
     """Return the fastest pass for a policy that acts in NumPy."""
     plain = isinstance(actor.space, Box) and np.issubdtype(actor.space.dtype, np.floating)
     fast = host_pass(policy, actor.see, actor.normalisers if plain else None)
-    if fast is None:
-        return partial(act, policy, actor)
-    step = fast
-    return lambda observation, carry, reset, noise: (step(observation, noise), carry)
-
-
-def bound(policy: PolicyFunction, params: Any) -> Any:
-    """Return ``(carry, observed) ↦ (distribution, carry)``, put together once, not at every step."""
-    bind = getattr(policy, "bind", None)
-    return partial(policy, params) if bind is None else bind(params)
+    return partial(act, policy, actor) if fast is None else fast
 
 
 class HostPolicy:

@@ -49,12 +49,13 @@ def preset_for(env_id: str) -> str:
     """Return the name of the preset for an environment id, or ``none``.
 
     What counts is the task: its version does not matter, nor that EnvPool simulates it or that a module comes first.
+    A pattern may also be of the whole id, as it is for the games that EnvPool has.
     """
-    env_id = env_id.removeprefix("envpool:")
-    named = env_id if env_id.partition(":")[0] in PREFIXES else env_id.rpartition(":")[2]
-    task = re.sub(r"-v\d+$", "", named)
+    own = env_id.removeprefix("envpool:")
+    named = own if own.partition(":")[0] in PREFIXES else own.rpartition(":")[2]
+    forms = env_id, *(re.sub(r"-v\d+$", "", form) for form in (env_id, named))
     for name, preset in _table().items():
-        if any(fnmatch.fnmatchcase(task, pattern) for pattern in preset["match"]):
+        if any(fnmatch.fnmatchcase(form, pattern) for form in forms for pattern in preset["match"]):
             return name
     return NONE
 

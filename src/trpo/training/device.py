@@ -27,7 +27,7 @@ from trpo.rollout.episodes import RecentEpisodes
 from trpo.training.agent import Agent
 from trpo.training.chunk import ROWS, Member, Row, Setup, begin, run_chunk
 from trpo.training.layout import capacity, layout_for, without_content
-from trpo.training.learner import Hyper, Learner, prepare
+from trpo.training.learner import Hyper, Learner, prepare, with_memory
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.sizes import check_training
 from trpo.training.state import NonFiniteBatchError, TrainingState
@@ -105,7 +105,7 @@ class DeviceLoop:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
     def _begin(self) -> Member:
-        learners = self._join([state.learner for state in self.states])
+        learners = self._join([with_memory(self.setup.program, state.learner) for state in self.states])
         members: Member = _begin(self.setup, learners, self.keys)
         template = jax.tree.map(lambda leaf: leaf[0], members.rollout) if self.setup.stacked else members.rollout
         rollout = members.rollout
@@ -116,9 +116,11 @@ class DeviceLoop:
                 self.begins_anew = f"the state is not that of these environments ({error})"
         iterations = [jnp.asarray(state.iteration, jnp.int32) for state in self.states]
         members = Member(learners, rollout, self._join(iterations))
+        learned = dataclasses.replace(members.learner, value_carry=())
+        carry, rollout = self.layout.place_rollout((members.learner.value_carry, members.rollout), self.setup.stacked)
         return Member(
-            self.layout.place_learned(members.learner),
-            self.layout.place_rollout(members.rollout, self.setup.stacked),
+            dataclasses.replace(self.layout.place_learned(learned), value_carry=carry),
+            rollout,
             self.layout.place_learned(members.iteration),
         )
 
@@ -169,9 +171,8 @@ class DeviceLoop:
                 self._fits[m] = row.value if row.info.finite else None
                 if not (row.info.finite and row.value.finite):
                     which = f"seed {config.seed}, " if self.setup.stacked else ""
-                    bad.append(
-                        which + nonfinite_message(state.iteration, bool(row.info.finite), self.setup.source.spec.id)
-                    )
+                    bad_fit, env = bool(row.info.finite), self.setup.source.spec.id
+                    bad.append(which + nonfinite_message(state.iteration, bad_fit, env, None, row.info.blocked))
             self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json(), value_fit=self._fits[m])
             metrics.append(records)
         return metrics, bad[0] if bad and self.setup.stop else None

@@ -15,7 +15,7 @@ from trpo.programs import compiled
 from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, improve, prepare, refit
+from trpo.training.learner import Hyper, improve, prepare, refit, with_memory
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import named_arrays
@@ -58,9 +58,10 @@ class HostLoop:
         if source.count != config.env.count:
             raise ValueError(f"env.count={config.env.count}, but {source.count} environments were handed in")
         require_same_spaces(agent.spec, source.spec)
-        self.source, self.config, self.state = source, config, state
         self.hyper = Hyper.of(config, agent.rule)
         program = agent.program()
+        state = dataclasses.replace(state, learner=with_memory(program, state.learner))
+        self.source, self.config, self.state = source, config, state
         self._prepare = partial(_prepare, program)
         self._improve = partial(_improve, program, self.hyper)
         self._refit = partial(_refit, program, self.hyper)
@@ -131,4 +132,6 @@ class HostLoop:
             yield self.state, metrics
             if stops:
                 at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
-                raise NonFiniteBatchError([self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))
+                raise NonFiniteBatchError(
+                    [self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory, info.blocked)
+                )

@@ -8,6 +8,7 @@ is being collected.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,17 +18,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
+from trpo.blocks import InBlocks, Split
+from trpo.distributions import Product
+from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
-from trpo.policies.protocol import PolicyFunction
+from trpo.policies.protocol import PolicyFunction, after_each, unroll
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
+from trpo.rollout.trajectory import Successors
 from trpo.rules import Repeated
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
-from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, predict
+from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, in_reward
 
 
 class Learner(eqx.Module):
@@ -38,9 +43,12 @@ class Learner(eqx.Module):
     """State of the update rule."""
     value: ValueState
     observations: PyTree[RunningStatistics]
-    """Of the numbers of each leaf of raw observations, merged after each update."""
+    """Of the numbers of each leaf of raw observations that is normalised, merged after each update; None for others."""
     average: Params | None = None
     """Of the policies so far (:func:`averaged`); None without averaging."""
+    value_carry: Any = ()
+    """The value function's memory of each environment, before the next fragment. It is not in the source's seat, since
+    sources know nothing of values; where an episode begins it does not count, so it may meet a source begun anew."""
 
     @property
     def deployed(self) -> Params:
@@ -63,12 +71,24 @@ class Program:
     standardise_advantages: bool
     normalise_returns: bool
     fisher_subsample: int
+    block: int = 0
+    """States that a larger batch is worked on at a time; 0: all."""
+    reward_sign: bool = False
+    """Learn from the signs of rewards."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+    choices: tuple[int, ...] = ()
+    """Of the actions that observations tell to be allowed or not (:func:`trpo.envs.masks.choices`); empty if none."""
 
     @classmethod
     def of(
-        cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1
+        cls,
+        policy: PolicyFunction,
+        value: PolicyFunction,
+        space: Space,
+        config: Config,
+        strata: int = 1,
+        choices: tuple[int, ...] = (),
     ) -> Program:
         """Take it from a configuration."""
         return cls(
@@ -81,7 +101,10 @@ class Program:
             standardise_advantages=config.standardise_advantages,
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
+            block=config.block_of(space),
+            reward_sign=config.reward == "sign",
             strata=strata,
+            choices=choices,
         )
 
     def freeze(self, params: Params, statistics: PyTree[RunningStatistics]) -> Actor:
@@ -89,11 +112,25 @@ class Program:
         if self.clip is None:
             return Actor(params, None, self.space)
         clip = self.clip
-        return Actor(params, self.space.map(lambda leaf, s: s.freeze(clip), statistics), self.space)
+        frozen = self.space.map(lambda leaf, s: None if s is None else s.freeze(clip), statistics)
+        return Actor(params, frozen, self.space)
 
-    def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
-        """Return the value network's output for what it is shown."""
-        return self.value(params, (), (seen, None))[0]
+    def value_of(self, params: Params, seen: Any, carry: Any = (), reset: Any = None) -> Float[Array, "*batch"]:
+        """Return the value network's output for what it is shown, with memory of sequences ``[…, env, time]``."""
+        if jax.tree.leaves(carry):
+            axes = reset.ndim - 1
+            together = partial(_flat, axes=axes)
+            carry, *observed = jax.tree.map(together, (carry, seen, reset))
+            v, _ = unroll(self.value, params, carry, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tuple(observed)))
+            return v.T.reshape(reset.shape)
+
+        def of(params: Params, seen: Any) -> Any:
+            return self.value(params, (), (seen, None))[0]
+
+        split = Split.of(jax.eval_shape(of, params, seen).shape, self.block, self.strata)
+        if split is None:
+            return of(params, seen)
+        return InBlocks(jax.tree_util.Partial(of), jax.tree.map(split.split, seen), split)(params)
 
 
 class Hyper(eqx.Module):
@@ -146,7 +183,9 @@ class IterationInfo(eqx.Module):
     std: Float[Array, ""] | None
     """Mean σ of a Gaussian policy over the batch before the update; None for other distributions."""
     finite: Bool[Array, ""]
-    """False if the batch had a NaN or infinity."""
+    """False if the batch had a NaN or infinity, or a state in which no action is allowed."""
+    blocked: Bool[Array, ""] | None = None
+    """Whether it had such a state; None where all actions always are."""
 
 
 class Estimates(eqx.Module):
@@ -154,8 +193,10 @@ class Estimates(eqx.Module):
 
     trajectory: Trajectory
     """With zeros where a step is not valid."""
-    seen: PyTree[Float[Array, "time env ..."]]
+    seen: PyTree[Shaped[Array, "time env ..."]]
     """Observations as policy and value function are shown them."""
+    reset: Bool[Array, "time env"]
+    """Whether an episode begins with a step."""
     value: Float[Array, "time env"]
     """V(s), in units of reward."""
     advantage: Float[Array, "time env"]
@@ -163,6 +204,8 @@ class Estimates(eqx.Module):
     """λ-returns."""
     weight: Float[Array, "time env"]
     """1/N where a step is valid, else 0."""
+    value_carry: Any = ()
+    """The value function's memory after the last step."""
 
 
 def prepare(program: Program, params: Params, statistics: Any, key: Any, iteration: Any) -> tuple[Actor, Any, Any]:
@@ -188,15 +231,25 @@ def improve(
     problem = local_problem(program, learner, estimates)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
+    no_action = _blocked(program, estimates)
+    if no_action is not None:
+        new, finite = tree_where(no_action, learner, new), finite & ~no_action
     info = IterationInfo(
         update=tree_where(finite, update, update.refused()),
         explained_variance=explained_variance(estimates.value, estimates.target, estimates.weight),
         std=_mean_std(problem.old),
         finite=finite,
+        blocked=no_action,
     )
-    rows = partial(_rows, strata=program.strata)
-    data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
-    return new, data, info
+    return new, value_batch(learner.value_carry, estimates, program.strata), info
+
+
+def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
+    """Return whether some state of a batch has no allowed action; None where no observation says."""
+    if not program.choices:
+        return None
+    mask = estimates.trajectory.observation[MASK]
+    return jnp.any(blocked(program.choices, mask) & (estimates.weight > 0))
 
 
 def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
@@ -205,29 +258,73 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     steps = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory.steps())
     clean = dataclasses.replace(trajectory, **steps)
     see = program.freeze(learner.policy, learner.observations).see
-    seen, following = see(clean.observation), see(clean.next_observation)
-    v = predict(program.value_of, learner.value, seen, program.normalise_returns)
-    next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
+    seen = see(clean.observation)
+    # The step after an auto-reset is where the episode really begins.
+    begins = clean.terminated | clean.truncated | ~clean.valid
+    reset = jnp.concatenate([clean.reset[None], begins[:-1]])
+    v, next_v, carry = _values(program, learner, seen, reset, clean.next_observation, see)
     discount = hyper.discount_at(iteration)
-    advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
-    return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
+    reward = jnp.sign(clean.reward) if program.reward_sign else clean.reward
+    advantage = gae(reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
+    return Estimates(
+        trajectory=clean,
+        seen=seen,
+        reset=reset,
+        value=v,
+        advantage=advantage,
+        target=lambda_returns(advantage, v),
+        weight=weight,
+        value_carry=carry,
+    )
+
+
+def _values(
+    program: Program, learner: Learner, seen: Any, reset: Array, following: Any, see: Callable[[Any], Any]
+) -> tuple[Array, Array, Any]:
+    """Return V of a batch's states and of their true successors, in units of reward, and the memory after the last.
+
+    Of a successor it is the memory after its step that counts: no episode begins there.
+    """
+    params, memory = learner.value.params, ()
+    if jax.tree.leaves(learner.value_carry):
+        v, memory = unroll(program.value, params, learner.value_carry, (seen, reset))
+    else:
+        v = program.value_of(params, seen)
+
+    def after(carries: Any, observation: Any) -> Array:
+        if not jax.tree.leaves(memory):
+            return program.value_of(params, see(observation))
+        return after_each(program.value, params, carries, see(observation))
+
+    def row(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], tree)
+
+    last = jax.tree.map(lambda x: x[-1], memory)
+    if isinstance(following, Successors):
+        next_v = jnp.concatenate([v[1:], after(row(last), row(following.last))])
+        ended = jax.tree.map(lambda x: x[following.step, following.env], memory)
+        final = after(row(ended), row(following.final))[0]
+        next_v = next_v.at[following.step, following.env].set(final, mode="drop")
+    else:
+        next_v = after(memory, following)
+    v, next_v = (in_reward(learner.value, x, program.normalise_returns) for x in (v, next_v))
+    return v, next_v, last
 
 
 def local_problem(program: Program, learner: Learner, estimates: Estimates) -> LocalProblem:
     """Build the trust-region problem of a batch around the policy that sampled it."""
     steps, weight = estimates.trajectory, estimates.weight
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
-    # The step after an auto-reset is where the episode really begins.
-    begins = steps.terminated | steps.truncated | ~steps.valid
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,
         advantage=advantage,
         weight=weight,
         carry=steps.carry,
-        reset=jnp.concatenate([steps.reset[None], begins[:-1]]),
+        reset=estimates.reset,
     )
-    return sampled_problem(program.policy, learner.policy, batch, program.fisher_subsample)
+    how = program.fisher_subsample, program.block, program.strata
+    return sampled_problem(program.policy, learner.policy, batch, *how)
 
 
 def settle(
@@ -243,13 +340,16 @@ def settle(
     steps, statistics = estimates.trajectory, learner.observations
     if program.clip is not None:
         statistics = program.space.map(
-            lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
+            lambda leaf, s, x: None if s is None else s.merge(leaf.to_numbers(x), estimates.weight),
+            statistics,
+            steps.observation,
         )
     # The statistics too: finite numbers at the very end of the type's range have sums that are not.
     met = steps.observation, steps.next_observation, steps.reward
     finite = all_finite((*met, estimates.target, statistics))
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)
-    return tree_where(finite, Learner(params, rule_state, learner.value, statistics, average), learner), finite
+    new = Learner(params, rule_state, learner.value, statistics, average, estimates.value_carry)
+    return tree_where(finite, new, learner), finite
 
 
 def averaged(average: Params | None, params: Params, share: Any, k: Any) -> Params | None:
@@ -272,6 +372,31 @@ def refit(
     return fit_value(hyper.value_fit, program.value_of, state, batch, key, program.normalise_returns)
 
 
+def value_batch(carry: Any, estimates: Estimates, strata: int) -> ValueBatch:
+    """Return what the value function is to be fitted to; with a memory, from ``carry``, sequences are kept whole."""
+    data = estimates.seen, estimates.target, estimates.weight
+    if not jax.tree.leaves(carry):
+        return ValueBatch(*jax.tree.map(partial(_rows, strata=strata), data))
+
+    def columns(leaf: Array) -> Array:
+        return leaf if strata == 1 else leaf.reshape(strata, -1, *leaf.shape[1:])
+
+    seen, target, weight, reset = jax.tree.map(lambda x: columns(jnp.swapaxes(x, 0, 1)), (*data, estimates.reset))
+    return ValueBatch(seen, target, weight, (jax.tree.map(columns, carry), reset))
+
+
+def with_memory(program: Program, learner: Learner) -> Learner:
+    """Return a learner whose value function's memory is of the program's environments: a new one where it is not."""
+    new = program.value.start(program.count)
+    fits = jax.tree.map(jnp.shape, learner.value_carry) == jax.tree.map(jnp.shape, new)
+    return learner if fits else dataclasses.replace(learner, value_carry=new)
+
+
+def _flat(leaf: Array, axes: int) -> Array:
+    """Return a leaf with its first ``axes`` axes as one."""
+    return leaf.reshape(-1, *leaf.shape[axes:])
+
+
 def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..."]:
     """Flatten ``[time, env, …]`` to rows ``[n, …]``, or to ``[strata, n / strata, …]``, each from a block of envs."""
     if strata == 1:
@@ -281,9 +406,17 @@ def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..
 
 
 def _where_valid(valid: Array, leaf: Array) -> Array:
+    if leaf.ndim > 3 and leaf.dtype in (jnp.uint8, jnp.bool_):
+        return leaf  # an image has no NaN, and a copy of it takes memory
     return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
 def _mean_std(distribution: Any) -> Scalar | None:
-    log_std = getattr(distribution, "log_std", None)
-    return None if log_std is None else jnp.mean(jnp.exp(log_std))
+    found = _log_stds(distribution)
+    return jnp.mean(jnp.exp(found[0] if len(found) == 1 else jnp.concatenate(found, -1))) if found else None
+
+
+def _log_stds(distribution: Any) -> list[Any]:
+    if isinstance(distribution, Product):
+        return [x for part in distribution.parts for x in _log_stds(part)]
+    return [distribution.log_std] if hasattr(distribution, "log_std") else []

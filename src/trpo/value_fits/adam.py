@@ -24,7 +24,8 @@ _ADAM = optax.flatten(optax.scale_by_adam())
 class AdamFit(eqx.Module):
     """Minimise Σ w ½(V − G)² by ``epochs`` passes of Adam over shuffled minibatches, compiled into one call.
 
-    ``minibatch`` 0, or more than half the batch, means the whole batch at once. Rows that don't fill a minibatch are
+    ``minibatch`` 0, or more than half the batch, means the whole batch at once; with memory it is of whole sequences
+    that together have about as many states. Rows that don't fill a minibatch are
     left out of that pass; each pass shuffles anew. The optimiser's moments carry over from one batch to the next.
     """
 
@@ -46,8 +47,9 @@ class AdamFit(eqx.Module):
     def minimise(
         self, apply: ValueApply, params: Params, optimiser: Any, batch: ValueBatch, key: PRNGKeyArray
     ) -> tuple[Params, Any]:
-        *strata, n = batch.target.shape
-        size = min(max(1, self.minibatch // math.prod(strata)) if self.minibatch else n, n)
+        *strata, n = batch.rows
+        of_each = math.prod(batch.weight.shape[len(batch.rows) :]) * math.prod(strata)
+        size = min(max(1, self.minibatch // of_each) if self.minibatch else n, n)
         steps = n // size
         # Each stratum's rows come from it alone: strata on other devices stay there.
         take = jax.vmap(operator.getitem) if strata else operator.getitem

@@ -14,11 +14,15 @@ from trpo.running_statistics import RunningStatistics
 from trpo.trees import all_finite, per_state, power_of_two, tree_where, weighted_sum
 from trpo.types import Params, Scalar
 
-ValueApply = Callable[[Params, Any], Float[Array, "*batch"]]
+ValueApply = Callable[..., Float[Array, "*batch"]]
+"""(parameters, observation, *memory) ↦ V."""
 
 
 class ValueBatch(eqx.Module):
-    """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where minibatches draw equally from strata."""
+    """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where minibatches draw equally from strata.
+
+    Of a value function with memory a row is a whole sequence: the axis that follows is time, but in the memory.
+    """
 
     observation: PyTree[Shaped[Array, "..."]]
     """As the value function takes it."""
@@ -26,6 +30,17 @@ class ValueBatch(eqx.Module):
     """λ-returns, in units of reward."""
     weight: Float[Array, "*n"]
     """≥ 0, summing to 1."""
+    memory: tuple[Any, ...] = ()
+    """The memory before the first step, and where episodes begin; nothing where there is no memory."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The shape of what minibatches are drawn from."""
+        return self.weight.shape[: self.weight.ndim - bool(self.memory)]
+
+    def values(self, apply: ValueApply, params: Params) -> Float[Array, "*n"]:
+        """Return V of every state."""
+        return apply(params, self.observation, *self.memory)
 
 
 class ValueState(eqx.Module):
@@ -73,7 +88,11 @@ class ValueInfo(eqx.Module):
 
 def predict(apply: ValueApply, state: ValueState, observation: Any, normalise: bool = True) -> Float[Array, "*batch"]:
     """Return V(s) in units of reward: the network's output times the running deviation of returns."""
-    value = apply(state.params, observation)
+    return in_reward(state, apply(state.params, observation), normalise)
+
+
+def in_reward(state: ValueState, value: Float[Array, "*batch"], normalise: bool) -> Float[Array, "*batch"]:
+    """Return the network's output in units of reward."""
     return value * state.scale if normalise else value
 
 
@@ -92,7 +111,7 @@ def explained_variance(
 
 def squared_loss(apply: ValueApply, params: Params, batch: ValueBatch) -> Scalar:
     """Return Σ w ½(V − G)²."""
-    return weighted_sum(batch.weight, 0.5 * (apply(params, batch.observation) - batch.target) ** 2)
+    return weighted_sum(batch.weight, 0.5 * (batch.values(apply, params) - batch.target) ** 2)
 
 
 def fit_value(
@@ -110,11 +129,17 @@ def fit_value(
     # unit, catches up; the running deviation changes slowly.
     scale = jnp.where(after.scale > 0, after.scale, 1.0) if normalise else 1.0
     scaled = ValueBatch(
-        jax.tree.map(lambda x: jnp.where(per_state(batch.weight > 0, x), x, 0), batch.observation),
+        jax.tree.map(lambda x: _where_present(batch.weight, x), batch.observation),
         jnp.where(batch.weight > 0, batch.target, 0) / scale,
         batch.weight,
+        batch.memory,
     )
     params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)
     loss = 2 * squared_loss(apply, params, scaled)
     finite = all_finite((scaled.target, returns, params, loss))
     return tree_where(finite, ValueState(params, optimiser, returns), state), ValueInfo(loss, finite)
+
+
+def _where_present(weight: Float[Array, "*n"], x: Array) -> Array:
+    # Integers have no NaN, and a copy of images takes memory.
+    return jnp.where(per_state(weight > 0, x), x, 0) if jnp.issubdtype(x.dtype, jnp.inexact) else x

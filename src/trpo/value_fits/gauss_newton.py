@@ -44,7 +44,7 @@ class GaussNewtonFit(eqx.Module):
         return new, optimiser
 
     def _step(self, apply: ValueApply, params: Params, batch: ValueBatch) -> Params:
-        value, jvp = jax.linearize(lambda p: apply(p, batch.observation), params)
+        value, jvp = jax.linearize(lambda p: batch.values(apply, p), params)
         transpose = jax.linear_transpose(jvp, params)
         error = batch.weight * (value - batch.target)
         (gradient,) = transpose(error)

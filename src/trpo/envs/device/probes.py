@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device.protocol import Step
-from trpo.envs.host.probes import SEEING, Probe, outcome
+from trpo.envs.host.probes import SEEING, Probe, outcome, shown
 from trpo.envs.protocol import UnknownEnvironmentError
 
 
@@ -37,7 +37,8 @@ class JaxProbe:
         time = state.time + 1
         value, reward, *ends = outcome(jnp, self.name, state.value, time, action)
         value, reward = jnp.asarray(value, float), jnp.asarray(reward, float)
-        return _State(value, time), Step(value[None], reward, *map(jnp.asarray, ends))
+        seen = shown(jnp, self.name, value, time)
+        return _State(value, time), Step(seen[None], reward, *map(jnp.asarray, ends))
 
 
 @functools.cache

@@ -10,6 +10,7 @@ Each isolates one faculty; if ``probe:constant`` fails, look at the value fit, a
 ``probe:both``             one step, reward 1 if the action matches the observation's sign, else −1: V → 1
 ``probe:endless``          reward 1 for ever, cut by a time limit of 10 steps: V = 1 / (1 − γ)
 ``probe:continuous``       one step, Box action, reward −(a − s/2)²: π's mean → s/2, V(s) → −σ²
+``probe:memory``           four steps, s ∈ {−1, 1} shown at the first alone: reward ±1 by the last action, as in both
 =========================  =====================================================================================
 
 All of them offer ``snapshot()`` and ``restore()``, so a resumed run equals an uninterrupted one bit for bit.
@@ -26,13 +27,14 @@ from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.spelling import nearest
 
 TIME_LIMIT = 10
-NAMES = ("constant", "observation", "delayed", "action", "both", "endless", "continuous")
-SEEING = ("observation", "both", "continuous")
-"""Those whose observation is −1 or 1 by chance."""
+NAMES = ("constant", "observation", "delayed", "action", "both", "endless", "continuous", "memory")
+SEEING = ("observation", "both", "continuous", "memory")
+"""Those whose first observation is −1 or 1 by chance."""
+MEMORY_STEPS = 4
 
 
 def outcome(xp: Any, name: str, value: Any, time: Any, action: Any) -> tuple[Any, Any, Any, Any]:
-    """Return what follows step ``time``: value to observe, reward, terminated, truncated; ``xp`` is NumPy or JAX's."""
+    """Return what follows step ``time``: the state, reward, terminated, truncated; ``xp`` is NumPy or JAX's."""
     reward, terminated, truncated = 1.0, True, False
     match name:
         case "observation":
@@ -48,7 +50,15 @@ def outcome(xp: Any, name: str, value: Any, time: Any, action: Any) -> tuple[Any
             terminated, truncated = False, time == TIME_LIMIT
         case "continuous":
             reward = -((action[0] - value / 2) ** 2)
+        case "memory":
+            terminated = time == MEMORY_STEPS
+            reward = xp.where(terminated, xp.where((action == 1) == (value > 0), 1.0, -1.0), 0.0)
     return value, reward, terminated, truncated
+
+
+def shown(xp: Any, name: str, value: Any, time: Any) -> Any:
+    """Return what is observed of a state ``time`` steps after the beginning."""
+    return xp.where(time == 0, value, 0.0) if name == "memory" else value
 
 
 class Probe(gym.Env):
@@ -68,7 +78,7 @@ class Probe(gym.Env):
         self._time = 0
 
     def _observation(self) -> np.ndarray:
-        return np.array([self._state], np.float32)
+        return np.array([shown(np, self.name, self._state, self._time)], np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
