@@ -53,6 +53,10 @@ from trpo.rules.protocol import Result as Result
 from trpo.rules.protocol import Rule as Rule
 from trpo.rules.protocol import UpdateInfo as UpdateInfo
 from trpo.running_statistics import RunningStatistics as RunningStatistics
+from trpo.runs.callbacks import Callback as Callback
+from trpo.runs.callbacks import Moment as Moment
+from trpo.runs.evaluating import EvaluateEvery as EvaluateEvery
+from trpo.runs.own import run as run
 from trpo.runs.run import RunFailed as RunFailed
 from trpo.runs.sweep import sweep as sweep
 from trpo.runs.train import load as load
@@ -60,6 +64,7 @@ from trpo.runs.train import resume as resume
 from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig
+from trpo.settings.config import EvaluateConfig as EvaluateConfig
 from trpo.settings.config import PolicyConfig as PolicyConfig
 from trpo.settings.config import RuleConfig as RuleConfig
 from trpo.settings.config import ValueConfig as ValueConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.rollout import Seat, Snapshot, Source
 from trpo.rules.protocol import Rule
+from trpo.runs.callbacks import Callback
 from trpo.runs.checkpoint import largest_checkpoint, newest_checkpoint
 from trpo.runs.disk import CHECKPOINTS
 from trpo.runs.files import CONFIG, new_directory, read_config, used_directory
@@ -151,6 +153,7 @@ def train(
     policy: PolicyLike | None = None,
     rule: Rule | None = None,
     value: PolicyLike | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Agent:
     """Train an agent from the beginning, with a progress line.
@@ -167,6 +170,7 @@ def train(
         policy: a policy of your own: any callable pytree from observations to a distribution.
         rule: an update rule of your own (see :class:`~trpo.rules.protocol.Rule`), in place of the configuration's.
         value: a value function of your own: any callable pytree from observations to numbers.
+        callbacks: called after iterations (see :class:`~trpo.runs.callbacks.Callback`); each may stop the run.
         quiet: show nothing.
 
     Returns:
@@ -190,7 +194,7 @@ def train(
     if out is not None:
         check_runs(env, [agent])
     with new_directory(out) as lock:
-        return train_runs(env, [Run.begin(agent, lock)], quiet)[0]
+        return train_runs(env, [Run.begin(agent, lock)], quiet, callbacks=callbacks)[0]
 
 
 def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
@@ -216,6 +220,7 @@ def resume(
     env: EnvLike | Source | None = None,
     rule: Rule | None = None,
     value: PolicyLike | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     trust: bool = False,
 ) -> Agent:
@@ -237,7 +242,7 @@ def resume(
                 said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
         if said and not quiet:
             print(*said, sep="\n", file=sys.stderr, flush=True)
-        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
+        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet, callbacks=callbacks)[0]
 
 
 def env_of(agent: Agent) -> EnvLike:

@@ -121,7 +121,9 @@ class DeviceLoop:
             self.layout.place_learned(members.iteration),
         )
 
-    def run(self, longest: int = ROWS) -> Iterator[tuple[list[list[Metrics]], Callable[[], list[TrainingState]]]]:
+    def run(
+        self, longest: int | Callable[[int], int] = ROWS
+    ) -> Iterator[tuple[list[list[Metrics]], Callable[[], list[TrainingState]]]]:
         """Train to ``steps``, coming back about once a second, or after every ``longest`` iterations.
 
         Yields the metrics of each run, one record an iteration, and a function that returns their states.
@@ -131,7 +133,8 @@ class DeviceLoop:
         """
         config, length = self.configs[0], 1
         while (left := -(-(config.steps - self.states[0].steps) // config.batch)) > 0:
-            length = min(length, left, longest, ROWS)
+            most = longest(ROWS) if callable(longest) else longest
+            length = min(length, left, most, ROWS)
             started = time.perf_counter()
             self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
             rows, done = jax.device_get((rows, done))

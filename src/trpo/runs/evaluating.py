@@ -1,0 +1,121 @@
+"""Evaluation on the side of training: the best policy is kept, and training may stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from trpo.runs.callbacks import Moment
+from trpo.runs.checkpoint import checkpoints, write_checkpoint
+from trpo.runs.disk import read_regular, remove, replace_durably
+from trpo.runs.schema import conform, parse_json
+from trpo.training.agent import evaluate
+
+BEST, EVALUATIONS = "best", "evaluations.jsonl"
+_BYTES = 2**28
+_RECORD = {"iteration": int, "steps": int, "mean_return": float, "std_return": float, "best": bool}
+
+
+@dataclasses.dataclass
+class EvaluateEvery:
+    """Evaluates every so many steps, in environments of its own, which changes nothing in training.
+
+    Results go to ``evaluations.jsonl``, the best policy's checkpoint to ``best/`` in the run's directory. The same
+    ``episodes`` are run each time: those of ``seed``.
+    """
+
+    every: int
+    """Environment steps between two evaluations."""
+    episodes: int = 10
+    deterministic: bool = True
+    seed: int = 0
+    max_steps: int = 30_000
+    stop_return: float | None = None
+    """Stop at this mean return."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better one."""
+    results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("episodes", 1), ("max_steps", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"evaluate.{name}={value}: must be ≥ {least}")
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best result so far; of equal ones the first."""
+        return max(self.results, key=lambda result: result["mean_return"], default=None)
+
+    def begin(self, moment: Moment) -> None:
+        """Take up the results of the run until now, and drop those that came after where it goes on from."""
+        self.results = []
+        if moment.directory is None:
+            return
+        place = moment.directory / EVALUATIONS
+        self.results = [record for record in read_evaluations(moment.directory) if record["steps"] <= moment.steps]
+        if place.exists():
+            replace_durably(place, _lines(self.results))
+        for path in checkpoints(moment.directory / BEST):
+            if int(path.name) > moment.iteration:
+                remove(path)
+
+    def __call__(self, moment: Moment) -> str | None:
+        found = evaluate(
+            moment.agent,
+            episodes=self.episodes,
+            deterministic=self.deterministic,
+            seed=self.seed,
+            max_steps=self.max_steps,
+        )
+        score, best = found.mean_return, self.best
+        better = best is None or score > best["mean_return"]
+        record = {"iteration": moment.iteration, "steps": moment.steps, **found.to_json(), "best": better}
+        self.results.append(record)
+        if moment.directory is not None:
+            if better:
+                self._keep(moment, moment.directory / BEST)
+            replace_durably(moment.directory / EVALUATIONS, _lines(self.results))
+        moment.tell(
+            "evaluation", {"mean_return": score, "std_return": found.std_return, "best": self.best["mean_return"]}
+        )  # type: ignore[index]
+        return self._reason(score)
+
+    def _keep(self, moment: Moment, place: Path) -> None:
+        write_checkpoint(place, moment.state)
+        for old in checkpoints(place):
+            if int(old.name) != moment.iteration:
+                remove(old)
+
+    def _reason(self, score: float) -> str | None:
+        if self.stop_return is not None and score >= self.stop_return:
+            return f"evaluated return {score:.6g} reached evaluate.stop_return={self.stop_return:g}"
+        since = len(self.results) - 1 - max(i for i, result in enumerate(self.results) if result["best"])
+        if self.patience is not None and since >= self.patience:
+            return f"{since} evaluations without a better one (evaluate.patience={self.patience})"
+        return None
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """Return a run's evaluations; none if there is no such file. ValueError if it is damaged."""
+    try:
+        content = read_regular(run / EVALUATIONS, _BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    records = []
+    for number, line in enumerate(filter(None, content.split(b"\n")), start=1):
+        try:
+            record = parse_json(line, constants=False)
+            conform(record, _RECORD)
+        except ValueError as error:
+            raise ValueError(f"{run / EVALUATIONS}, line {number}: {error}; delete the file to go on") from error
+        records.append(record)
+    return records
+
+
+def _lines(records: list[dict[str, Any]]) -> bytes:
+    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in records]
+    return "".join(json.dumps(record) + "\n" for record in finite).encode()
