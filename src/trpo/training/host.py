@@ -13,6 +13,7 @@ import numpy as np
 from trpo.envs.meeting import require_same_spaces
 from trpo.programs import compiled
 from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source
+from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper, improve, prepare, refit
 from trpo.training.record import Metrics, nonfinite_message, record_of
@@ -67,10 +68,14 @@ class HostLoop:
         source.episodes = EpisodeStatistics(source.count, state.episodes)
         self.begins_anew = _unfit(source, agent, state)
         """Why new episodes begin although the state has the simulators'; empty if it is not so."""
+        if state.source is not None and not self.begins_anew:
+            try:
+                source.restore(state.source)
+            except Exception as error:  # of whoever wrote the simulator
+                self.begins_anew = f"the state cannot be put back ({in_words(error)})"
+                self._restart(state.iteration)
         if state.source is None or self.begins_anew:
             source.episodes.restart()  # the episodes that were under way are gone
-        else:
-            source.restore(state.source)
         self.policy = HostPolicy(agent.policy, program.freeze(state.learner.policy, state.learner.observations))
 
     def _restart(self, iteration: int) -> None:
