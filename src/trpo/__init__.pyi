@@ -61,6 +61,7 @@ from trpo.runs.run import RunFailed as RunFailed
 from trpo.runs.sweep import sweep as sweep
 from trpo.runs.train import load as load
 from trpo.runs.train import resume as resume
+from trpo.runs.train import save as save
 from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig

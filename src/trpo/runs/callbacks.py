@@ -20,9 +20,10 @@ class Moment:
 
     metrics: Metrics
     """Of the iteration."""
-    run: Agent
-    """Settings and structure of what is trained; with what it has learned it is ``agent``."""
+    template: Agent
+    """The agent but for what it has learned: with that it is ``agent``."""
     fetch: Callable[[], TrainingState]
+    """Returns ``state``."""
     directory: Path | None = None
     """Of the run; None if nothing is written."""
     sinks: Sequence[Sink] = ()
@@ -36,7 +37,7 @@ class Moment:
     @property
     def agent(self) -> Agent:
         """The agent as it is now."""
-        return self.run.at(self.state)
+        return self.template.at(self.state)
 
     @property
     def steps(self) -> int:
@@ -61,7 +62,7 @@ class Callback(Protocol):
     It may have an attribute ``every``: environment steps between two calls (each is made by the first iteration that
     reaches another multiple of it). Without it, it is called after every iteration: environments in JAX then come back
     to the host after each, where otherwise they come about once a second. A callback with ``begin(moment_before)`` is
-    told of the run before its first iteration, where a resumed run goes on.
+    told of the run before its first iteration, or before that with which a resumed run goes on.
     """
 
     def __call__(self, moment: Moment) -> str | None:
@@ -84,7 +85,7 @@ def is_due(callback: Callback, before: int, after: int) -> bool:
 
 
 def iterations_until(callbacks: Sequence[Callback], steps: int, batch: int, most: int) -> int:
-    """Return after how many iterations of ``batch`` steps the first of ``callbacks`` is to be called, at most ``most``."""
+    """Return after how many iterations of ``batch`` steps the first callback is to be called, at most ``most``."""
     for callback in callbacks:
         every = interval_of(callback)
         most = min(most, -(-(every - steps % every) // batch) if every else 1)

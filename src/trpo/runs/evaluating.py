@@ -8,15 +8,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+from trpo.envs.names import EnvLike
 from trpo.runs.callbacks import Moment
 from trpo.runs.checkpoint import checkpoints, write_checkpoint
-from trpo.runs.disk import read_regular, remove, replace_durably
-from trpo.runs.schema import conform, parse_json
+from trpo.runs.disk import BEST, read_regular, refuse_link, remove, replace_durably
+from trpo.runs.schema import Count, conform, one_line, parse_json
 from trpo.training.agent import evaluate
 
-BEST, EVALUATIONS = "best", "evaluations.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 _BYTES = 2**28
-_RECORD = {"iteration": int, "steps": int, "mean_return": float, "std_return": float, "best": bool}
+"""The largest file of evaluations that is read."""
+_RECORD = {"iteration": Count, "steps": Count, "mean_return": float | None, "std_return": float | None, "best": bool}
 
 
 @dataclasses.dataclass
@@ -37,7 +39,10 @@ class EvaluateEvery:
     """Stop at this mean return."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a better one."""
-    results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    env: EnvLike | None = None
+    """Where to evaluate; None: where the agent is trained."""
+    results: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
+    """One record an evaluation, as in ``evaluations.jsonl``."""
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("episodes", 1), ("max_steps", 1), ("patience", 1)):
@@ -48,40 +53,48 @@ class EvaluateEvery:
     @property
     def best(self) -> dict[str, Any] | None:
         """The best result so far; of equal ones the first."""
-        return max(self.results, key=lambda result: result["mean_return"], default=None)
+        return next((result for result in reversed(self.results) if result["best"]), None)
 
     def begin(self, moment: Moment) -> None:
         """Take up the results of the run until now, and drop those that came after where it goes on from."""
         self.results = []
+        if self.env is None and moment.template.custom["env"] and moment.template.env is None:
+            raise ValueError(
+                "evaluate.every: environments that are handed in are trained in, not evaluated; "
+                "pass callbacks=[trpo.EvaluateEvery(..., env=...)] with a name, or a function that makes one"
+            )
         if moment.directory is None:
             return
-        place = moment.directory / EVALUATIONS
-        self.results = [record for record in read_evaluations(moment.directory) if record["steps"] <= moment.steps]
-        if place.exists():
-            replace_durably(place, _lines(self.results))
-        for path in checkpoints(moment.directory / BEST):
+        found = read_evaluations(moment.directory)
+        self.results = [record for record in found if record["iteration"] <= moment.iteration]
+        if len(self.results) < len(found):
+            replace_durably(moment.directory / EVALUATIONS, _lines(self.results))
+        for path in checkpoints(refuse_link(moment.directory / BEST)):
             if int(path.name) > moment.iteration:
                 remove(path)
 
     def __call__(self, moment: Moment) -> str | None:
+        """Evaluate the agent as it is."""
         found = evaluate(
             moment.agent,
+            self.env,
             episodes=self.episodes,
             deterministic=self.deterministic,
             seed=self.seed,
             max_steps=self.max_steps,
         )
-        score, best = found.mean_return, self.best
-        better = best is None or score > best["mean_return"]
+        score = found.mean_return
+        known = None if self.best is None else self.best["mean_return"]
+        best = -math.inf if known is None else known
+        better = score > best
         record = {"iteration": moment.iteration, "steps": moment.steps, **found.to_json(), "best": better}
         self.results.append(record)
         if moment.directory is not None:
             if better:
                 self._keep(moment, moment.directory / BEST)
             replace_durably(moment.directory / EVALUATIONS, _lines(self.results))
-        moment.tell(
-            "evaluation", {"mean_return": score, "std_return": found.std_return, "best": self.best["mean_return"]}
-        )  # type: ignore[index]
+        told = {"mean_return": score, "std_return": found.std_return, "best_return": max(score, best)}
+        moment.tell("evaluation", told)
         return self._reason(score)
 
     def _keep(self, moment: Moment, place: Path) -> None:
@@ -93,7 +106,7 @@ class EvaluateEvery:
     def _reason(self, score: float) -> str | None:
         if self.stop_return is not None and score >= self.stop_return:
             return f"evaluated return {score:.6g} reached evaluate.stop_return={self.stop_return:g}"
-        since = len(self.results) - 1 - max(i for i, result in enumerate(self.results) if result["best"])
+        since = next((i for i, result in enumerate(reversed(self.results)) if result["best"]), len(self.results))
         if self.patience is not None and since >= self.patience:
             return f"{since} evaluations without a better one (evaluate.patience={self.patience})"
         return None
@@ -111,7 +124,8 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
             record = parse_json(line, constants=False)
             conform(record, _RECORD)
         except ValueError as error:
-            raise ValueError(f"{run / EVALUATIONS}, line {number}: {error}; delete the file to go on") from error
+            what = f"{run / EVALUATIONS}, line {number}: {one_line(error)}"
+            raise ValueError(f"{what}; delete the file to go on") from error
         records.append(record)
     return records
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trpo.envs.meeting import require_same_spaces
 from trpo.programs import keep_programs
 from trpo.runs import callbacks as calls
 from trpo.runs.callbacks import Callback, Moment
 from trpo.runs.files import CONFIG, new_directory, used_directory
 from trpo.runs.interrupts import Interrupted, Stop, graceful_stop
+from trpo.runs.lock import RunLock
 from trpo.runs.one import Run
 from trpo.runs.run import Saver
+from trpo.runs.train import read_run
 from trpo.training.agent import Agent
 from trpo.training.record import Metrics
 from trpo.training.state import TrainingState
@@ -79,6 +84,10 @@ def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), tr
         callbacks: called in :meth:`OwnRun.write`.
         trust: as in :func:`trpo.load`.
 
+    Raises:
+        ValueError: another process has the directory, or the run in it is of other spaces.
+        KeyboardInterrupt: Ctrl-C was pressed; everything is saved.
+
     >>> import tempfile, trpo
     >>> config = trpo.Config(steps=256, fragment=16, env=trpo.EnvConfig("probe:action", count=8))
     >>> agent = trpo.make_agent("probe:action", config)
@@ -86,19 +95,20 @@ def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), tr
     ...     for state, metrics in trpo.iterations("probe:action", run.agent, state=run.state):
     ...         if reason := run.write(state, metrics):
     ...             break
-    ...     print(run.state.steps, sorted(path.name for path in (run.directory).iterdir())[:2])
+    ...     print(run.state.steps, sorted(path.name for path in run.directory.iterdir())[:2])
     256 ['checkpoints', 'config.json']
     """
     keep_programs()
     place = Path(out)
-    begun = (place / CONFIG).exists()
-    directory: Any = used_directory(place) if begun else new_directory(place)
+    begun = os.path.lexists(place / CONFIG)
+    directory: contextlib.AbstractContextManager[Any] = used_directory(place) if begun else new_directory(place)
     with directory as lock, graceful_stop() as stop, contextlib.ExitStack() as ending:
         one = _gone_on(agent, lock, trust) if begun else Run.begin(agent, lock)
         own = OwnRun(one, callbacks, stop, ending)
         try:
             yield own
             own._saver.save()
+            stop.check()  # Ctrl-C after the last iteration that was written
         except BaseException as error:
             stop.saving()
             if isinstance(error, KeyboardInterrupt) or stop.raised:
@@ -108,14 +118,14 @@ def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), tr
             raise
 
 
-def _gone_on(agent: Agent, lock: Any, trust: bool) -> Run:
-    from trpo.runs.train import read_run
+def _gone_on(agent: Agent, lock: RunLock, trust: bool) -> Run:
+    """Return the run in a directory; ``agent`` lends what is not stored."""
 
     def module(function: Any, params: Any) -> Any:
         return getattr(function, "function", function).bind(params)
 
     own = agent.custom
-    read, state, _ = read_run(
+    read, state, problems = read_run(
         lock.directory,
         policy=module(agent.policy, agent.learner.policy) if own["policy"] else None,
         env=agent.env if own["env"] else None,
@@ -123,4 +133,7 @@ def _gone_on(agent: Agent, lock: Any, trust: bool) -> Run:
         value=module(agent.value, agent.learner.value.params) if own["value"] else None,
         trust=trust,
     )
+    for problem in problems:
+        warnings.warn(f"{problem}; using the one before", stacklevel=4)
+    require_same_spaces(read.spec, agent.spec)
     return Run.go_on(read, state, lock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 import time
 import traceback
@@ -157,16 +158,17 @@ def _train_and_save(
     sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
     called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
     agents, states = [run.agent for run in runs], [run.state for run in runs]
-    for progress in advance(env, agents, states, called[0].patience, tell=show.say, ending=ending):
+    for progress in advance(env, agents, states, called[0].iterations, tell=show.say, ending=ending):
         for its_sinks, records in zip(sinks, progress.metrics, strict=True):
             for sink in its_sinks:
                 sink.write(records)
-        saver.finished(progress.states)
+        fetch = functools.cache(progress.states)
+        saver.finished(fetch)
         stop.iterating = True
         show.update(joint_metrics([records[-1] for records in progress.metrics]))
         stop.check()
         for i, one in enumerate(called):
-            one.look(progress.metrics[i][-1], lambda i=i: progress.states()[i])  # noqa: B023
+            one.look(progress.metrics[i][-1], lambda i=i, fetch=fetch: fetch()[i])  # type: ignore[misc]
         if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
             saver.save()
         if all(one.reason for one in called):  # runs that train together end together
@@ -184,7 +186,7 @@ class _Called:
         """Why it is to stop, if one said so."""
         begin(self._callbacks, run.beginning())
 
-    def patience(self, most: int) -> int:
+    def iterations(self, most: int) -> int:
         """Return after how many iterations, of at most ``most``, the next is to be called."""
         return iterations_until(self._callbacks, self._steps, self._run.agent.config.batch, most)
 

@@ -135,9 +135,9 @@ class DeviceLoop:
         config, length = self.configs[0], 1
         while (left := -(-(config.steps - self.states[0].steps) // config.batch)) > 0:
             most = longest(ROWS) if callable(longest) else longest
-            length = min(length, left, most, ROWS)
+            count = min(length, left, most, ROWS)
             started = time.perf_counter()
-            self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
+            self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(count))
             rows, done = jax.device_get((rows, done))
             elapsed = time.perf_counter() - started
             metrics, bad = self._records(rows, int(done), elapsed)
