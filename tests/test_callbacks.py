@@ -1,4 +1,4 @@
-"""What watches a run and steers it: callbacks, evaluation on the side, and a loop of one's own with a run's directory."""
+"""What watches a run and steers it: callbacks, evaluation on the side, a loop of one's own."""
 
 from __future__ import annotations
 
@@ -114,10 +114,13 @@ def test_nothing_is_fetched_for_callbacks_that_are_not_there(loop, env, monkeypa
 def test_chunks_are_as_long_as_without_a_callback_that_is_rarely_due(monkeypatch):
     monkeypatch.setattr(device, "INTERVAL", 1e9)  # only doubling bounds a chunk
     chunks = []
-    yields = device.DeviceLoop._records
-    monkeypatch.setattr(
-        device.DeviceLoop, "_records", lambda s, r, done, e: chunks.append(done) or yields(s, r, done, e)
-    )
+    records = device.DeviceLoop._records
+
+    def counted(self, rows, done, elapsed):
+        chunks.append(done)
+        return records(self, rows, done, elapsed)
+
+    monkeypatch.setattr(device.DeviceLoop, "_records", counted)
     train(NAMES[1], iterations=15, callbacks=[Every(every=1000)])
     assert chunks == [1, 2, 4, 8]
     chunks.clear()
@@ -133,7 +136,7 @@ def test_a_reason_stops_the_run_which_is_said_saved_and_can_go_on(env, tmp_path,
     run = tmp_path / "run"
     trpo.train(env, config=config(env), out=run, callbacks=[Every(every=3 * BATCH, reason="seen enough")])
     assert "stopped at 96 steps: seen enough" in " ".join(capsys.readouterr().err.split())
-    assert [path.name for path in checkpoints(run / "checkpoints")][0] == "00000003"
+    assert checkpoints(run / "checkpoints")[0].name == "00000003"
     trpo.resume(run, quiet=True)
     assert_same_bits(trpo.load(run).learner, train(env).learner)
     assert [r["iteration"] for r in read_metrics(run)] == list(range(1, 9))
@@ -152,7 +155,7 @@ def raising(moment):
 @pytest.mark.parametrize(
     ("callback", "said"),
     [
-        (raising, "callback failed"),
+        (raising, "ValueError: callback "),
         (lambda moment: 3, "a callback returned int"),
         (lambda moment: True, "returned bool"),
     ],
@@ -165,7 +168,7 @@ def test_a_callback_that_fails_ends_the_run_which_is_saved_first(callback, said,
     assert checkpoints(tmp_path / "run" / "checkpoints")[0].name == "00000001"
 
 
-@pytest.mark.parametrize("callback", [3, Every(every=-1), Every(every=True), Every(every=1.5)])
+@pytest.mark.parametrize("callback", [Every(every=-1), Every(every=True), Every(every=1.5)])
 def test_what_is_no_callback_is_refused_before_anything_happens(callback, tmp_path):
     with pytest.raises(ValueError, match="callback"):
         train(out=tmp_path / "run", callbacks=[callback])
@@ -207,7 +210,7 @@ def test_the_best_checkpoint_is_kept_alone_and_can_be_loaded(tmp_path, monkeypat
         trpo.load(run, checkpoint=5)
     (run / "best" / "00000004" / "state.json").write_text("{}")
     for which in ("best", 4):  # asked for by name, no other takes its place
-        with pytest.raises(ValueError, match="checkpoint 00000004: .* corrupt"):
+        with pytest.raises(ValueError, match=r"checkpoint 00000004: .* corrupt"):
             trpo.load(run, checkpoint=which)
 
 
@@ -241,7 +244,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, monkeypatc
         if path.name == "00000008":
             for file in path.iterdir():
                 file.write_bytes(b"")
-    Scored(monkeypatch, [7.0] + scores[1:])  # from the beginning again: the only other checkpoint
+    Scored(monkeypatch, [7.0, *scores[1:]])  # from the beginning again: the only other checkpoint
     trpo.resume(run, quiet=True)
     records = read_evaluations(run)
     assert [r["iteration"] for r in records] == [r["iteration"] for r in kept]
@@ -260,7 +263,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, monkeypatc
 def test_damaged_evaluations_are_named(line, said, tmp_path):
     train(out=tmp_path / "run", iterations=2, every=BATCH)
     (tmp_path / "run" / "evaluations.jsonl").write_text(f"{line}\n")
-    with pytest.raises(ValueError, match="evaluations.jsonl, line 1.*") as caught:
+    with pytest.raises(ValueError, match=r"evaluations\.jsonl, line 1") as caught:
         trpo.resume(tmp_path / "run", steps=4 * BATCH, quiet=True)
     assert said in str(caught.value)
 
@@ -279,20 +282,17 @@ def test_no_link_in_the_place_of_evaluations_is_followed(name, tmp_path):
     assert before == (sorted(outside.rglob("*")) if outside.is_dir() else outside.read_text())
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"every": -1}, {"episodes": 0}, {"max_steps": 0}, {"patience": 0}, {"every": "x"}, {"stop_return": "x"}]
-)
+@pytest.mark.parametrize("wrong", [{"every": -1}, {"episodes": 0}, {"max_steps": 0}, {"patience": 0}])
 def test_settings_of_evaluation_are_checked(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"evaluate.{name}="):
         trpo.EvaluateConfig(**wrong)
-    if not isinstance(wrong[name], str):
-        with pytest.raises(ValueError, match=f"evaluate.{name}="):
-            trpo.EvaluateEvery(**{"every": 1, **wrong})
+    with pytest.raises(ValueError, match=f"evaluate.{name}="):
+        trpo.EvaluateEvery(**{"every": 1, **wrong})
 
 
 def test_environments_that_are_handed_in_are_evaluated_in_others(tmp_path):
-    envs = trpo.make_envs(trpo.EnvConfig("probe:both", count=4))
+    envs = trpo.make_envs("probe:both", count=4)
     try:
         with pytest.raises(ValueError, match=r"EvaluateEvery\(..., env=...\)"):
             trpo.train(envs, config=config(every=BATCH), out=tmp_path / "run", quiet=True)

@@ -131,4 +131,6 @@ class HostLoop:
             yield self.state, metrics
             if stops:
                 at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
-                raise NonFiniteBatchError([self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))
+                raise NonFiniteBatchError(
+                    [self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory, info.blocked)
+                )
