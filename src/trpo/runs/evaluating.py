@@ -131,5 +131,13 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def _lines(records: list[dict[str, Any]]) -> bytes:
-    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in records]
-    return "".join(json.dumps(record) + "\n" for record in finite).encode()
+    return "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records).encode()
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
