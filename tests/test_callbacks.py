@@ -12,6 +12,8 @@ import pytest
 from helpers import assert_same_bits, end_processes, start_process, untimed
 
 import trpo
+from trpo.cli.main import main
+from trpo.report.plots import plot_runs
 from trpo.runs.checkpoint import checkpoints
 from trpo.runs.evaluating import read_evaluations
 from trpo.runs.sinks import read_metrics
@@ -301,6 +303,33 @@ def test_environments_that_are_handed_in_are_evaluated_in_others(tmp_path):
     finally:
         envs.close()
     assert [record["steps"] for record in beside.results] == [BATCH, 2 * BATCH]
+
+
+def test_the_command_line_evaluates_keeps_and_takes_the_best(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    flags = ["--env.count", "4", "--fragment", "8", "--evaluate.every", "32", "--evaluate.stop-return", "-9"]
+    assert main(["train", "probe:both", "--steps", "256", "--out", run, *flags]) == 0
+    assert "stopped at 32 steps: evaluated return" in " ".join(capsys.readouterr().err.split())
+    for which, code, said in (
+        ("best", 0, "at 32 steps"),
+        ("0", 0, "at 0 steps"),
+        ("7", 2, "checkpoint='7': must be last"),
+    ):
+        assert main(["evaluate", run, "--checkpoint", which]) == code
+        assert said in "".join(capsys.readouterr())
+    assert main(["train", "probe:both", "--evaluate.every", "-1"]) == 2
+    assert "evaluate.every=-1: must be ≥ 0" in capsys.readouterr().err
+
+
+def test_evaluations_are_drawn_as_dots(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("trpo.report.plots.save_png", lambda figure, out: drawn.append(figure) or out)
+    train(out=tmp_path / "run", every=64, episodes=2)
+    plot_runs([tmp_path / "run"], tmp_path / "curves.png")
+    records = read_evaluations(tmp_path / "run")
+    points = [(record["steps"], record["mean_return"]) for record in records]
+    dots = [line for line in drawn[0].axes[0].lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 4]
+    assert [list(map(tuple, line.get_xydata())) for line in dots] == [points]
 
 
 # ---------------------------------------------------------------- a loop of one's own
