@@ -57,12 +57,13 @@ def test_a_setting_changed_on_resume_is_that_of_the_iterations_that_follow(train
     made = config(env, 4)
     other = trpo.Config.from_json(made.to_json() | {"discount": 0.9, "rule": {"max_kl": 0.02}})
     first = trpo.make_agent(env, made)
-    state = None
+    seen = [trpo.TrainingState(first.learner)]
     for settings, last in ((made, 2), (other, 4)):
-        for state, _ in trpo.iterations(env, first, settings, state):
+        for state, _ in trpo.iterations(env, first, settings, seen[-1]):
+            seen.append(state)
             if state.iteration == last:
                 break
-    assert_same_bits(agent.learner, state.learner)
+    assert_same_bits(agent.learner, seen[-1].learner)
 
 
 def test_changes_are_kept_and_written_down(run):

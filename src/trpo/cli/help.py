@@ -109,7 +109,7 @@ def resume_flags() -> str:
         textwrap.fill(str(Resume.__doc__), WIDTH),
         "RUN: the directory of a run, or of a sweep.",
         _flag_lines(("quiet", "trust"), Resume(Path()), described(Resume)),
-        textwrap.fill("Settings, with the values that runs have by default; what is changed is kept in the run:", WIDTH),
+        textwrap.fill("Settings, with their defaults; what is changed is kept in the run:", WIDTH),
         _flag_lines(sorted(CHANGEABLE), Resume(Path()), described(Config)),
     ]
     return "\n\n".join(said)

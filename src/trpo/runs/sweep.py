@@ -288,7 +288,8 @@ def resume_sweep(
     for name in changes:
         if any(name.replace("-", "_") in variant.changes for variant in plan):
             raise ValueError(
-                f"{name}: it is what the runs of {place} differ in; change it in one: trpo resume {place / plan[0].name}"
+                f"{name}: it is what the runs of {place} differ in; change it in one, "
+                f"such as trpo resume {place / plan[0].name}"
             )
     described = [read_config(place / variant.name) for variant in plan]
     if is_jax_name(described[0]["config"]["env"]["id"]):
