@@ -203,3 +203,69 @@ def test_the_command_line_changes_settings(run, capsys):
     text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in text for name in CHANGEABLE)
     assert "--policy.hidden" not in text
+
+
+# ---------------------------------------------------------------- beginning with what another run has learned
+
+
+def test_a_run_begins_with_what_another_has_learned(trained, tmp_path):
+    env, run = trained
+    seen = []
+    source = trpo.load(run)
+    trpo.train(
+        env, config=config(env, 1, seed=3, rule=trpo.RuleConfig(name="penalty")), start_from=run, quiet=True,
+        out=tmp_path / "new", callbacks=[lambda moment: seen.append(moment)],
+    )  # fmt: skip
+    begun = trpo.load(tmp_path / "new", checkpoint=0)
+    ours, theirs = begun.learner, source.learner
+    assert_same_bits((ours.policy, ours.average), (theirs.policy, theirs.average))
+    assert_same_bits((ours.observations, ours.value.params), (theirs.observations, theirs.value.params))
+    assert_same_bits(ours.value.returns, theirs.value.returns)
+    assert begun.evaluate(3) == source.evaluate(3)
+    said = described(tmp_path / "new")["from"]
+    assert (said["run"], said["iteration"], said["steps"]) == (str(run), 2, 64)
+    assert said["id"] == described(run)["run"]
+    trpo.resume(tmp_path / "new", steps=2 * BATCH, quiet=True)
+    assert described(tmp_path / "new")["from"] == said
+
+
+def test_networks_are_those_of_the_run_unless_others_are_asked_for(tmp_path, capsys):
+    networks = {"policy": trpo.PolicyConfig(hidden=(8,)), "value": trpo.ValueConfig(hidden=(6,))}
+    source = begin(tmp_path / "a", iterations=1, **networks, evaluate=trpo.EvaluateConfig(every=32, episodes=1))
+    agent = trpo.train("probe:both", start_from=tmp_path / "a", steps=1, quiet=True)
+    assert (agent.config.policy.hidden, agent.config.value.hidden) == ((8,), (6,))
+    by_agent = trpo.train("probe:both", start_from=source, steps=1, quiet=True)
+    assert_same_bits(by_agent.learner, agent.learner)
+    with pytest.raises(ValueError, match=r"policy.hidden=\(64, 64\): .*/a has \(8,\), and its networks are taken"):
+        trpo.train("probe:both", start_from=tmp_path / "a", config=config(), quiet=True)
+    flags = ["train", "probe:both", "--from", str(tmp_path / "a"), "--checkpoint", "best", "--steps", "1"]
+    flags += ["--env.count", "4", "--fragment", "8", "--out", str(tmp_path / "b"), "--quiet"]
+    assert main(flags) == 0
+    assert described(tmp_path / "b")["from"]["iteration"] == 1
+    for more, said in (
+        (["--policy.hidden", "9"], "policy.hidden=(9,)"),
+        (["--checkpoint", "7"], "checkpoint='7': must be last, best or an iteration"),
+    ):
+        assert main([*flags, "--out", str(tmp_path / "c"), *more]) == 2
+        line = capsys.readouterr().err
+        assert said in line
+        assert line.count("\n") == 1
+        assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("trained", NAMES[:1], indirect=True)
+def test_what_a_run_cannot_begin_with_is_said(trained, tmp_path):
+    _, run = trained
+    for env, how, said in (
+        ("CartPole-v1", {"start_from": run}, r"cannot start from .*/run: observations of the agent .* 'CartPole-v1'"),
+        ("probe:both", {"start_from": tmp_path}, "not the directory of a run"),
+        ("probe:both", {"checkpoint": "best"}, r"checkpoint='best': it is that of start_from \(--from RUN\)"),
+        (
+            "probe:both",
+            {"start_from": run, "policy": lambda x: x},
+            "cannot start from .*one of the library's as policy",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            trpo.train(env, steps=1, quiet=True, **how)
+        assert "\n" not in str(caught.value)

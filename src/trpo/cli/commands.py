@@ -62,6 +62,8 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
 def _train(arguments: Sequence[str]) -> int:
     from trpo.cli.help import few_flags
     from trpo.cli.options import Train, gathered, varied
+    from trpo.runs.starting import with_networks_of
+    from trpo.runs.sweep import settings_of_run
     from trpo.runs.train import configure, train
     from trpo.settings.config import Config
     from trpo.settings.presets import NONE, apply_preset, describe
@@ -73,6 +75,8 @@ def _train(arguments: Sequence[str]) -> int:
     with contextlib.suppress(ValueError) if helps else contextlib.nullcontext():
         first = _parse(Train, "train", arguments)
     base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
+    if first.start_from is not None:
+        base = with_networks_of(base, settings_of_run(first.start_from))
     default = dataclasses.replace(first, config=base)
     if "--help-all" in helps:
         _parse(Train, "train", ["--help"], default=default)
@@ -83,6 +87,7 @@ def _train(arguments: Sequence[str]) -> int:
     env, config, quiet = options.env_id, options.config, options.quiet
     if options.seeds < 1:
         raise ValueError(f"seeds={options.seeds}: must be ≥ 1")
+    start = {"start_from": options.start_from, "checkpoint": options.checkpoint}
     several = options.seeds > 1 or bool(options.vary)
     out = options.out or _fresh_directory(env, "sweep" if several else f"s{config.seed}")
     if not quiet:
@@ -92,9 +97,9 @@ def _train(arguments: Sequence[str]) -> int:
         if several:
             from trpo.runs.sweep import sweep
 
-            sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet)
+            sweep(env, seeds=options.seeds, vary=varied(options.vary), config=config, out=out, quiet=quiet, **start)
         else:
-            train(env, config=config, out=out, quiet=quiet)
+            train(env, config=config, out=out, quiet=quiet, **start)
     if not quiet:
         from trpo.report.recording import can_record
 

@@ -23,6 +23,7 @@ usage: trpo COMMAND …
 
   trpo train ENV [--steps N] [--seed S] [--out DIR] [--preset NAME]
              [any setting as a flag, e.g. --rule.max-kl 0.02]
+             [--from RUN]  begin with what another run has learned
   trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]
              several runs, each with a directory of its own
   trpo resume RUN [--steps N] [--rule.max-kl 0.02 ...]

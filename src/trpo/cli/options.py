@@ -31,6 +31,10 @@ class Train:
     """Directory of the run; by default runs/ENV-sSEED."""
     preset: str = AUTO
     """Name of a preset (see trpo presets), auto (by environment) or none."""
+    start_from: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
+    """Begin with the policy, value function and statistics of this run, whose spaces and networks are kept."""
+    checkpoint: str = "last"
+    """Of the run in --from: last, best (where it evaluated), or the iteration of one."""
     quiet: bool = False
     """Show no progress."""
     seeds: int = 1

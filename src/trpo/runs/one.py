@@ -38,13 +38,15 @@ class Run:
     sinks: list[Sink] = dataclasses.field(default_factory=list)
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Of its settings, one record each: from which iteration on, the old value and the new one."""
+    start: dict[str, Any] | None = None
+    """Where what it began with comes from; None: it began with nothing."""
     described: bool = True
     """Whether ``config.json`` says all of this."""
 
     @classmethod
-    def begin(cls, agent: Agent, lock: RunLock | None) -> Run:
-        """Return a new run, and write what it starts from."""
-        run = cls(agent, TrainingState(agent.learner), lock)
+    def begin(cls, agent: Agent, lock: RunLock | None, start: dict[str, Any] | None = None) -> Run:
+        """Return a new run, and write what it starts from; ``start`` says whose that is, if it is another's."""
+        run = cls(agent, TrainingState(agent.learner), lock, start=start)
         run.describe()
         run.save()
         return run
@@ -56,7 +58,7 @@ class Run:
             agent.env()
         data = read_config(lock.directory)
         run = cls(agent, state, lock, **({"identity": data["run"]} if "run" in data else {}))
-        run.changes = data.get("changes", [])
+        run.changes, run.start = data.get("changes", []), data.get("from")
         return run
 
     @property
@@ -67,7 +69,7 @@ class Run:
     def describe(self) -> None:
         """Write ``config.json``, and note that the run is trained here."""
         if self.directory is not None:
-            write_config(self.directory, self.agent, self.identity, self.changes)
+            write_config(self.directory, self.agent, self.identity, self.start, self.changes)
             self.described = True
             if not self.agent.custom["env"]:
                 remember(self.identity, self.agent.config.env.id)

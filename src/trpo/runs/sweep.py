@@ -33,7 +33,8 @@ from trpo.runs.one import Run
 from trpo.runs.run import RunFailed, train_runs
 from trpo.runs.schema import SWEEP_FILE, explained, read_json, write_json
 from trpo.runs.sinks import read_metrics
-from trpo.runs.train import configure, env_of, read_run
+from trpo.runs.starting import started
+from trpo.runs.train import configure, env_of, read_run, start_of
 from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
@@ -91,6 +92,8 @@ def sweep(
     preset: str = AUTO,
     policy: PolicyLike | None = None,
     value: PolicyLike | None = None,
+    start_from: str | Path | Agent | None = None,
+    checkpoint: str | int = "last",
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> list[Agent]:
@@ -110,6 +113,8 @@ def sweep(
         preset: as in :func:`trpo.train`.
         policy: a policy of your own, the same beginning for all.
         value: a value function of your own, the same beginning for all.
+        start_from: as in :func:`trpo.train`, the same beginning for all; so is ``checkpoint``.
+        checkpoint: of the run in ``start_from``.
         callbacks: as in :func:`trpo.train`; each run has copies of its own. Runs in JAX end together, when all are to
             stop.
         quiet: show nothing.
@@ -125,7 +130,8 @@ def sweep(
     [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
     """
     keep_programs()
-    base = configure(env, config, preset, steps=steps)
+    start = start_of(start_from, checkpoint, policy, None, value)
+    base = configure(env, config, preset, start, steps=steps)
     vary = _varied(env, vary or {})
     combinations = math.prod(len(values) for values in vary.values())
     plan = variants(_seeds(seeds, base.seed, combinations), vary)
@@ -135,10 +141,13 @@ def sweep(
     agents = [make_agent(env, configs[0], policy, value=value)]
     check_number_of_runs(len(plan), agents[0].learner)
     agents += [make_agent(env, c, policy, value=value) for c in configs[1:]]
+    if start is not None:
+        agents = [started(agent, start.agent, start.name) for agent in agents]
     check_runs(env, agents)
     with new_directory(out) as lock, contextlib.ExitStack() as members:
         runs = [
-            Run.begin(a, lock and members.enter_context(_member(lock, v))) for v, a in zip(plan, agents, strict=True)
+            Run.begin(a, lock and members.enter_context(_member(lock, v)), None if start is None else start.provenance)
+            for v, a in zip(plan, agents, strict=True)
         ]
         return _train(env, runs, quiet, lock, plan, callbacks)
 

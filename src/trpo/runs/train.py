@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from trpo.runs.files import CONFIG, new_directory, read_config, used_directory
 from trpo.runs.one import Run
 from trpo.runs.run import train_runs
 from trpo.runs.schema import explained
+from trpo.runs.starting import Start, provenance, started, with_networks_of
 from trpo.runs.trust import Untrusted, trained_here
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO, NONE, apply_preset
@@ -193,6 +196,8 @@ def train(
     policy: PolicyLike | None = None,
     rule: Rule | None = None,
     value: PolicyLike | None = None,
+    start_from: str | Path | Agent | None = None,
+    checkpoint: str | int = "last",
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Agent:
@@ -210,6 +215,10 @@ def train(
         policy: a policy of your own: any callable pytree from observations to a distribution.
         rule: an update rule of your own (see :class:`~trpo.rules.protocol.Rule`), in place of the configuration's.
         value: a value function of your own: any callable pytree from observations to numbers.
+        start_from: a run's directory, or an agent: training begins with its policy, its value function and its
+            statistics of observations and returns. Its spaces must be those of ``env``; its networks are kept, unless
+            ``config`` says otherwise, which is refused.
+        checkpoint: of the run in ``start_from``, as in :func:`trpo.load`.
         callbacks: called after iterations (see :class:`~trpo.runs.callbacks.Callback`); each may stop the run.
         quiet: show nothing.
 
@@ -229,16 +238,48 @@ def train(
     ()
     """
     keep_programs()
-    config = configure(env, config, preset, steps=steps, seed=seed)
+    source = start_of(start_from, checkpoint, policy, rule, value)
+    config = configure(env, config, preset, source, steps=steps, seed=seed)
     agent = make_agent(env, config, policy, rule, value)
+    if source is not None:
+        agent = started(agent, source.agent, source.name)
     if out is not None:
         check_runs(env, [agent])
     with new_directory(out) as lock:
-        return train_runs(env, [Run.begin(agent, lock)], quiet, callbacks=callbacks)[0]
+        run = Run.begin(agent, lock, None if source is None else source.provenance)
+        return train_runs(env, [run], quiet, callbacks=callbacks)[0]
 
 
-def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
-    """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None."""
+def start_of(
+    start_from: str | Path | Agent | None,
+    checkpoint: str | int = "last",
+    policy: PolicyLike | None = None,
+    rule: Rule | None = None,
+    value: PolicyLike | None = None,
+) -> Start | None:
+    """Return what a run begins with: what an agent, or a run's, has learned; None if it begins with nothing."""
+    if start_from is None and checkpoint != "last":
+        raise ValueError(f"checkpoint={checkpoint!r}: it is that of start_from (--from RUN), which is not given")
+    if start_from is None:
+        return None
+    if isinstance(start_from, Agent):
+        return Start(start_from, "the agent in start_from", provenance(start_from))
+    run = Path(start_from)
+    if os.path.lexists(run / "sweep.json"):
+        raise ValueError(f"start_from={run}: is a sweep; give the directory of one of its runs")
+    agent, state, problems = read_run(run, policy, None, rule, value, checkpoint=checkpoint)
+    for problem in problems:
+        warnings.warn(f"{run}: {problem}; using the one before", stacklevel=3)
+    return Start(agent, str(run), provenance(agent, run, state))
+
+
+def configure(
+    env: EnvLike | Source, config: Config | None, preset: str, start: Start | None = None, **changes: Any
+) -> Config:
+    """Return the settings of a run: ``config`` or else the preset's, with ``changes`` that aren't None.
+
+    Where it begins with what another has learned, and no ``config`` is given, networks are that one's.
+    """
     if config is not None and preset not in (AUTO, NONE):
         raise ValueError(
             f"preset={preset!r}: a config is used as it is; pass one of the two, or "
@@ -249,6 +290,8 @@ def configure(env: EnvLike | Source, config: Config | None, preset: str, **chang
         settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, id=env))
     if config is None and (isinstance(env, str) or preset != AUTO):
         settings = apply_preset(settings, preset)[0]
+    if config is None and start is not None:
+        settings = with_networks_of(settings, start.agent.config)
     return merge(settings, {name: value for name, value in changes.items() if value is not None})
 
 
