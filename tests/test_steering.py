@@ -263,7 +263,7 @@ def test_what_a_run_cannot_begin_with_is_said(trained, tmp_path):
         (
             "probe:both",
             {"start_from": run, "policy": lambda x: x},
-            "cannot start from .*one of the library's as policy",
+            "does not fit this agent",
         ),
     ):
         with pytest.raises(ValueError, match=said) as caught:
