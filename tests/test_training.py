@@ -407,6 +407,9 @@ ALTERNATIVES: dict[str, Any] = {
     "evaluate.max_steps": ELSEWHERE,
     "evaluate.stop_return": ELSEWHERE,
     "evaluate.patience": ELSEWHERE,
+    "evaluate.stop_success": ELSEWHERE,
+    "env.wrappers": ELSEWHERE,  # test_steering
+    "env.info": ELSEWHERE,  # changes no bit of training: test_info
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
     "policy.distribution": "beta",

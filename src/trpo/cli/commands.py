@@ -61,22 +61,28 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
 
 def _train(arguments: Sequence[str]) -> int:
     from trpo.cli.help import few_flags
-    from trpo.cli.options import Train, gathered, varied
+    from trpo.cli.options import MISSING, Train, flags_of, gathered, varied
     from trpo.runs.starting import with_networks_of
     from trpo.runs.sweep import settings_of_run
     from trpo.runs.train import configure, train
     from trpo.settings.config import Config
+    from trpo.settings.files import from_toml
     from trpo.settings.presets import NONE, apply_preset, describe
 
     # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
     helps = {"-h", "--help", "--help-all"}.intersection(arguments)
     arguments = gathered([argument for argument in arguments if argument not in helps])
+    # The first pass has the settings of the file, in which flags must fit.
+    file = next((value for flag, value in flags_of(arguments) if flag == "--config"), None)
     first = Train("")
+    options = {} if file is None or helps else {"default": Train(MISSING, from_toml(file))}
     with contextlib.suppress(ValueError) if helps else contextlib.nullcontext():
-        first = _parse(Train, "train", arguments)
+        first = _parse(Train, "train", arguments, **options)
     base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
     if first.start_from is not None:
         base = with_networks_of(base, settings_of_run(first.start_from))
+    if first.settings is not None:
+        base = configure(first.env_id, from_toml(first.settings, base), NONE)  # ENV is not the file's to say
     default = dataclasses.replace(first, config=base)
     if "--help-all" in helps:
         _parse(Train, "train", ["--help"], default=default)
@@ -173,8 +179,9 @@ def _evaluate(
         if not as_json:
             how = "stochastic" if stochastic else "deterministic"
             cut = f"; {result.cut} cut at {max_steps:,} steps (--max-steps)" if result.cut else ""
+            told = "".join(f", {key} {'–' if x is None else format(x, '.3g')}" for key, x in result.info.items())
             print(
-                f"{place} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f} "
+                f"{place} at {state.steps:,} steps: return {result.mean_return:.1f} ± {result.std_return:.1f}{told} "
                 f"({len(result.returns)} episodes, {how}; length {sum(result.lengths) / len(result.lengths):.0f}{cut})"
             )
     found = {}

@@ -11,6 +11,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
 
+from tyro import MISSING as MISSING
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -27,6 +28,8 @@ class Train:
     env_id: Annotated[Positional[str], arg(metavar="ENV")]
     """Environment: a Gymnasium id, module:Id-v0, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or probe:NAME."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    settings: Annotated[Path | None, arg(name="config", metavar="FILE")] = None
+    """TOML file of settings; flags win over it, and it wins over the preset."""
     out: Path | None = None
     """Directory of the run; by default runs/ENV-sSEED."""
     preset: str = AUTO
@@ -69,8 +72,18 @@ def given(arguments: Sequence[str], config: Config) -> dict[str, Any]:
     return found
 
 
-SEVERAL = ("--env.kwargs", "--vary")
+SEVERAL = ("--env.kwargs", "--env.wrappers", "--env.info", "--vary")
 """Flags that add up where they are given more than once; of others the last counts."""
+
+
+def flags_of(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Return each flag with the value that follows it, if one does."""
+    found: list[tuple[str, str | None]] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        flag, sign, value = argument.partition("=")
+        if argument.startswith("--"):
+            found.append((flag, value if sign else None if following.startswith("--") else following))
+    return found
 
 
 def gathered(arguments: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from trpo.envs.host.frames import PLAIN, Frames
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
 from trpo.envs.host.returned import described
+from trpo.envs.host.wrappers import wrapped
 from trpo.envs.packages import gymnasium_id
 from trpo.envs.protocol import HostEnv, MissingExtraError, UnknownEnvironmentError, UnusableEnvironmentError, made_with
 from trpo.envs.spec import EnvSpec
@@ -124,6 +125,8 @@ class Origin:
     drop: tuple[str, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     frames: Frames = PLAIN
+    info: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -135,7 +138,7 @@ class Origin:
         """The environment in JAX, None if it is one for the host."""
         env = as_jax_env(self.env, self.kwargs)
         if env is not None:
-            _require_plain(self.frames)
+            _require_plain(self.frames, self.wrappers)
         env = Without.of(env, self.drop) if env is not None and self.drop else env
         return Flattened(env) if env is not None and self.flatten else env
 
@@ -159,7 +162,7 @@ class Origin:
         """Return environments that are stepped together from the host: new ones, or those that were handed in."""
         if isinstance(self.env, HostEnv):
             return self.env
-        options = self.rescale_actions, self.flatten, self.kwargs, self.drop, self.frames
+        options = self.rescale_actions, self.flatten, self.kwargs, self.drop, self.frames, self.info, self.wrappers
         return make_envs(self.env, count, workers, *options)
 
 
@@ -169,10 +172,21 @@ def resolve(env: EnvLike, options: Any) -> Origin:
     Raises:
         ValueError: it is nothing that environments can be made from.
     """
+    if isinstance(env, HostEnv):
+        _require_plain(PLAIN, options.wrappers)
     if isinstance(env, type) or not isinstance(env, HostEnv | JaxEnv):
         _maker(env, {})
     kwargs = options.kwargs if isinstance(env, str) else {}
-    return Origin(env, options.rescale_actions, options.flatten, options.drop, kwargs, Frames.of(options))
+    return Origin(
+        env,
+        options.rescale_actions,
+        options.flatten,
+        options.drop,
+        kwargs,
+        Frames.of(options),
+        options.info,
+        options.wrappers,
+    )
 
 
 def require_name(env: Any, kwargs: Mapping[str, Any]) -> None:
@@ -182,7 +196,9 @@ def require_name(env: Any, kwargs: Mapping[str, Any]) -> None:
         raise ValueError(f"env.kwargs {given}: for environments that are named; write them into what you pass as env")
 
 
-def _require_plain(frames: Frames) -> None:
+def _require_plain(frames: Frames, wrappers: Sequence[str]) -> None:
+    if wrappers:
+        raise ValueError(f"env.wrappers {' '.join(wrappers)}: for environments of Gymnasium, one by one on the host")
     if str(frames):
         raise ValueError(f"{frames}: for environments on the host; those in JAX show what they have")
 
@@ -255,6 +271,8 @@ def make_envs(
     kwargs: Mapping[str, Any] | None = None,
     drop: Sequence[str] = (),
     frames: Frames = PLAIN,
+    info: Sequence[str] = (),
+    wrappers: Sequence[str] = (),
 ) -> HostEnv:
     """Make ``count`` environments that are stepped together from the host.
 
@@ -269,6 +287,8 @@ def make_envs(
         kwargs: what an environment that is named is made with, such as ``{"ctrl_cost_weight": 0.2}``.
         drop: parts of a Dict observation that are left out, such as ``["mission"]``.
         frames: what is done with the frames of a game.
+        wrappers: Gymnasium wrappers around each, as ``module:Class``, the first next to it.
+        info: keys of what ``info`` tells where an episode ends that are read, such as ``["is_success"]``.
 
     Raises:
         UnknownEnvironmentError: no such id; the message names the nearest.
@@ -283,26 +303,27 @@ def make_envs(
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
-        _require_plain(frames)
-        return HostedJaxEnvs(Without.of(known, drop) if drop else known, count, rescale_actions, flatten)
+        _require_plain(frames, wrappers)
+        return HostedJaxEnvs(Without.of(known, drop) if drop else known, count, rescale_actions, flatten, info)
     if workers < 0:
         raise ValueError(f"env.workers={workers}: must be ≥ 0; 0 steps all environments in this process")
     if isinstance(env, str) and env.startswith("envpool:"):
         if workers:
             raise ValueError(f"env.workers={workers}: EnvPool has threads of its own; use 0")
-        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs, drop, frames)
+        _require_plain(PLAIN, wrappers)
+        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs, drop, frames, info)
     name, make = _maker(env, kwargs)
-    make = frames.wrapped(env if isinstance(env, str) else None, make)
+    make = frames.wrapped(env if isinstance(env, str) else None, wrapped(make, wrappers))
     if workers:
         from trpo.envs.host.workers import WorkerEnvs
 
-        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten, drop)
-    return GymnasiumEnvs(name, make, count, rescale_actions, flatten, drop)
+        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten, drop, info)
+    return GymnasiumEnvs(name, make, count, rescale_actions, flatten, drop, info)
 
 
-def make_single(env: EnvLike, frames: Frames = PLAIN, **kwargs: Any) -> gym.Env:
+def make_single(env: EnvLike, frames: Frames = PLAIN, wrappers: Sequence[str] = (), **kwargs: Any) -> gym.Env:
     """Make one plain ``gymnasium.Env`` of the same task (EnvPool's by its Gymnasium name), for rendering."""
     if isinstance(env, str):
         env = gymnasium_id(env)
     name, make = _maker(env, kwargs)
-    return make_one(name, frames.wrapped(env if isinstance(env, str) else None, make))
+    return make_one(name, frames.wrapped(env if isinstance(env, str) else None, wrapped(make, wrappers)))

@@ -27,6 +27,9 @@ class Transition(NamedTuple):
     """The true successor, before any reset; equal to ``observation`` where no episode ended."""
     valid: np.ndarray
     """[N] bool: False where the simulator only reset and ignored the action; such a step has weight 0."""
+    info: np.ndarray | None = None
+    """[N, keys] float32: what ``info`` tells of the episodes that ended, by the keys that were asked for, NaN where it
+    does not; None: none were."""
 
 
 @runtime_checkable

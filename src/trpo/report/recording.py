@@ -120,7 +120,9 @@ def _make_env(agent: Agent) -> gym.Env:
     try:
         with quiet_mujoco():
             options = agent.config.env
-            env = make_single(source, Frames.of(options), **{**options.kwargs, "render_mode": "rgb_array"})
+            env = make_single(
+                source, Frames.of(options), options.wrappers, **{**options.kwargs, "render_mode": "rgb_array"}
+            )
     except UnusableEnvironmentError as error:
         if not isinstance(error.__cause__, TypeError) or "render_mode" not in str(error):
             raise

@@ -39,6 +39,8 @@ class DeviceSource:
     env: JaxEnv
     spec: EnvSpec
     """The environment's, with the options of a run."""
+    info: tuple[str, ...] = ()
+    """Keys that are read of what it tells besides, where an episode ends."""
 
     def begin(self, key: Any, count: int, carry: Any) -> DeviceRollout:
         """Start an episode in each of ``count`` environments."""
@@ -70,13 +72,17 @@ class DeviceSource:
             step = envs.observation, before.carry, before.reset, noise_t
             action, carry = act(partial(policy, actor.params), actor, *step)
             initial = (lambda done: batch.fresh(env, envs)) if pool is None else (lambda done: pool)
-            after, seen = batch.step(env, spaces, envs, action, initial)
+            after, seen = batch.step(env, spaces, envs, action, initial, self.info)
             done = seen.terminated | seen.truncated
             total, length = before.running_return + seen.reward, before.running_length + 1
             following = DeviceRollout(after, jnp.where(done, 0.0, total), jnp.where(done, 0, length), carry, done)
             counted = done & jnp.isfinite(total)
-            ended = EpisodeTotals(done, counted, jnp.where(counted, total, 0.0), jnp.where(counted, length, 0))
-            return following, (envs.observation, action, seen, ended)
+            told = tuple(
+                (known := done & jnp.isfinite(x), jnp.where(known, x, 0.0))
+                for x in (() if seen.info is None else jnp.moveaxis(seen.info, -1, 0))
+            )
+            sums = jnp.where(counted, total, 0.0), jnp.where(counted, length, 0)
+            return following, (envs.observation, action, seen, EpisodeTotals(done, counted, *sums, told))
 
         carry, reset = rollout.carry, rollout.reset
         rollout, (met, action, seen, ended) = jax.lax.scan(one, rollout, noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,8 +19,11 @@ RECENT = 100
 class RecentEpisodes:
     """Mean return and length of the latest episodes: of the latest entries that together hold a hundred."""
 
-    def __init__(self, data: dict[str, Any] | None = None):
+    def __init__(self, data: dict[str, Any] | None = None, info: Sequence[str] = ()):
         data = data or {}
+        saved = {entry["key"]: entry["recent"] for entry in data.get("info", ())}
+        self.info = {key: collections.deque(map(tuple, saved.get(key, ()))) for key in info}
+        """For each key of ``info``, the latest entries (episodes that told it, sum of what they told)."""
         self.episodes: int = data.get("episodes", 0)
         """All that ever ended."""
         # Checkpoints of the first format have each episode by itself.
@@ -34,6 +38,18 @@ class RecentEpisodes:
         while self._count - self._entries[0][0] >= RECENT:
             self._count -= self._entries.popleft()[0]
 
+    def note(self, key: str, count: int, total: float) -> None:
+        """Record what episodes told under a key of ``info``."""
+        entries = self.info[key]
+        entries.append((count, total))
+        while sum(entry[0] for entry in entries) - entries[0][0] >= RECENT:
+            entries.popleft()
+
+    def info_means(self) -> dict[str, float | None]:
+        """Return the mean of each key of ``info`` over the latest episodes that told it, None before one did."""
+        totals = {key: np.sum(list(entries), 0) if entries else (0, 0.0) for key, entries in self.info.items()}
+        return {key: number(total / count) if count else None for key, (count, total) in totals.items()}
+
     def means(self) -> tuple[float | None, float | None]:
         """Return mean return and mean length, None before an episode has ended."""
         if not self._entries:
@@ -43,14 +59,16 @@ class RecentEpisodes:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, for a checkpoint."""
-        return {"episodes": self.episodes, "recent": [list(entry) for entry in self._entries]}
+        info = [{"key": key, "recent": [list(entry) for entry in entries]} for key, entries in self.info.items()]
+        found = {"episodes": self.episodes, "recent": [list(entry) for entry in self._entries]}
+        return found | ({"info": info} if info else {})
 
 
 class EpisodeStatistics:
     """Returns and lengths of episodes of ``count`` environments, across fragments."""
 
-    def __init__(self, count: int, data: dict[str, Any] | None = None):
-        self.recent = RecentEpisodes(data)
+    def __init__(self, count: int, data: dict[str, Any] | None = None, info: Sequence[str] = ()):
+        self.recent = RecentEpisodes(data, info)
         data = data or {}
         if len(data.get("running_return", ())) != count:
             data = {}  # another number of environments: their episodes are not these
@@ -59,13 +77,15 @@ class EpisodeStatistics:
         self.first = np.array(data.get("first", np.full(count, not data)), bool)
         """Whether an environment is still in its first episode."""
 
-    def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
-        """Record some vector steps, arrays ``[time, env]``."""
+    def add(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray, info: Any = None) -> None:
+        """Record some vector steps, arrays ``[time, env]``, and what they tell besides, ``[time, env, keys]``."""
         counted = np.where(valid, reward, 0.0)
         begin = 0
         for end in (np.flatnonzero(done.any(1)) + 1).tolist():
             self._go_on(counted[begin:end], valid[begin:end])
             self._end(done[end - 1])
+            if info is not None:
+                self._note(info[end - 1][done[end - 1]])
             begin = end
         self._go_on(counted[begin:], valid[begin:])
 
@@ -74,6 +94,13 @@ class EpisodeStatistics:
         # A running sum, not ``sum``: it adds in the order of time, so what is added at once does not matter.
         self.running_return = np.cumsum(np.concatenate([self.running_return[None], reward]), 0, np.float64)[-1]
         self.running_length += valid.sum(0)
+
+    def _note(self, told: np.ndarray) -> None:
+        """Record what some episodes that ended told, ``[episode, keys]``; NaN is nothing."""
+        for key, values in zip(self.recent.info, told.T, strict=True):
+            known = values[np.isfinite(values)]
+            if known.size:
+                self.recent.note(key, known.size, float(known.sum(dtype=np.float64)))
 
     def _end(self, done: np.ndarray) -> None:
         """Close the books of the episodes that ended."""
@@ -109,3 +136,5 @@ class EpisodeTotals(eqx.Module):
     """Those with a finite return; the sums are over them."""
     return_sum: Float[Array, "*n"]
     length_sum: Int[Array, "*n"]
+    info: Any = ()
+    """For each key of ``info``, how many of them told it, and the sum of what they told."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -63,7 +65,7 @@ def run_fragment(
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
     length, masked = len(jax.tree.leaves(noise)[0]), envs.spec.masked
     finals: list[tuple[int, int, Any]] = []
-    met, actions, following, *columns = (_Rows(length) for _ in range(7))
+    met, actions, following, told, *columns = (_Rows(length) for _ in range(8))
     for t, now in enumerate(_steps(noise)):
         if masked:
             require_allowed(envs, observation)
@@ -73,6 +75,8 @@ def run_fragment(
         if after is not None:
             step = after(step)
         actions.put(t, action)
+        if step.info is not None:
+            told.put(t, step.info)
         if not rows:
             following.put(t, step.final_observation)
         elif t < length - 1:
@@ -95,6 +99,7 @@ def run_fragment(
         valid=valid,
         carry=seat.carry,
         reset=seat.reset,
+        info=told.columns,
     )
     last = step.terminated | step.truncated | ~step.valid
     return trajectory, Seat(jax.tree.map(np.copy, observation), carry, last)
@@ -171,11 +176,13 @@ class HostSource:
 
     def __init__(self, envs: HostEnv, start: Callable[[int], Any] = lambda count: (), stagger: bool = False):
         self.envs, self.spec, self.count, self._start = envs, envs.spec, envs.count, start
-        self.episodes = EpisodeStatistics(envs.count)
+        self.episodes = EpisodeStatistics(envs.count, info=getattr(envs, "info", ()))
         self._cuts: np.ndarray | None = None
         if stagger and isinstance(envs, RestartableEnv) and envs.time_limit:
             self._cuts = np.maximum(1, np.arange(1, envs.count + 1) * envs.time_limit // envs.count)
         self._apart: bool | None = None
+        self._told = False
+        """Whether episodes have ended, so that it is known what ``info`` has."""
         self._rows = envs.count if any(image_of(leaf) for _, leaf in self.spec.observation.leaves()) else 0
         """Of successors that are kept once; 0: large observations alone are worth it."""
 
@@ -189,15 +196,30 @@ class HostSource:
         if self._cuts is not None and self.episodes.first.any():
             cut = partial(self._cut_first_episodes, self._cuts)
             trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, cut, self._rows)
-            return self._grown(trajectory)
+            return self._grown(dataclasses.replace(trajectory, info=None))
         shares = self._shares(policy)
         if shares is None:
             trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, rows=self._rows)
             self._grown(trajectory)
         else:
             trajectory = self._collect_shares(shares, policy, noise)
-        self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
-        return trajectory
+        done = trajectory.terminated | trajectory.truncated
+        self._account(trajectory.reward, done, trajectory.valid, trajectory.info)
+        return dataclasses.replace(trajectory, info=None)
+
+    def _account(self, reward: Any, done: np.ndarray, valid: Any, info: Any) -> None:
+        """Record steps ``[time, env]``, and say once if the first episodes that ended had not what was asked for."""
+        self.episodes.add(reward, done, valid, info)
+        if info is not None and not self._told and done.any():
+            self._told = True
+            keys = getattr(self.envs, "info", ())
+            if missing := [key for key, x in zip(keys, info[done].T, strict=True) if np.isnan(x).all()]:
+                given = ", ".join(sorted(self.envs.given)) or "nothing"  # type: ignore[attr-defined]
+                warnings.warn(
+                    f"env.info {' '.join(missing)}: no number of that name is in info where an episode of "
+                    f"{self.spec.id} has ended; it has {given}",
+                    stacklevel=2,
+                )
 
     def _grown(self, trajectory: Trajectory) -> Trajectory:
         """Keep as many rows from now on as were needed: every other number is another program."""
@@ -249,7 +271,8 @@ class HostSource:
         What follows them is valued as anything else that follows a truncated episode.
         """
         done = following.terminated | following.truncated
-        self.episodes.add(following.reward[None], done[None], following.valid[None])
+        told = None if following.info is None else following.info[None]
+        self._account(following.reward[None], done[None], following.valid[None], told)
         due = self.episodes.first & (self.episodes.running_length >= cuts)
         if not due.any():
             return following

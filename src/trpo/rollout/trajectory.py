@@ -73,6 +73,8 @@ class Trajectory(eqx.Module):
     """The policy's memory before the first step, ``()`` where it has none."""
     reset: Bool[ArrayLike, "env"]
     """Whether an episode begins with the first step."""
+    info: Any = None
+    """``[time, env, keys]``, see :class:`~trpo.envs.Transition`; it is for the account of episodes, not for updates."""
 
     def steps(self) -> dict[str, Any]:
         """Return what has an axis of time, by field."""

@@ -40,6 +40,8 @@ class EvaluationResult:
     """Steps after which an episode that had not ended was cut."""
     cut: int = 0
     """Episodes that were; their returns are those until then."""
+    info: dict[str, float | None] = dataclasses.field(default_factory=dict, hash=False)
+    """Means of what ``info`` told where episodes ended, by the keys of ``env.info``; None where none did."""
 
     @property
     def mean_return(self) -> float:
@@ -60,6 +62,7 @@ class EvaluationResult:
             "lengths": list(self.lengths),
             "max_steps": self.max_steps,
             "cut": self.cut,
+            **({"info": self.info} if self.info else {}),
         }
 
 
@@ -82,6 +85,8 @@ def whole_episodes(
     observation = envs.reset([int(s) for s in np.random.SeedSequence([seed, 0xE7A1]).generate_state(count)])
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
+    keys: tuple[str, ...] = getattr(envs, "info", ())
+    infos: list[list[Any]] = [[] for _ in range(count)]
     total, length, step, cuts = np.zeros(count), np.zeros(count, int), 0, 0
     missing = quota.copy()
     while (missing > 0).any():
@@ -97,6 +102,7 @@ def whole_episodes(
         for i in np.flatnonzero(done | due):
             returns[i].append(float(total[i]))
             lengths[i].append(int(length[i]))
+            infos[i].append(after.info[i] if after.info is not None and done[i] else np.full(len(keys), np.nan))
             total[i], length[i] = 0.0, 0
             missing[i] -= 1
         observation, step, cuts = after.observation, step + 1, cuts + int(due.sum())
@@ -104,11 +110,13 @@ def whole_episodes(
             observation = _restarted(envs, observation, np.flatnonzero(again), max_steps)
         reset = done | due | ~after.valid
     kept = [(r[:q], n[:q]) for r, n, q in zip(returns, lengths, quota, strict=True)]
+    told = np.array([x for each, q in zip(infos, quota, strict=True) for x in each[:q]], np.float64)
     return EvaluationResult(
         returns=tuple(x for r, _ in kept for x in r),
         lengths=tuple(x for _, n in kept for x in n),
         max_steps=max_steps,
         cut=cuts,
+        info={key: float(np.nanmean(x)) if np.isfinite(x).any() else None for key, x in zip(keys, told.T, strict=True)},
     )
 
 

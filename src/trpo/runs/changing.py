@@ -13,14 +13,14 @@ from trpo.spelling import on_one_line
 from trpo.training.agent import Agent
 
 CHANGEABLE = frozenset({
-    "env.workers", "env.devices", "steps", "fragment",
+    "env.workers", "env.devices", "env.info", "steps", "fragment",
     "rule.max_kl", "rule.damping", "rule.cg_iterations", "rule.cg_tolerance", "rule.max_step_norm",
     "rule.backtrack_ratio", "rule.max_backtracks", "rule.use_measured_kl", "rule.inner_steps",
     "policy.averaging", "value.learning_rate", "value.epochs", "value.minibatch", "value.steps", "value.max_change",
     "problem.block", "discount", "final_discount", "discount_steps", "gae_lambda", "updates_per_batch",
     "fisher_subsample", "standardise_advantages", "on_nonfinite",
     "evaluate.every", "evaluate.episodes", "evaluate.deterministic", "evaluate.seed", "evaluate.max_steps",
-    "evaluate.stop_return", "evaluate.patience", "checkpoint_every", "keep_checkpoints",
+    "evaluate.stop_return", "evaluate.stop_success", "evaluate.patience", "checkpoint_every", "keep_checkpoints",
 })  # fmt: skip
 """What neither the shapes of what was learned nor its meaning depend on."""
 _FROM = "trpo train ENV --from {run} --{flag} {value}, which begins a run with what this one has learned"

@@ -37,6 +37,8 @@ class EvaluateEvery:
     max_steps: int = 30_000
     stop_return: float | None = None
     """Stop at this mean return."""
+    stop_success: float | None = None
+    """Stop at this success rate: the mean of ``is_success``, or else of the first key of ``env.info``."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a better one."""
     env: EnvLike | None = None
@@ -58,6 +60,8 @@ class EvaluateEvery:
     def begin(self, moment: Moment) -> None:
         """Take up the results of the run until now, and drop those that came after where it goes on from."""
         self.results = []
+        if self.stop_success is not None and not moment.template.config.env.info:
+            raise ValueError("evaluate.stop_success: env.info names no key; add env.info=('is_success',)")
         if self.env is None and moment.template.custom["env"] and moment.template.env is None:
             raise ValueError(
                 "evaluate.every: environments that are handed in are trained in, not evaluated; "
@@ -94,8 +98,8 @@ class EvaluateEvery:
                 self._keep(moment, moment.directory / BEST)
             replace_durably(moment.directory / EVALUATIONS, _lines(self.results))
         told = {"mean_return": score, "std_return": found.std_return, "best_return": max(score, best)}
-        moment.tell("evaluation", told)
-        return self._reason(score)
+        moment.tell("evaluation", told | found.info)
+        return self._reason(score, found.info)
 
     def _keep(self, moment: Moment, place: Path) -> None:
         write_checkpoint(place, moment.state)
@@ -103,9 +107,13 @@ class EvaluateEvery:
             if int(old.name) != moment.iteration:
                 remove(old)
 
-    def _reason(self, score: float) -> str | None:
+    def _reason(self, score: float, info: dict[str, float | None]) -> str | None:
         if self.stop_return is not None and score >= self.stop_return:
             return f"evaluated return {score:.6g} reached evaluate.stop_return={self.stop_return:g}"
+        key = "is_success" if "is_success" in info else next(iter(info), "")
+        rate = info.get(key)
+        if self.stop_success is not None and rate is not None and rate >= self.stop_success:
+            return f"evaluated {key} {rate:.6g} reached evaluate.stop_success={self.stop_success:g}"
         since = next((i for i, result in enumerate(reversed(self.results)) if result["best"]), len(self.results))
         if self.patience is not None and since >= self.patience:
             return f"{since} evaluations without a better one (evaluate.patience={self.patience})"

@@ -17,7 +17,7 @@ from trpo.runs.evaluating import EvaluateEvery
 from trpo.runs.files import CONFIG, read_config, write_config
 from trpo.runs.lock import RunLock
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
-from trpo.runs.trust import Untrusted, remember
+from trpo.runs.trust import Untrusted, imported, remember
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.record import Metrics
@@ -71,8 +71,9 @@ class Run:
         if self.directory is not None:
             write_config(self.directory, self.agent, self.identity, self.start, self.changes)
             self.described = True
-            if not self.agent.custom["env"]:
-                remember(self.identity, self.agent.config.env.id)
+            env = self.agent.config.env
+            if imported(None if self.agent.custom["env"] else env.id, env.wrappers):
+                remember(self.identity, env.id, *env.wrappers)
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Go on with other settings; they are written down with the first iteration that has them."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from trpo.training.record import Metrics
+from trpo.training.record import INFO, Metrics
 
 PLAIN_INTERVAL = 10.0
 """Seconds between lines where output is not a terminal."""
@@ -91,6 +91,11 @@ class Reporter:
         parts = [
             (0, f"{_count(steps)}/{_count(max(steps, self._total))} steps"),
             (1, f"{what} {_score(float(reward))}" if reward is not None else f"{what} –"),
+            *(
+                (2, f"{name.removeprefix(INFO)} {float(x):.3g}")
+                for name, x in m.items()
+                if name.startswith(INFO) and x is not None
+            ),
             (3, f"KL {kl:.3g}" + (f"/{float(bound):.3g}" if bound is not None else "")),
             (5, f"{_count(rate)} steps/s" if rate else ""),
             (4, f"{_short(max(0, self._total - steps) / rate)} left" if rate else ""),

@@ -25,7 +25,7 @@ CONFIG_FILE = {
     "format": int,
     "run?": Name,
     "spec": {"id": Name, "observation": dict[str, Any], "action": dict[str, Any]},
-    "config": {"env": {"id": Name}},
+    "config": {"env": {"id": Name, "wrappers?": [Name]}},
     "custom": dict.fromkeys(("policy", "env", "rule", "value"), bool),
     "from?": {"environment": Name, "run?": str, "id?": str, "iteration?": Count, "steps?": Count},
     "changes?": [{"iteration": Count, "steps": Count, "setting": Name, "old": Any, "new": Any}],
@@ -34,6 +34,7 @@ CONFIG_FILE = {
 EPISODES = {
     "episodes?": Count,
     "recent?": [tuple[Annotated[int, range(1, LARGEST)], Finite, Count]],
+    "info?": [{"key": str, "recent": [tuple[Annotated[int, range(1, LARGEST)], Finite]]}],
     "running_return?": [float],
     "running_length?": [Count],
     "first?": [bool],

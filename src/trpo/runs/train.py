@@ -16,7 +16,7 @@ import numpy as np
 
 from trpo.capacity import gigabytes
 from trpo.envs import EnvSpec
-from trpo.envs.names import EnvLike, imported_module
+from trpo.envs.names import EnvLike
 from trpo.envs.protocol import UnknownEnvironmentError
 from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
@@ -30,7 +30,7 @@ from trpo.runs.one import Run
 from trpo.runs.run import train_runs
 from trpo.runs.schema import explained
 from trpo.runs.starting import Start, provenance, started, with_networks_of
-from trpo.runs.trust import Untrusted, trained_here
+from trpo.runs.trust import Untrusted, imported, trained_here
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.training.agent import Agent
@@ -65,7 +65,7 @@ def read_run(
             raise ValueError(f"{run} was trained with a {part} of its own: pass {how} as {part}=…")
     with explained(str(run / CONFIG)):
         spec, config = EnvSpec.from_json(data["spec"]), Config.from_json(data["config"])
-        env = _env_of_run(run, data, trust) if env is None else env
+        env = _env_of_run(run, data, env, trust)
         own = frozenset(part for part, module in (("policy", policy), ("value", value)) if module is not None)
         least = 4 * count_parameters(spec, config, own)
     place, not_after = (run / CHECKPOINTS, not_after) if checkpoint == "last" else _chosen(run, checkpoint)
@@ -115,13 +115,14 @@ def _check_sizes(run: Path, place: Path, least: int) -> None:
         )
 
 
-def _env_of_run(run: Path, data: dict[str, Any], trust: bool) -> EnvLike:
-    """Return the name of a run's environment, or what refuses to make it."""
-    env_id = data["config"]["env"]["id"]
-    if data["custom"]["env"]:
-        return _missing_env
-    allowed = trust or imported_module(env_id) is None or trained_here(data.get("run"), env_id)
-    return env_id if allowed else Untrusted(run, env_id)
+def _env_of_run(run: Path, data: dict[str, Any], env: Any, trust: bool) -> Any:
+    """Return ``env``, or the name of a run's environment, or what refuses to make it."""
+    wrappers = tuple(data["config"]["env"].get("wrappers", ()))
+    env_id = None if env is not None or data["custom"]["env"] else data["config"]["env"]["id"]
+    modules = imported(env_id, wrappers)
+    if modules and not (trust or trained_here(data.get("run"), data["config"]["env"]["id"], *wrappers)):
+        return Untrusted(run, data["config"]["env"]["id"], tuple(modules))
+    return env if env is not None else _missing_env if env_id is None else env_id
 
 
 def _check_state(

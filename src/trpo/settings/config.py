@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from trpo.envs.host.wrappers import is_name
 from trpo.envs.images import image_of
 from trpo.envs.spaces import Space
 from trpo.policies.encoders import Encoding
@@ -108,6 +109,12 @@ class EnvConfig:
     """Make every observation one vector of numbers, whatever its space."""
     drop: tuple[str, ...] = ()
     """Parts of a Dict observation that are left out at the environment's door, such as mission."""
+    wrappers: tuple[str, ...] = ()
+    """Gymnasium wrappers around each environment, as module:Class, the first next to it; screens and stacks of frames
+    come after them."""
+    info: tuple[str, ...] = ()
+    """Keys of what info tells where an episode ends, numbers or truth values such as is_success: their means are
+    metrics, of training and of evaluation."""
     frame_stack: Annotated[int, "≥ 1; 4 is usual for games"] = 1
     """On the host: so many of the latest observations are shown together, the newest last; 1 stacks none."""
     screen: Annotated[int, "≥ 0; 84 is usual"] = 0
@@ -122,6 +129,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         _check(self, "env.")
         require(0 <= self.workers <= self.count, "env.workers", self.workers, f"between 0 and env.count={self.count}")
+        require(all(map(is_name, self.wrappers)), "env.wrappers", self.wrappers, "names of the form module:Class")
         for name, usual in (("frame_skip", EnvConfig.frame_skip), ("noops", EnvConfig.noops)):
             allowed = f"{usual} without env.screen, which is what uses it"
             require(bool(self.screen) or getattr(self, name) == usual, f"env.{name}", getattr(self, name), allowed)
@@ -269,6 +277,8 @@ class EvaluateConfig:
     """Steps after which an episode that has not ended is cut."""
     stop_return: float | None = None
     """Stop training at this mean return."""
+    stop_success: float | None = None
+    """Stop training at this success rate: the mean of is_success, or else of the first key of env.info."""
     patience: Annotated[int | None, "≥ 1"] = None
     """Stop training after so many evaluations in a row without a better one."""
 
@@ -336,6 +346,9 @@ class Config:
         require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
         if self.final_discount is not None:
             require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
+        if not self.env.info:
+            stop, allowed = self.evaluate.stop_success, "None where env.info names no key; add env.info=('is_success',)"
+            require(stop is None, "evaluate.stop_success", stop, allowed)
         self.rule.build()
         self.value.build()
 

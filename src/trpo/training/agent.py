@@ -183,6 +183,12 @@ class Agent:
         trpo.save(self, out)
 
 
+def require_trust(agent: Agent) -> None:
+    """Raise ValueError where the agent's wrappers are of a run that is not trusted, whatever environment is given."""
+    if agent.config.env.wrappers and getattr(agent.env, "modules", None):
+        agent.env()  # type: ignore[operator, misc]
+
+
 EPISODE = 48
 """Bytes of an episode's return and length, in lists of Python's numbers."""
 
@@ -214,6 +220,7 @@ def evaluate(
             raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
     require_room(f"episodes={episodes}: their returns alone take", episodes * EPISODE, "use fewer; 10 is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
+    require_trust(agent)
     origin = resolve(
         env if env is not None else agent.env if agent.env is not None else agent.spec.id, agent.config.env
     )

@@ -81,7 +81,7 @@ class DeviceLoop:
         self.rules = [hyper.rule for hyper in hypers]
         self.hyper = self._join([_arrays(hyper) for hyper in hypers])
         self.keys = self._join([jax.random.key(config.seed) for config in self.configs])
-        self.episodes = [RecentEpisodes(state.episodes) for state in states]
+        self.episodes = [RecentEpisodes(state.episodes, source.info) for state in states]
         self._fits = [state.value_fit for state in states]
         self.begins_anew = ""
         """Why new episodes begin although the states have the simulators'; empty if it is not so."""
@@ -162,6 +162,9 @@ class DeviceLoop:
                 recent.episodes += int(ended.ended)
                 if ended.counted:
                     recent.add(int(ended.counted), float(ended.return_sum), int(ended.length_sum))
+                for key, (told, total) in zip(recent.info, ended.info, strict=True):
+                    if told:
+                        recent.note(key, int(told), float(total))
                 state = dataclasses.replace(
                     state,
                     iteration=state.iteration + 1,

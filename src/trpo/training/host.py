@@ -66,7 +66,7 @@ class HostLoop:
         self._improve = partial(_improve, program, self.hyper)
         self._refit = partial(_refit, program, self.hyper)
         self._restart(state.iteration)
-        source.episodes = EpisodeStatistics(source.count, state.episodes)
+        source.episodes = EpisodeStatistics(source.count, state.episodes, config.env.info)
         self.begins_anew = _unfit(source, agent, state)
         """Why new episodes begin although the state has the simulators'; empty if it is not so."""
         if state.source is not None and not self.begins_anew:

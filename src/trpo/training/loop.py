@@ -15,7 +15,7 @@ from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
 from trpo.settings.config import Config
-from trpo.training.agent import Agent
+from trpo.training.agent import Agent, require_trust
 from trpo.training.device import ROWS, DeviceLoop, check_rollout, setup_for
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
@@ -54,7 +54,7 @@ def make_agent(
 
 def device_source(origin: Origin) -> DeviceSource | None:
     """Return the source of an environment in JAX, None for any other."""
-    return None if origin.device is None else DeviceSource(origin.device, origin.spec)
+    return None if origin.device is None else DeviceSource(origin.device, origin.spec, origin.info)
 
 
 def check_runs(env: EnvLike | Source, agents: Sequence[Agent]) -> None:
@@ -119,6 +119,7 @@ def advance(
         yield from _on_host(env, agents, states, tell)
         return
     config = agents[0].config.env
+    require_trust(agents[0])
     origin = resolve(env, config)
     source = device_source(origin)
     if source is not None:

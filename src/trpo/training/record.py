@@ -17,6 +17,8 @@ from trpo.training.learner import IterationInfo
 from trpo.training.state import TrainingState
 from trpo.trees import number
 
+INFO = "info."
+"""Before the keys of ``info`` in the names of metrics."""
 Metrics = dict[str, float | int | str | None]
 
 
@@ -51,6 +53,7 @@ def record_of(
         "std": None if info.std is None else number(info.std),
         "value_loss": None if value_loss is None else number(value_loss),
     }
+    metrics |= {f"{INFO}{key}": mean for key, mean in episodes.info_means().items()}
     for field in dataclasses.fields(update):
         if field.name != "result":
             metrics[field.name] = number(getattr(update, field.name))

@@ -59,13 +59,19 @@ def _keys(batch: BatchState, purpose: int) -> Key[Array, "n"]:
 
 
 def step(
-    env: JaxEnv, actions: Space, batch: BatchState, action: Tree, initial: Callable[[Array], tuple[Any, Tree]]
+    env: JaxEnv,
+    actions: Space,
+    batch: BatchState,
+    action: Tree,
+    initial: Callable[[Array], tuple[Any, Tree]],
+    info: tuple[str, ...] = (),
 ) -> tuple[BatchState, Transition]:
     """Apply the policy's raw actions ``[N, …]``, converted by ``actions``; go on from a new state where one ended.
 
-    ``initial`` returns the states and observations to begin from, given where episodes have ended.
+    ``initial`` returns the states and observations to begin from, given where episodes have ended. ``info``
+    are the keys that are read of what an environment tells besides.
     """
-    following, seen = jax.vmap(partial(stepped, env))(batch.env, actions.to_env(action), _keys(batch, 0))
+    following, seen = jax.vmap(partial(stepped, env, info))(batch.env, actions.to_env(action), _keys(batch, 0))
     done = seen.terminated | seen.truncated
     state, first = initial(done)
 
@@ -77,5 +83,5 @@ def step(
     # An environment may set both flags; the future of an absorbing state is worth 0 whatever the clock says.
     truncated = seen.truncated & ~seen.terminated
     valid = jnp.ones_like(done)
-    arrays: Any = (after.observation, seen.reward, seen.terminated, truncated, seen.observation, valid)
+    arrays: Any = (after.observation, seen.reward, seen.terminated, truncated, seen.observation, valid, seen.info)
     return after, Transition(*arrays)

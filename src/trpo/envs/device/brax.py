@@ -49,7 +49,11 @@ class BraxEnv:
         terminated = after.done > 0
         after = after.replace(done=jnp.zeros_like(after.done))
         seen = Step(
-            _observation(after.obs), jnp.asarray(after.reward, float), terminated, elapsed >= self.episode_length
+            _observation(after.obs),
+            jnp.asarray(after.reward, float),
+            terminated,
+            elapsed >= self.episode_length,
+            {**after.info, **after.metrics},
         )
         return _Clocked(after, elapsed), seen
 

@@ -37,7 +37,7 @@ class GymnaxEnv:
         return state, _tree(observation)
 
     def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
-        observation, after, reward, ended, _ = self.env.step_env(key, state, action, self.params)
+        observation, after, reward, ended, info = self.env.step_env(key, state, action, self.params)
         ended = jnp.asarray(ended, bool).reshape(())
         if hasattr(self.env, "is_truncated"):
             terminated, truncated = ended, jnp.asarray(self.env.is_truncated(after, self.params), bool)
@@ -46,7 +46,7 @@ class GymnaxEnv:
             terminated = ended & ~truncated
         else:
             terminated, truncated = ended, jnp.zeros((), bool)
-        return after, Step(_tree(observation), jnp.asarray(reward, float).reshape(()), terminated, truncated)
+        return after, Step(_tree(observation), jnp.asarray(reward, float).reshape(()), terminated, truncated, info)
 
 
 def _tree(observation: Any) -> Tree:

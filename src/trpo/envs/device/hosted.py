@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,12 @@ from trpo.trees import per_state
 _start = compiled(batch.start_each)
 
 
-@partial(compiled, static=2)
-def _step(env: JaxEnv, actions: Space, state: batch.BatchState, action: Tree) -> tuple[batch.BatchState, Transition]:
+@partial(compiled, static=3)
+def _step(
+    env: JaxEnv, actions: Space, info: tuple[str, ...], state: batch.BatchState, action: Tree
+) -> tuple[batch.BatchState, Transition]:
     # New initial states only where they are needed: for some simulators they cost more than a step.
-    return batch.step(env, actions, state, action, partial(batch.fresh_if_any, env, state))
+    return batch.step(env, actions, state, action, partial(batch.fresh_if_any, env, state), info)
 
 
 @compiled
@@ -39,10 +42,13 @@ class HostedJaxEnvs:
     time_limit: int | None = None
     """Theirs is their own affair."""
 
-    def __init__(self, env: JaxEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
+    def __init__(
+        self, env: JaxEnv, count: int, rescale_actions: bool = True, flatten: bool = False, info: Sequence[str] = ()
+    ):
         self.spec, self.count = env.spec.with_options(rescale_actions, flatten), count
         self._env = Flattened(env) if flatten else env
         self._state: Any = None
+        self.info = tuple(info)
 
     def reset(self, seeds: list[int]) -> Tree:
         self._state = _start(self._env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
@@ -54,7 +60,7 @@ class HostedJaxEnvs:
         return jax.tree.map(lambda x: np.asarray(x)[which], self._state.observation)
 
     def step(self, action: Tree) -> Transition:
-        self._state, transition = _step(self._env, self.spec.action, self._state, action)
+        self._state, transition = _step(self._env, self.spec.action, self.info, self._state, action)
         return jax.tree.map(np.array, transition)
 
     def snapshot(self) -> None:

@@ -24,6 +24,8 @@ class Step(NamedTuple):
     """The episode reached an absorbing state: its future is worth 0."""
     truncated: Bool[Array, ""]
     """The episode was cut (a time limit): its future is worth V(observation)."""
+    info: Any = ()
+    """What else it tells, numbers by name; read where an episode ends, by the keys that ``env.info`` asks for."""
 
 
 @runtime_checkable

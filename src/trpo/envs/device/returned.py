@@ -6,7 +6,7 @@ All of it happens while a program is traced, and costs nothing when it runs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,11 +27,16 @@ def begun(env: JaxEnv, key: Any) -> tuple[Any, Tree]:
         return answer[0], _observation(env, answer[1])
 
 
-def stepped(env: JaxEnv, state: Any, action: Tree, key: Any) -> tuple[Any, Step]:
-    """Return the state after ``env.step``, which has the form of the one before, and what it tells."""
+def stepped(env: JaxEnv, keys: tuple[str, ...], state: Any, action: Tree, key: Any) -> tuple[Any, Step]:
+    """Return the state after ``env.step``, which has the form of the one before, and what it tells.
+
+    Of its ``info``, an array of what it has under ``keys``; None if there are none.
+    """
     with _named(env, "step"):
         answer = env.step(state, action, key)
-        if not (isinstance(answer, tuple) and len(answer) == 2 and all(hasattr(answer[1], f) for f in Step._fields)):
+        if not (
+            isinstance(answer, tuple) and len(answer) == 2 and all(hasattr(answer[1], f) for f in Step._fields[:4])
+        ):
             raise TypeError("it must return a tuple (state, trpo.Step), a step with observation, reward and both ends")
         after, seen = answer
         _check_form(state, after)
@@ -40,7 +45,17 @@ def stepped(env: JaxEnv, state: Any, action: Tree, key: Any) -> tuple[Any, Step]
             reward=_number(seen.reward, "reward").astype(jnp.result_type(float)),
             terminated=_number(seen.terminated, "terminated").astype(bool),
             truncated=_number(seen.truncated, "truncated").astype(bool),
+            info=_info(env, getattr(seen, "info", ()), keys) if keys else None,
         )
+
+
+def _info(env: JaxEnv, info: Any, keys: tuple[str, ...]) -> Any:
+    there = list(info) if isinstance(info, Mapping) else []
+    for key in keys:
+        if key not in there:
+            has = f"its info has {', '.join(map(str, there))}" if there else "it has no info"
+            raise UnusableEnvironmentError(f"env.info {key}: environment {env.spec.id} does not tell it; {has}")
+    return jnp.stack([_number(info[key], f"info[{key!r}]").astype(jnp.result_type(float)) for key in keys])
 
 
 @contextlib.contextmanager

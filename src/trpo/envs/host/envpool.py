@@ -33,7 +33,9 @@ class EnvPoolEnvs:
         kwargs: Mapping[str, Any] | None = None,
         drop: Sequence[str] = (),
         frames: Frames = PLAIN,
+        info: Sequence[str] = (),
     ):
+        self.info, self.given = tuple(info), frozenset[str]()
         try:
             import envpool
         except ImportError as error:
@@ -87,14 +89,23 @@ class EnvPoolEnvs:
 
     def step(self, action: Tree) -> Transition:
         try:
-            observation, reward, terminated, truncated, _ = self._envs.step(self.spec.action.to_env(action))
+            observation, reward, terminated, truncated, info = self._envs.step(self.spec.action.to_env(action))
         except Exception as error:
             raise EnvironmentFailure(f"environment {self.spec.id} raised {type(error).__name__}: {error}") from error
         observation = self._seen(observation)
         valid = ~self._ended
         terminated, truncated = terminated & valid, truncated & valid
         self._ended = terminated | truncated
-        return Transition(observation, np.asarray(reward, np.float32), terminated, truncated, observation, valid)
+        told = self._told(info) if self.info else None
+        return Transition(observation, np.asarray(reward, np.float32), terminated, truncated, observation, valid, told)
+
+    def _told(self, info: Mapping[str, Any]) -> np.ndarray:
+        self.given = frozenset(info)
+        none = np.full(self.count, np.nan, np.float32)
+        found = [np.asarray(info.get(key)) for key in self.info]
+        return np.stack(
+            [x.astype(np.float32) if x.shape == (self.count,) and x.dtype.kind in "biuf" else none for x in found], -1
+        )
 
     def snapshot(self) -> None:
         return

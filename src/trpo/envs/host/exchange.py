@@ -10,10 +10,11 @@ from trpo.envs.spaces import Bits, Box, Dict, Leaf, Space, Tree, Tuple
 from trpo.envs.spec import EnvSpec
 
 
-def exchanged(spec: EnvSpec, action: Tree) -> Tuple:
-    """What a step exchanges: the policy's actions, and the fields of a :class:`Transition`."""
+def exchanged(spec: EnvSpec, action: Tree, keys: int = 0) -> Tuple:
+    """Return what a step exchanges: the policy's actions, and the fields of a :class:`Transition`."""
     flag, seen = Bits((), "bool"), spec.observation
-    return Tuple((_space(action), Tuple((seen, Box(()), flag, flag, seen, flag))))
+    told = (Box((keys,)),) if keys else ()
+    return Tuple((_space(action), Tuple((seen, Box(()), flag, flag, seen, flag, *told))))
 
 
 def _space(x: Tree) -> Space:

@@ -18,7 +18,17 @@ from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tu
 from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.masks import told_by, with_masks
-from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.host.returned import (
+    WrongAnswerError,
+    begun,
+    described,
+    flag,
+    not_a_step,
+    number_in,
+    plain,
+    rewards,
+    writer,
+)
 from trpo.envs.meeting import require_alike
 from trpo.envs.packages import PREFIXES, package_of, register
 from trpo.envs.protocol import (
@@ -257,7 +267,7 @@ class GymnasiumEnvs:
 
     This differs from ``gymnasium.vector.SyncVectorEnv`` in: 1. an observation is copied before any environment is
     touched again, so that those which hand out the same array every time, even all of them one, still have true
-    observations; 2. of ``info`` only an ``action_mask`` is read, so the shapes and types of the rest may vary.
+    observations; 2. of ``info`` only an ``action_mask`` and the keys that are asked for are read, so the rest may vary.
     """
 
     def __init__(
@@ -268,7 +278,10 @@ class GymnasiumEnvs:
         rescale_actions: bool = True,
         flatten: bool = False,
         drop: Sequence[str] = (),
+        info: Sequence[str] = (),
     ):
+        self.info, self.given = tuple(info), frozenset[str]()
+        """Keys of ``info`` that are read where an episode ends, and all that the last such ``info`` had."""
         self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
         self.first = 0
@@ -308,13 +321,14 @@ class GymnasiumEnvs:
         write, shape, usual = self._write, self._shape, self._plain
         converted = each(self.spec.action, self.spec.action.to_env(action), self.count)
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
+        told = np.full((self.count, len(self.info)), np.nan, np.float32) if self.info else None
         gains: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
         with named(self._name):
             for i, env in enumerate(self._envs):
                 answer = env.step(converted[i])
                 try:
-                    after, gained, ended, cut, _ = answer
+                    after, gained, ended, cut, info = answer
                 except (TypeError, ValueError):
                     raise not_a_step(answer) from None
                 gains.append(gained)
@@ -325,6 +339,8 @@ class GymnasiumEnvs:
                 if ended is not False or cut is not False:
                     terminated[i], truncated[i] = flag(ended, "terminated"), flag(cut, "truncated")
                     if terminated[i] or truncated[i]:
+                        if told is not None:
+                            told[i], self.given = [number_in(info, key) for key in self.info], frozenset(map(str, info))
                         first = self._space.zeros(self.count) if first is None else first
                         write(first, i, begun(env.reset()))
             reward = rewards(gains)
@@ -336,7 +352,7 @@ class GymnasiumEnvs:
                 self._seen(first),
                 final,
             )
-        return Transition(observation, reward, terminated, truncated, final, self._valid.copy())
+        return Transition(observation, reward, terminated, truncated, final, self._valid.copy(), told)
 
     def snapshot(self) -> Any | None:
         able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)

@@ -5,8 +5,9 @@ What is usual passes by a comparison; everything else is looked at closely.
 
 from __future__ import annotations
 
+import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,10 @@ def described(error: BaseException) -> str:
     """Return the kind of an error and what it says, in one line."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def number_in(info: Any, key: str) -> float:
+    """Return the number, or truth value, that ``info`` has under a key; NaN where it has none."""
+    found = info.get(key) if isinstance(info, Mapping) else None
+    value = found.item() if isinstance(found, np.ndarray | np.generic) and found.size == 1 else found
+    return float(value) if isinstance(value, bool | int | float) else math.nan

@@ -116,6 +116,10 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
             end_own()
 
 
+def _given(envs: GymnasiumEnvs) -> frozenset[str]:
+    return envs.given
+
+
 class WorkerEnvs:
     """N environments spread evenly over this process and K others; environment i is seeded and ordered as in one."""
 
@@ -128,7 +132,9 @@ class WorkerEnvs:
         rescale_actions: bool = True,
         flatten: bool = False,
         drop: Sequence[str] = (),
+        info: Sequence[str] = (),
     ):
+        self.info = tuple(info)
         if workers > count:
             raise ValueError(f"env.workers={workers}: must be ≤ env.count={count}, several environments per process")
         self.count = count
@@ -152,7 +158,7 @@ class WorkerEnvs:
         try:
             for rows, signals in zip(self._rows, self._signals, strict=True):
                 ours, theirs = context.Pipe()
-                pickled = _pickled(name, make, rows, rescale_actions, flatten, drop)
+                pickled = _pickled(name, make, rows, rescale_actions, flatten, drop, info)
                 process = context.Process(target=work, args=(theirs, pickled, signals), daemon=True)
                 with signals_held():
                     process.start()
@@ -160,7 +166,7 @@ class WorkerEnvs:
                     self._pipes.append(ours)
                     self._processes.append(process)
             if self._own.stop:
-                self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten, drop)
+                self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten, drop, info)
             (self.spec, self.time_limit), *others = self._collect()
             require_alike(self.spec, [spec for spec, _ in others] + [envs.spec for envs in [self._envs] if envs])
             self._begun = True
@@ -224,7 +230,7 @@ class WorkerEnvs:
         return mine + self._collect()
 
     def _attach(self, action: Tree) -> None:
-        of_step = exchanged(self.spec, action), self.count
+        of_step = exchanged(self.spec, action, len(self.info)), self.count
         size = sum(size_of(leaf, self.count) for _, leaf in of_step[0].leaves())
         self._memory = SharedMemory(create=True, size=size)
         try:
@@ -274,6 +280,11 @@ class WorkerEnvs:
                 time.sleep(min(waited / 10, 1e-3))  # a slow simulator: a tenth of its step is soon enough
         if signals.failed:
             self._answer(i)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """All keys of the last ``info`` with which an episode ended."""
+        return frozenset().union(*self.call(_given, [()] * len(self.shares)))
 
     def snapshot(self) -> Any | None:
         if self._envs is not None and self._envs.snapshot() is None:
