@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from helpers import assert_same_bits, untimed
 
 import trpo
 from trpo.cli.main import main
+from trpo.report.recording import record
 from trpo.runs.changing import CHANGEABLE, changed, setting
 from trpo.runs.sinks import read_metrics
 from trpo.runs.sweep import resume_sweep
+from trpo.settings.presets import apply_preset
 
 BATCH = 32
 NAMES = ("probe:both", "jax-probe:both")
@@ -269,3 +275,114 @@ def test_what_a_run_cannot_begin_with_is_said(trained, tmp_path):
         with pytest.raises(ValueError, match=said) as caught:
             trpo.train(env, steps=1, quiet=True, **how)
         assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- a file of settings
+
+
+def test_flags_win_over_the_file_which_wins_over_the_preset(tmp_path, capsys):
+    file, out = tmp_path / "my.toml", tmp_path / "run"
+    file.write_text('steps = 1_000\ndiscount = 0.9\n[env]\ncount = 4\n[rule]\nname = "penalty"\nmax-kl = 0.03\n')
+    assert trpo.Config.from_toml(file).rule.max_kl == 0.03
+    flags = ["train", "CartPole-v1", "--config", str(file), "--steps", "1", "--rule.inner-steps", "2"]
+    assert main([*flags, "--out", str(out), "--quiet"]) == 0
+    made = trpo.load(out).config
+    preset = apply_preset(trpo.Config(env=trpo.EnvConfig("CartPole-v1")))[0]
+    assert (made.steps, made.rule.inner_steps) == (1, 2)  # the flags'
+    assert (made.discount, made.env.count, made.rule.max_kl) == (0.9, 4, 0.03)  # the file's
+    assert made.fragment == preset.fragment != trpo.Config().fragment
+    capsys.readouterr()
+    for content, said in (
+        ("rule.maxkl = 3", "my.toml: unknown setting rule.maxkl; did you mean rule.max_kl?"),
+        ("rule = 3", "my.toml: rule=3: must be a group of settings"),
+        ("discount = 7", "my.toml: discount=7.0: must be in [0, 1]"),
+        ("discount 7", "my.toml: "),
+        (None, "No such file"),
+    ):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+        assert main(flags) == 2
+        line = capsys.readouterr().err
+        assert said in line
+        assert line.count("\n") == 1
+
+
+# ---------------------------------------------------------------- wrappers by name
+
+MODULE = """
+import gymnasium as gym, numpy as np
+class Twice(gym.RewardWrapper):
+    def reward(self, reward):
+        return 2 * reward
+class Plus(gym.RewardWrapper):
+    def reward(self, reward):
+        return reward + 1
+def none(env):
+    return 3
+class Fails(gym.Wrapper):
+    def __init__(self, env):
+        raise KeyError("mine")
+"""
+
+
+@pytest.fixture
+def my_wrappers(tmp_path, monkeypatch):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "my_wrappers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    yield
+    sys.modules.pop("my_wrappers", None)
+
+
+def wrapped(*names, workers=0, env="CartPole-v1"):
+    where = trpo.EnvConfig(env, count=4, workers=workers, wrappers=tuple(f"my_wrappers:{name}" for name in names))
+    return trpo.Config(steps=BATCH, fragment=8, env=where)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_wrappers_are_put_around_in_order(workers, my_wrappers):
+    for names, expected in (((), 1.0), (("Twice", "Plus"), 3.0), (("Plus", "Twice"), 4.0)):
+        env = wrapped(*names, workers=workers).env
+        with contextlib.closing(trpo.make_envs(env.id, 4, workers, wrappers=env.wrappers)) as envs:
+            envs.reset([0, 1, 2, 3])
+            assert envs.step(np.zeros(4, int)).reward.tolist() == [expected] * 4
+
+
+def test_a_run_has_its_wrappers_wherever_it_goes(my_wrappers, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    trpo.train("CartPole-v1", config=wrapped("Twice"), out=run, quiet=True)
+    assert described(run)["config"]["env"]["wrappers"] == ["my_wrappers:Twice"]
+    found = trpo.load(run).evaluate(3)
+    assert np.array_equal(found.returns, 2.0 * np.array(found.lengths))
+    trpo.resume(run, steps=2 * BATCH, quiet=True)
+    # Elsewhere it is not trusted, and nothing is imported: with its own environment or with another.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+    sys.modules.pop("my_wrappers", None)
+    for what in (
+        lambda: trpo.load(run).evaluate(1),
+        lambda: trpo.resume(run, steps=3 * BATCH, quiet=True),
+        lambda: trpo.evaluate(trpo.load(run), env="CartPole-v1", episodes=1),
+        lambda: next(trpo.iterations("CartPole-v1", trpo.load(run))),
+        lambda: trpo.evaluate(trpo.load(run, env=lambda: gym.make("CartPole-v1")), episodes=1),
+        lambda: record(trpo.load(run, env=lambda: gym.make("CartPole-v1")), tmp_path / "x.gif"),
+    ):
+        with pytest.raises(ValueError, match=r"imports the module 'my_wrappers'.*--trust"):
+            what()
+    assert "my_wrappers" not in sys.modules
+    assert trpo.load(run, trust=True).evaluate(1).mean_return > 0
+
+
+def test_wrappers_that_cannot_be_are_named(my_wrappers):
+    for names, said in (
+        (["my_wrappers:Twise"], r"env.wrappers my_wrappers:Twise: my_wrappers has no 'Twise'; nearest: Twice"),
+        (["no_such:Thing"], "env.wrappers no_such:Thing cannot be imported"),
+        (["my_wrappers:Fails"], "env.wrappers my_wrappers:Fails cannot be .*KeyError"),
+        (["my_wrappers:none"], "env.wrappers my_wrappers:none.* returned int, not a gymnasium.Env"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trpo.make_envs("CartPole-v1", 1, wrappers=names)
+    with pytest.raises(ValueError, match=r"env.wrappers=\('Twice',\): must be names of the form module:Class"):
+        trpo.EnvConfig(wrappers=("Twice",))
+    with pytest.raises(ValueError, match=r"env.wrappers my_wrappers:Twice: for environments of Gymnasium"):
+        trpo.make_envs("jax-probe:both", 1, wrappers=["my_wrappers:Twice"])

@@ -410,6 +410,11 @@ ALTERNATIVES: dict[str, Any] = {
     "evaluate.stop_success": ELSEWHERE,
     "env.wrappers": ELSEWHERE,  # test_steering
     "env.info": ELSEWHERE,  # changes no bit of training: test_info
+    "video.every": ELSEWHERE,  # change no bit of training: test_logs
+    "video.episodes": ELSEWHERE,
+    "video.max_steps": ELSEWHERE,
+    "log.csv": ELSEWHERE,
+    "log.wandb": ELSEWHERE,
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
     "policy.distribution": "beta",

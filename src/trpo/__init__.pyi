@@ -45,6 +45,7 @@ from trpo.policies.trunks import mlp as mlp
 from trpo.problem import Batch as Batch
 from trpo.problem import LocalProblem as LocalProblem
 from trpo.problem import sampled_problem as sampled_problem
+from trpo.report.filming import FilmEvery as FilmEvery
 from trpo.rollout import EpisodeStatistics as EpisodeStatistics
 from trpo.rollout import HostSource as HostSource
 from trpo.rollout import Source as Source
@@ -72,10 +73,12 @@ from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig
 from trpo.settings.config import EvaluateConfig as EvaluateConfig
+from trpo.settings.config import LogConfig as LogConfig
 from trpo.settings.config import PolicyConfig as PolicyConfig
 from trpo.settings.config import ProblemConfig as ProblemConfig
 from trpo.settings.config import RuleConfig as RuleConfig
 from trpo.settings.config import ValueConfig as ValueConfig
+from trpo.settings.config import VideoConfig as VideoConfig
 from trpo.tabular import exact_problem as exact_problem
 from trpo.training.agent import Agent as Agent
 from trpo.training.agent import evaluate as evaluate

@@ -65,8 +65,7 @@ def _train(arguments: Sequence[str]) -> int:
     from trpo.runs.starting import with_networks_of
     from trpo.runs.sweep import settings_of_run
     from trpo.runs.train import configure, train
-    from trpo.settings.config import Config
-    from trpo.settings.files import from_toml
+    from trpo.settings.config import Config, with_file
     from trpo.settings.presets import NONE, apply_preset, describe
 
     # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
@@ -75,14 +74,14 @@ def _train(arguments: Sequence[str]) -> int:
     # The first pass has the settings of the file, in which flags must fit.
     file = next((value for flag, value in flags_of(arguments) if flag == "--config"), None)
     first = Train("")
-    options = {} if file is None or helps else {"default": Train(MISSING, from_toml(file))}
+    options = {} if file is None or helps else {"default": Train(MISSING, with_file(Config(), file))}
     with contextlib.suppress(ValueError) if helps else contextlib.nullcontext():
         first = _parse(Train, "train", arguments, **options)
     base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
     if first.start_from is not None:
         base = with_networks_of(base, settings_of_run(first.start_from))
     if first.settings is not None:
-        base = configure(first.env_id, from_toml(first.settings, base), NONE)  # ENV is not the file's to say
+        base = configure(first.env_id, with_file(base, first.settings), NONE)  # ENV is not the file's to say
     default = dataclasses.replace(first, config=base)
     if "--help-all" in helps:
         _parse(Train, "train", ["--help"], default=default)

@@ -30,7 +30,7 @@ from trpo.envs.packages import gymnasium_id
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.rollout.whole_episodes import MAX_STEPS
-from trpo.training.agent import Agent
+from trpo.training.agent import Agent, require_trust
 
 PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
 
@@ -111,7 +111,13 @@ def can_record(env: str) -> bool:
     return "rgb_array" in modes and (not by_pygame or importlib.util.find_spec("pygame") is not None)
 
 
+def check_drawn(agent: Agent) -> None:
+    """Raise ValueError, which says why, where the environment of ``agent`` cannot be drawn."""
+    _make_env(agent).close()
+
+
 def _make_env(agent: Agent) -> gym.Env:
+    require_trust(agent)
     source = agent.env if agent.env is not None else agent.spec.id
     if is_in_jax(source):
         raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")

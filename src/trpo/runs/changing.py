@@ -20,7 +20,9 @@ CHANGEABLE = frozenset({
     "problem.block", "discount", "final_discount", "discount_steps", "gae_lambda", "updates_per_batch",
     "fisher_subsample", "standardise_advantages", "on_nonfinite",
     "evaluate.every", "evaluate.episodes", "evaluate.deterministic", "evaluate.seed", "evaluate.max_steps",
-    "evaluate.stop_return", "evaluate.stop_success", "evaluate.patience", "checkpoint_every", "keep_checkpoints",
+    "evaluate.stop_return", "evaluate.stop_success", "evaluate.patience",
+    "video.every", "video.episodes", "video.max_steps",
+    "log.csv", "log.wandb", "checkpoint_every", "keep_checkpoints",
 })  # fmt: skip
 """What neither the shapes of what was learned nor its meaning depend on."""
 _FROM = "trpo train ENV --from {run} --{flag} {value}, which begins a run with what this one has learned"

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from trpo.runs.callbacks import Callback, Moment
-from trpo.runs.changing import changed
+from trpo.runs.changing import changed, setting
 from trpo.runs.checkpoint import prune, write_checkpoint
 from trpo.runs.disk import CHECKPOINTS, is_regular
 from trpo.runs.evaluating import EvaluateEvery
 from trpo.runs.files import CONFIG, read_config, write_config
 from trpo.runs.lock import RunLock
+from trpo.runs.logs import CsvLog, WandbLog
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
 from trpo.runs.trust import Untrusted, imported, remember
+from trpo.settings.config import Config, settings_of
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.record import Metrics
@@ -86,17 +88,28 @@ class Run:
 
     def open_sinks(self) -> list[Sink]:
         """Open what its metrics go to."""
-        if self.directory is not None:
-            self.sinks = [
-                JsonLines(self.directory, self.state.iteration),
-                TensorBoard(self.directory, self.state.steps),
-            ]
+        run, log = self.directory, self.agent.config.log
+        if run is None:
+            return self.sinks
+        settings = {name: setting(self.agent.config, name) for name in settings_of(Config)}
+        self.sinks = []
+        try:
+            self.sinks += [JsonLines(run, self.state.iteration), TensorBoard(run, self.state.steps, settings)]
+            self.sinks += [CsvLog(run)] if log.csv else []
+            self.sinks += [WandbLog(run, log.wandb, self.identity, settings)] if log.wandb else []
+        except BaseException:
+            for sink in self.sinks:
+                sink.close()
+            raise
         return self.sinks
 
     def callbacks(self) -> list[Callback]:
         """Return the callbacks that its settings ask for."""
-        asked = self.agent.config.evaluate
-        return [EvaluateEvery(**vars(asked))] if asked.every else []
+        import trpo  # what draws is in a room above
+
+        evaluated, filmed = self.agent.config.evaluate, self.agent.config.video
+        found: list[Callback] = [EvaluateEvery(**vars(evaluated))] if evaluated.every else []
+        return [*found, trpo.FilmEvery(**vars(filmed))] if filmed.every else found
 
     def beginning(self) -> Moment:
         """Return the moment before its next iteration."""

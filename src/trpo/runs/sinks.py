@@ -10,14 +10,15 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Protocol
 
 from trpo.runs.disk import NO_FOLLOW, is_same, open_regular, replace_durably, replacing
 from trpo.runs.files import METRICS
 from trpo.runs.schema import conform, one_line, parse_json
-from trpo.training.record import Metrics
+from trpo.training.record import INFO, Metrics
 
 FLUSH_INTERVAL = 5.0
 """Seconds after which events are passed on to the system."""
@@ -84,6 +85,37 @@ class _Lines:
         return f"{self.path}, {self._first}{more}"
 
 
+class Sink(Protocol):
+    """Where metrics go."""
+
+    def write(self, records: Sequence[Metrics]) -> None:
+        """Write iterations that come together."""
+
+    def add(self, group: str, steps: int, values: dict[str, Any]) -> None:
+        """Write further numbers, in a group of their own."""
+
+    def renew(self) -> None:
+        """Write again what was deleted meanwhile."""
+
+    def close(self) -> None:
+        """Write what is held back."""
+
+
+GROUPS = {
+    "rollout": ("episodes", "episode_return", "episode_length"),
+    "time": ("iteration", "seconds", "steps_per_second", "collect_seconds"),
+    "value": ("value_loss", "explained_variance"),
+}
+"""Of the metrics' tags; all others are of the policy's update."""
+
+
+def tag(name: str) -> str:
+    """Return a metric's name in its group, such as ``policy/mean_kl``, as TensorBoard shows them together."""
+    if name.startswith(INFO):
+        return f"info/{name.removeprefix(INFO)}"
+    return f"{next((group for group, names in GROUPS.items() if name in names), 'policy')}/{name}"
+
+
 class JsonLines:
     """Appends one strict-JSON line an iteration to ``metrics.jsonl``."""
 
@@ -98,18 +130,18 @@ class JsonLines:
             kept = b"".join(line for line, record in found if record.get("iteration", 0) <= after_iteration)
             if found.damaged:
                 aside = _free(run / DAMAGED)
-                with _naming(aside), replacing(aside) as temporary:
+                with naming(aside), replacing(aside) as temporary:
                     shutil.copyfile(self._path, temporary)
                 warnings.warn(f"{found.damage}; going on without, all of it is kept in {aside}", stacklevel=2)
         self._begin(kept)
 
     def _begin(self, content: bytes) -> None:
-        with _naming(self._path):
+        with naming(self._path):
             replace_durably(self._path, content)  # a new file: what was there may be a link's end
         self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_APPEND | NO_FOLLOW), "a+b")
 
     def write(self, records: Sequence[Metrics]) -> None:
-        with _naming(self._path):
+        with naming(self._path):
             self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records).encode())
             self._file.flush()
 
@@ -133,33 +165,39 @@ class TensorBoard:
     """Writes every number as a TensorBoard scalar against environment steps.
 
     Of iterations that come together, many in a second, only the last: scalars cost more than such an iteration.
+    ``settings``, by dotted name, are its hyperparameters.
     """
 
-    def __init__(self, run: Path, after_step: int = 0):
-        self._run = run
+    def __init__(self, run: Path, after_step: int = 0, settings: Mapping[str, Any] = MappingProxyType({})):
+        self._run, self._settings = run, settings
         self._begin(after_step)
 
     def _begin(self, after_step: int) -> None:
-        from tensorboardX import event_file_writer, proto
+        from tensorboardX import event_file_writer, proto, summary
 
         # Not SummaryWriter: it writes in a thread of its own, which a full disk ends, and then waits for it for ever.
         self._event, self._name, self._due = proto.event_pb2.Event, self._run / "events", 0.0
         # A name that nobody can know beforehand: the package would write through a link of that name.
         self._end = f".{after_step}.{secrets.token_hex(8)}"
-        with _naming(self._name):
+        with naming(self._name):
             self._writer = event_file_writer.EventsWriter(str(self._name), self._end)
             if after_step:
                 # TensorBoard forgets what was written beyond the checkpoint that a resumed run starts from.
                 start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
                 event = self._event(wall_time=time.time(), step=after_step + 1, session_log=start)
                 self._writer.write_event(event)
+            if self._settings:
+                shown = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self._settings.items()}
+                metrics = {tag("episode_return"): 0.0}  # of metrics, only names are taken
+                for part in summary.hparams(shown, metrics):
+                    self._writer.write_event(self._event(wall_time=time.time(), step=after_step, summary=part))
             self._writer.flush()
 
     def write(self, records: Sequence[Metrics]) -> None:
         event = self._event(wall_time=time.time(), step=int(records[-1]["steps"] or 0))
         for name, value in records[-1].items():
-            if isinstance(value, int | float):
-                event.summary.value.add(tag=name, simple_value=value)
+            if isinstance(value, int | float) and name != "steps":
+                event.summary.value.add(tag=tag(name), simple_value=value)
         self._pass_on(event)
 
     def add(self, group: str, steps: int, values: dict[str, Any]) -> None:
@@ -170,7 +208,7 @@ class TensorBoard:
         self._pass_on(event)
 
     def _pass_on(self, event: Any) -> None:
-        with _naming(self._name):
+        with naming(self._name):
             self._writer.write_event(event)
             if time.monotonic() >= self._due:
                 self._due = time.monotonic() + FLUSH_INTERVAL
@@ -193,11 +231,8 @@ def _free(path: Path) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-Sink = JsonLines | TensorBoard
-
-
 @contextlib.contextmanager
-def _naming(path: Any) -> Iterator[None]:
+def naming(path: Any) -> Iterator[None]:
     """Name the file in the error of a full disk, which has none."""
     try:
         yield

@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -19,6 +20,7 @@ from trpo.policies.encoders import Encoding
 from trpo.policies.recurrent import TrunkName
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
+from trpo.settings.files import read_toml
 from trpo.settings.values import converted, require
 from trpo.spelling import did_you_mean
 from trpo.trees import single
@@ -287,6 +289,34 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class VideoConfig:
+    """Videos of the policy while it is trained, in an environment of its own."""
+
+    every: Annotated[int, "≥ 0; 250000 is usual, 0 is never"] = 0
+    """Environment steps between two videos, which go to videos/ in the run's directory. 0: none."""
+    episodes: Annotated[int, "≥ 1; {} is usual"] = 1
+    """Episodes of each, the same every time."""
+    max_steps: Annotated[int, "≥ 1"] = 1_000
+    """Steps after which an episode that has not ended is cut."""
+
+    def __post_init__(self) -> None:
+        _check(self, "video.")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go besides metrics.jsonl and TensorBoard."""
+
+    csv: bool = False
+    """Write metrics.csv, too, with a line an iteration."""
+    wandb: str = ""
+    """Project of Weights & Biases to log to (needs the extra wandb); none if empty."""
+
+    def __post_init__(self) -> None:
+        _check(self, "log.")
+
+
+@dataclass(frozen=True)
 class ProblemConfig:
     """The trust-region problem of a batch."""
 
@@ -336,6 +366,8 @@ class Config:
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     checkpoint_every: Annotated[int, "≥ 1; {} is usual"] = 50
     """Iterations between checkpoints."""
     keep_checkpoints: Annotated[int, "≥ 1; {} is usual"] = 3
@@ -369,6 +401,11 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
+    def from_toml(cls, file: str | Path) -> Config:
+        """Return the defaults with the settings of a TOML file, whose groups are tables."""
+        return with_file(cls(), file)
+
+    @classmethod
     def from_json(cls, data: dict[str, Any]) -> Config:
         """Read what :meth:`to_json` wrote."""
         return merge(cls(), data)
@@ -388,6 +425,15 @@ def merge(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
         else:
             values[name] = converted(value, hints[name], prefix + name)
     return dataclasses.replace(config, **values)
+
+
+def with_file(config: Config, file: str | Path) -> Config:
+    """Return ``config`` with the settings of a TOML file; ValueError, which names the file, if one cannot be."""
+    settings = read_toml(file)
+    try:
+        return merge(config, settings)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def of_setting(name: str, value: Any) -> Any:

@@ -6,12 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from trpo.settings.config import Config, merge
-from trpo.spelling import on_one_line
 
-
-def from_toml(file: str | Path, config: Config | None = None) -> Config:
-    """Return ``config``, by default that of all defaults, with the settings of a TOML file.
+def read_toml(file: str | Path) -> dict[str, Any]:
+    """Return the settings of a TOML file, in groups.
 
     Groups are tables, or names with a dot; ``max_kl`` may be written ``max-kl``::
 
@@ -20,14 +17,14 @@ def from_toml(file: str | Path, config: Config | None = None) -> Config:
         max-kl = 0.02
 
     Raises:
-        ValueError: it is not TOML, or a setting that is not known or out of range; the message names the file.
+        ValueError: it is not TOML; the message names the file.
         OSError: it cannot be read.
     """
     with open(file, "rb") as opened:
         try:
-            return merge(config or Config(), _named(tomllib.load(opened)))
+            return _named(tomllib.load(opened))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: {on_one_line(error, 500)}") from error
+            raise ValueError(f"{file}: {error}") from error
 
 
 def _named(table: Any, name: str = "") -> Any:
