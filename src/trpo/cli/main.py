@@ -1,4 +1,4 @@
-"""The command line: ``trpo train | resume | evaluate | record | plot | presets | theory | completion``.
+"""The command line: ``trpo train | check | resume | evaluate | record | plot | presets | theory | completion``.
 
 Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted, 143 terminated (a checkpoint
 was written); 1 anything else.
@@ -25,6 +25,9 @@ usage: trpo COMMAND …
              [any setting as a flag, e.g. --rule.max-kl 0.02]
   trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]
              several runs, each with a directory of its own
+  trpo check ENV [--steps N] [--env.kwargs ...]
+             every fault of an environment, with its cure;
+             exit code 1 if there is one
   trpo resume RUN [--steps N]        go on from the newest checkpoint
   trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
              [--checkpoint last|best|N]
