@@ -30,7 +30,7 @@ usage: trpo COMMAND …
              [--checkpoint last|best|N]
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]      curves (PNG)
-  trpo export RUN [--to FILE]        a policy that acts without JAX (npz or onnx)
+  trpo export RUN [--to FILE]        a policy that acts without JAX
   trpo presets [NAME or ENV]         best-known settings, and for what
   trpo theory [--out DIR]            check every claim of the theory;
                                      exit code 1 if one fails

@@ -31,8 +31,8 @@ from trpo.policies.recurrent import Gated
 from trpo.policies.trunks import MLP
 from trpo.training.agent import Agent
 
-Arrays = dict[str, np.ndarray]
-HEADS = {
+Arrays = dict[str, Any]
+HEADS: dict[Any, str] = {
     ProductHead: "product",
     CategoricalHead: "categorical",
     MultiCategoricalHead: "categorical",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,7 +60,6 @@ def export(run: Agent | str | Path, to: str | Path, *, checkpoint: str | int = "
 
 def npz(description: Description) -> bytes:
     """Return a file for NumPy: arrays by name, and as one of them the description as JSON. Nothing in it is pickled."""
-    about: Any = np.array(json.dumps(description.about, allow_nan=False))
-    written = io.BytesIO()
-    np.savez(written, description=about, **description.arrays)
+    about, written = np.array(json.dumps(description.about, allow_nan=False)), io.BytesIO()
+    np.savez(written, **{"description": about, **description.arrays})
     return written.getvalue()

@@ -37,7 +37,7 @@ class Policy:
         self.description, arrays = read(file)
         about = self.description
         self._taken = Observations(about)
-        self._encoders = [
+        self._encoders: list[tuple[int, Any]] = [
             (encoder["part"], (Row if encoder["kind"] == "row" else Convolutions)(encoder, arrays, f"encoder.{i}."))
             for i, encoder in enumerate(about["encoders"])
         ]
@@ -46,7 +46,7 @@ class Policy:
             for i, leaf in enumerate(self._taken.leaves)
         ]
         self._layers = [(arrays[f"layer.{i}.weight"], arrays[f"layer.{i}.bias"][None]) for i in range(about["layers"])]
-        self._activation = {"tanh": np.tanh, "relu": relu}[about["activation"]]
+        self._activation: Any = {"tanh": np.tanh, "relu": relu}[about["activation"]]
         self._memory = Memory(about["memory"], arrays) if about["memory"] else None
         self._head = head_of(about["head"], about["action"], arrays, "action.")
 
@@ -114,8 +114,8 @@ class Leaf:
     def __init__(self, name: str, about: dict[str, Any]):
         self.name, self.kind, self.dtype = name, about["kind"], np.dtype(about["dtype"])
         self.shape = tuple(about["shape"])
-        self.sizes = about.get("sizes", [about.get("n")])
-        self.starts = about["start"] if self.kind == "choices" else [about.get("start")]
+        self.sizes: Any = about.get("sizes", [about.get("n")])
+        self.starts: Any = about["start"] if self.kind == "choices" else [about.get("start")]
         self.image = about.get("image", False)
         """Whether its encoder gets it as it is."""
 
@@ -234,7 +234,7 @@ def choices(action: dict[str, Any]) -> list[int]:
     """Return how many actions each choice has that a mask tells of: those of a Dict in the order of its names."""
     if action["kind"] in ("dict", "tuple"):
         return [n for _, part in sorted(parts_of(action), key=lambda item: item[0]) for n in choices(part)]
-    return {"choice": [action.get("n")], "choices": action.get("sizes")}.get(action["kind"]) or []
+    return [action["n"]] if action["kind"] == "choice" else list(action.get("sizes", []))
 
 
 def flat_mask(action: dict[str, Any], mask: Any) -> np.ndarray:
