@@ -41,8 +41,8 @@ usage: trpo COMMAND …
   trpo completion bash|zsh|fish      a script that completes commands and flags
 
 ENV is a Gymnasium id (Hopper-v5), module:Id-v0 or module:Class to import your
-own first (from this directory, too), envpool:Hopper-v4, or probe:delayed; in JAX, whole
-iterations on the device: gymnax:CartPole-v1, brax:ant,
+own first (from this directory, too), envpool:Hopper-v4, or probe:delayed; in
+JAX, whole iterations on the device: gymnax:CartPole-v1, brax:ant,
 playground:CartpoleBalance, jax:MODULE:FUNCTION.
 RUN is a run's directory, or that of several (--seeds).
 `trpo train ENV --help` shows the flags that people use with their values for

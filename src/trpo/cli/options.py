@@ -25,7 +25,8 @@ class Train:
     """Train a policy by TRPO; leaves a directory to evaluate, resume, record and plot."""
 
     env_id: Annotated[Positional[str], arg(metavar="ENV")]
-    """Environment: a Gymnasium id, module:Id-v0, module:Class, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or probe:NAME."""
+    """Environment: a Gymnasium id, module:Id-v0 or module:Class, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or
+    probe:NAME."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
     out: Path | None = None
     """Directory of the run; by default runs/ENV-sSEED."""
