@@ -7,6 +7,7 @@ from trpo.advantages import lambda_returns as lambda_returns
 from trpo.advantages import standardise as standardise
 from trpo.conjugate_gradient import CGInfo as CGInfo
 from trpo.conjugate_gradient import conjugate_gradient as conjugate_gradient
+from trpo.deploy.export import export as export
 from trpo.distributions import Bernoulli as Bernoulli
 from trpo.distributions import Beta as Beta
 from trpo.distributions import Categorical as Categorical
@@ -45,6 +46,7 @@ from trpo.policies.trunks import mlp as mlp
 from trpo.problem import Batch as Batch
 from trpo.problem import LocalProblem as LocalProblem
 from trpo.problem import sampled_problem as sampled_problem
+from trpo.report.check import check_environment as check_environment
 from trpo.report.filming import FilmEvery as FilmEvery
 from trpo.rollout import EpisodeStatistics as EpisodeStatistics
 from trpo.rollout import HostSource as HostSource

@@ -6,7 +6,7 @@ All of it happens while a program is traced, and costs nothing when it runs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,21 +32,47 @@ def stepped(env: JaxEnv, keys: tuple[str, ...], state: Any, action: Tree, key: A
 
     Of its ``info``, an array of what it has under ``keys``; None if there are none.
     """
+    after, seen = _answer(env, state, action, key)
+    with _named(env, "step"):
+        _check_form(state, after)
+        told = _info(env, getattr(seen, "info", ()), keys) if keys else None
+        return after, Step(**{part: take() for part, take in _parts(env, seen).items()}, info=told)
+
+
+def wrong_answers(env: JaxEnv, state: Any, action: Tree, key: Any) -> list[str]:
+    """Return everything that :func:`stepped` would refuse."""
+    found = []
+    try:
+        after, seen = _answer(env, state, action, key)
+    except UnusableEnvironmentError as error:
+        return [str(error)]
+    for check in (lambda: _check_form(state, after), *_parts(env, seen).values()):
+        try:
+            with _named(env, "step"):
+                check()
+        except UnusableEnvironmentError as error:
+            found.append(str(error))
+    return found
+
+
+def _answer(env: JaxEnv, state: Any, action: Tree, key: Any) -> tuple[Any, Any]:
     with _named(env, "step"):
         answer = env.step(state, action, key)
         if not (
             isinstance(answer, tuple) and len(answer) == 2 and all(hasattr(answer[1], f) for f in Step._fields[:4])
         ):
             raise TypeError("it must return a tuple (state, trpo.Step), a step with observation, reward and both ends")
-        after, seen = answer
-        _check_form(state, after)
-        return after, Step(
-            observation=_observation(env, seen.observation),
-            reward=_number(seen.reward, "reward").astype(jnp.result_type(float)),
-            terminated=_number(seen.terminated, "terminated").astype(bool),
-            truncated=_number(seen.truncated, "truncated").astype(bool),
-            info=_info(env, getattr(seen, "info", ()), keys) if keys else None,
-        )
+        return answer
+
+
+def _parts(env: JaxEnv, seen: Any) -> dict[str, Callable[[], Any]]:
+    """Return what converts each part of what ``step`` tells."""
+    return {
+        "observation": lambda: _observation(env, seen.observation),
+        "reward": lambda: _number(seen.reward, "reward").astype(jnp.result_type(float)),
+        "terminated": lambda: _number(seen.terminated, "terminated").astype(bool),
+        "truncated": lambda: _number(seen.truncated, "truncated").astype(bool),
+    }
 
 
 def _info(env: JaxEnv, info: Any, keys: tuple[str, ...]) -> Any:
