@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
+import runpy
+import sys
 import types
+from pathlib import Path
 
 import pytest
 from helpers import assert_same_bits
@@ -124,7 +128,7 @@ def recorded(monkeypatch):
         def finish(self):
             self.finished += 1
 
-    monkeypatch.setitem(__import__("sys").modules, "wandb", types.SimpleNamespace(init=lambda **how: Run(**how)))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **how: Run(**how)))
     return runs
 
 
@@ -148,7 +152,7 @@ def test_weights_and_biases_is_told_what_tensorboard_is(recorded, plain, tmp_pat
 
 
 def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["train", "CartPole-v1", "--log.wandb", "mine", "--out", str(tmp_path / "run"), "--quiet"]) == 2
     assert "pip install 'trpo[wandb]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -212,3 +216,32 @@ def test_settings_of_videos_are_checked(wrong):
         trpo.VideoConfig(**wrong)
     with pytest.raises(ValueError, match=f"video.{name}="):
         dataclasses.replace(trpo.FilmEvery(every=1), **wrong)
+
+
+# ---------------------------------------------------------------- days of people who come from elsewhere
+
+
+def example(name, monkeypatch, *arguments):
+    file = Path(__file__).parent.parent / "examples" / name
+    monkeypatch.setattr(sys, "argv", [str(file), *map(str, arguments)])
+    runpy.run_path(str(file), run_name="__main__")
+
+
+def test_a_migrants_day(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    example("from_sb3.py", monkeypatch, "--steps", 1000, "--out", tmp_path, "CartPole-v1")
+    said = capsys.readouterr().out
+    assert "CartPole-v1: best " in said
+    assert "files: best, checkpoints, config, evaluations, events, metrics" in said
+
+
+def test_a_hackers_day(monkeypatch, tmp_path, capsys):
+    example(
+        "own_loop.py", monkeypatch, "--steps", 2048, "--out", tmp_path / "run", "--die-at", 3, "--env", "probe:both"
+    )
+    said = capsys.readouterr().out
+    assert "the first process ended with -9" in said
+    assert "goes on at iteration 2" in said
+    assert [record["iteration"] for record in read_metrics(tmp_path / "run")] == list(range(1, 9))
+    assert "best: " in said

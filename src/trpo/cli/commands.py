@@ -61,7 +61,7 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
 
 def _train(arguments: Sequence[str]) -> int:
     from trpo.cli.help import few_flags
-    from trpo.cli.options import MISSING, Train, flags_of, gathered, varied
+    from trpo.cli.options import Train, flags_of, gathered, varied
     from trpo.runs.starting import with_networks_of
     from trpo.runs.sweep import settings_of_run
     from trpo.runs.train import configure, train
@@ -74,9 +74,11 @@ def _train(arguments: Sequence[str]) -> int:
     # The first pass has the settings of the file, in which flags must fit.
     file = next((value for flag, value in flags_of(arguments) if flag == "--config"), None)
     first = Train("")
-    options = {} if file is None or helps else {"default": Train(MISSING, with_file(Config(), file))}
+    options = {} if file is None or helps else {"default": Train("", with_file(Config(), file))}
     with contextlib.suppress(ValueError) if helps else contextlib.nullcontext():
         first = _parse(Train, "train", arguments, **options)
+    if not (first.env_id or helps):
+        raise ValueError("train needs an environment: trpo train ENV (see trpo train --help)")
     base, name, settings = apply_preset(configure(first.env_id, Config(), NONE), first.preset)
     if first.start_from is not None:
         base = with_networks_of(base, settings_of_run(first.start_from))

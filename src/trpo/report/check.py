@@ -120,7 +120,7 @@ class _Look:
             self._look_at_device(device)
         elif origin.ours and not str(self.env).startswith("envpool:"):
             kwargs = options.kwargs if isinstance(self.env, str) else {}
-            self._look_at_one(partial(make_single, self.env, Frames.of(options), **kwargs))
+            self._look_at_one(partial(make_single, self.env, Frames.of(options), options.wrappers, **kwargs))
         if not self.found.faults:
             self._look_at_door(origin)
 

@@ -12,6 +12,7 @@ from typing import Any
 from trpo.envs.protocol import MissingExtraError
 from trpo.runs.disk import NO_FOLLOW, is_same, replace_durably
 from trpo.runs.sinks import naming, read_metrics, tag
+from trpo.spelling import in_words
 from trpo.training.record import Metrics
 
 CSV = "metrics.csv"
@@ -71,7 +72,7 @@ class WandbLog:
             import wandb
         except ImportError as error:
             raise MissingExtraError(
-                f"log.wandb={project!r} needs Weights & Biases, which is not installed: pip install 'trpo[wandb]'"
+                f"log.wandb={project!r} needs Weights & Biases ({in_words(error)}): pip install 'trpo[wandb]'"
             ) from error
         self._run = wandb.init(
             project=project, name=run.name, id=identity, dir=str(run), config=settings, resume="allow",

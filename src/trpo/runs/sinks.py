@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from trpo.runs.disk import NO_FOLLOW, is_same, open_regular, replace_durably, replacing
 from trpo.runs.files import METRICS
@@ -85,6 +85,7 @@ class _Lines:
         return f"{self.path}, {self._first}{more}"
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where metrics go."""
 
