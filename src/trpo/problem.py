@@ -148,7 +148,7 @@ def sampled_problem(
     policy = memoryless(policy)
     content = (batch.observation, batch.action, batch.advantage, batch.log_prob)
     observation, action, advantage, log_prob = _without_absent_rows(content, batch.weight)
-    distributions = _PolicyAt(policy, observation, batch.carry, batch.reset)
+    distributions = PolicyAt(policy, observation, batch.carry, batch.reset)
     old = jax.lax.stop_gradient(distributions(params))
     objective = jax.tree_util.Partial(
         importance_sampled_surrogate,
@@ -165,7 +165,7 @@ def sampled_problem(
     total = jnp.sum(sample_weight)
     return dataclasses.replace(
         problem,
-        product_distributions=_PolicyAt(policy, jax.tree.map(take, observation)),
+        product_distributions=PolicyAt(policy, jax.tree.map(take, observation)),
         product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 
@@ -186,7 +186,7 @@ def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree
     return jax.tree.map(clean, tree)
 
 
-class _PolicyAt(eqx.Module):
+class PolicyAt(eqx.Module):
     """θ ↦ π_θ(·|s_i) on fixed observations."""
 
     policy: PolicyFunction = eqx.field(static=True)
