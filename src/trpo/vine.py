@@ -114,14 +114,21 @@ def vine_problem(
     else:
         distributions, weight = PolicyAt(policy, trunk.observation, trunk.carry, trunk.reset), trunk.weight
     old = jax.lax.stop_gradient(distributions(params))
-    place = None if trunk is None else roots.place
-    objective = jax.tree_util.Partial(_at_roots, roots=centred(_rows(old, place), roots, standardise), place=place)
+    of_trunk = trunk is not None
+    objective = _VineObjective(centred(roots_in(old, roots, of_trunk), roots, standardise), of_trunk)
     return LocalProblem(distributions, objective, old, weight)
 
 
-def _rows(distribution: Distribution, place: tuple[Array, Array] | None) -> Distribution:
-    return distribution if place is None else jax.tree.map(lambda leaf: leaf[place], distribution)
+def roots_in(distribution: Distribution, roots: Roots, of_trunk: bool) -> Distribution:
+    """Return the distributions at the roots, given those of the whole trunk, or already theirs."""
+    return jax.tree.map(lambda leaf: leaf[roots.place], distribution) if of_trunk else distribution
 
 
-def _at_roots(distribution: Distribution, roots: Roots, place: tuple[Array, Array] | None) -> Scalar:
-    return vine_surrogate(_rows(distribution, place), roots)
+class _VineObjective(eqx.Module):
+    """π ↦ L of the roots, given distributions of the trunk or of the roots."""
+
+    roots: Roots
+    of_trunk: bool = eqx.field(static=True)
+
+    def __call__(self, distribution: Any) -> Scalar:
+        return vine_surrogate(roots_in(distribution, self.roots, self.of_trunk), self.roots)

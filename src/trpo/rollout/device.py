@@ -60,6 +60,12 @@ class DeviceSource:
         self, policy: PolicyFunction, actor: Actor, rollout: DeviceRollout, noise: Any
     ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals]:
         """Run as many steps in every environment as ``noise`` has rows (see :func:`~trpo.rollout.acting.noise_of`)."""
+        return self.collect_with(policy, actor, rollout, noise)[:3]
+
+    def collect_with(
+        self, policy: PolicyFunction, actor: Actor, rollout: DeviceRollout, noise: Any, keep: bool = False
+    ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals, Any]:
+        """Do the same; with ``keep``, return also environments, memory and reset before every step."""
         env, spaces = self.env, self.spec.action
         pool = None if env.cheap_reset else batch.fresh(env, rollout.envs)
         if pool is not None:  # its randomness is that of this time step, which must not serve twice
@@ -76,10 +82,11 @@ class DeviceSource:
             following = DeviceRollout(after, jnp.where(done, 0.0, total), jnp.where(done, 0, length), carry, done)
             counted = done & jnp.isfinite(total)
             ended = EpisodeTotals(done, counted, jnp.where(counted, total, 0.0), jnp.where(counted, length, 0))
-            return following, (envs.observation, action, seen, ended)
+            kept = (envs.env, before.carry, before.reset) if keep else ()
+            return following, (envs.observation, action, seen, ended, kept)
 
         carry, reset = rollout.carry, rollout.reset
-        rollout, (met, action, seen, ended) = jax.lax.scan(one, rollout, noise)
+        rollout, (met, action, seen, ended, kept) = jax.lax.scan(one, rollout, noise)
         trajectory = Trajectory(
             observation=met,
             action=action,
@@ -91,4 +98,4 @@ class DeviceSource:
             carry=carry,
             reset=reset,
         )
-        return rollout, trajectory, jax.tree.map(jnp.sum, ended)
+        return rollout, trajectory, jax.tree.map(jnp.sum, ended), kept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,10 +15,76 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, Shaped
 from trpo.envs import Space
 from trpo.envs.device import JaxEnv
 from trpo.envs.device.returned import stepped
+from trpo.envs.spaces import Box, Choice
+from trpo.policies.protocol import PolicyFunction
+from trpo.rollout.acting import act, noise_of
+from trpo.rollout.device import DeviceRollout, DeviceSource
+from trpo.rollout.episodes import EpisodeTotals
+from trpo.rollout.trajectory import Actor, Trajectory
+from trpo.settings.config import Config
 from trpo.types import Scalar
 
 ActIn = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 """(observation, carry, reset, noise) ↦ (action, carry): π_old."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything static about a vine."""
+
+    every: int
+    length: int
+    actions: int
+    """K, branches of a root."""
+    proposal: str
+    """``all``, ``policy`` or ``uniform``."""
+    kl: str
+    targets: str
+
+    @classmethod
+    def of(cls, config: Config, space: Space) -> Plan | None:
+        """Take it from a configuration; None for single-path rollouts.
+
+        Raises:
+            ValueError: no root, a single sampled action, or a proposal that these actions do not have.
+        """
+        if config.rollout != "vine":
+            return None
+        vine, proposal, k = config.vine, config.vine.proposal, config.vine.actions
+        if vine.every > config.fragment:
+            raise ValueError(
+                f"vine.every={vine.every}: leaves no root in a fragment of {config.fragment} steps; use at most that"
+            )
+        if proposal == "auto":
+            proposal = "all" if isinstance(space, Choice) and space.n <= k else "policy"
+        if proposal == "all":
+            if not isinstance(space, Choice):
+                raise ValueError(f"vine.proposal='all': actions of {space} cannot be listed; use policy")
+            k = space.n
+        elif k < 2:
+            raise ValueError(f"vine.actions={k}: one sampled action is compared with none; use at least 2, 8 is usual")
+        if proposal == "uniform" and not _bounded(space):
+            raise ValueError(f"vine.proposal='uniform': actions of {space} have no uniform distribution; use policy")
+        return cls(vine.every, vine.length, k, proposal, vine.kl, vine.targets)
+
+    def branch_steps(self, count: int, fragment: int) -> int:
+        """Return the most steps that the branches of one iteration take."""
+        return count * (fragment // self.every) * self.actions * self.length
+
+
+def _bounded(space: Space) -> bool:
+    return isinstance(space, Choice) or (isinstance(space, Box) and space.rescale)
+
+
+class Branches(eqx.Module):
+    """What a vine adds to a trajectory, ``[strata, env, K]``."""
+
+    time: Int[Array, "strata env"]
+    """When each root was met."""
+    action: PyTree[Shaped[Array, "strata env k ..."]]
+    q: Float[Array, "strata env k"]
+    proposal_log_prob: Float[Array, "strata env k"] | None
+    steps: Int[Array, ""]
 
 
 class Start(eqx.Module):
@@ -105,3 +173,74 @@ def follow(
     initial = (begin, jnp.ones(roots * k, bool), jnp.ones((), dtype), nothing, jnp.zeros((), jnp.int32))
     (_, _, _, q, steps), _ = jax.lax.scan(step, initial, (jnp.arange(length), noise))
     return Followed(q.reshape(roots, k), steps)
+
+
+def collect(
+    source: DeviceSource,
+    plan: Plan,
+    policy: PolicyFunction,
+    actor: Actor,
+    value: Callable[[Any], Array],
+    rollout: DeviceRollout,
+    noise: Any,
+    key: PRNGKeyArray,
+    discount: float | Scalar,
+    branch_lambda: float | Scalar,
+) -> tuple[DeviceRollout, Trajectory, EpisodeTotals, Branches]:
+    """Run the trunk as :meth:`DeviceSource.collect` does, then the branches from a share of its states."""
+    rollout, trajectory, episodes, kept = source.collect_with(policy, actor, rollout, noise, keep=True)
+    count = rollout.reset.shape[0]
+    times_key, draw_key, noise_key, env_key = jax.random.split(key, 4)
+    time = chosen_times(times_key, trajectory.reward.shape[0], plan.every, count)
+    columns = jnp.arange(count)
+
+    def at_roots(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[time, columns].reshape(-1, *leaf.shape[2:]), tree)
+
+    env, carry, reset = at_roots(kept)
+    start = Start(env, at_roots(trajectory.observation), carry, reset)
+    step = partial(act, partial(policy, actor.params), actor)
+    roots = time.size
+    first, log_prob = _first_actions(plan, policy, actor, source.spec.action, start, draw_key)
+    followed = follow(
+        source.env,
+        source.spec.action,
+        step,
+        value,
+        start,
+        first,
+        noise_of(policy, actor, roots, (plan.length,), noise_key),
+        jax.random.split(env_key, roots),
+        discount,
+        branch_lambda,
+    )
+
+    def apart(leaf: Array) -> Array:
+        return leaf.reshape(*time.shape, *leaf.shape[1:])
+
+    proposal = None if log_prob is None else apart(log_prob)
+    return (
+        rollout,
+        trajectory,
+        episodes,
+        Branches(time, jax.tree.map(apart, first), apart(followed.q), proposal, followed.steps),
+    )
+
+
+def _first_actions(
+    plan: Plan, policy: PolicyFunction, actor: Actor, space: Space, start: Start, key: PRNGKeyArray
+) -> tuple[Any, Array | None]:
+    """Return the actions that branches begin with, leaves ``[R, K, …]``, and log q of each (None where all are)."""
+    roots, k = start.reset.shape[0], plan.actions
+    if plan.proposal == "all":
+        return jnp.tile(jnp.arange(k), (roots, 1)), None
+    if plan.proposal == "uniform":  # its density is a constant, and only differences of log q matter
+        if isinstance(space, Choice):
+            return jax.random.randint(key, (roots, k), 0, space.n), jnp.zeros((roots, k))
+        assert isinstance(space, Box)
+        return jax.random.uniform(key, (roots, k, space.size), minval=-1.0, maxval=1.0), jnp.zeros((roots, k))
+    distribution, _ = policy(actor.params, start.carry, (actor.see(start.observation), start.reset))
+    noise = distribution.noise(key, (k,))
+    action = jax.vmap(distribution.transform)(noise)
+    log_prob = jax.vmap(distribution.log_prob)(action)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (action, log_prob))

@@ -86,7 +86,7 @@ class Agent:
 
     def program(self, strata: int = 1) -> Program:
         """Return what an iteration of this agent is compiled from."""
-        return Program.of(self.policy, self.value, self.spec.observation, self.config, strata)
+        return Program.of(self.policy, self.value, self.spec, self.config, strata)
 
     def at(self, state: TrainingState) -> Agent:
         """Return the same agent with what ``state`` (of :func:`trpo.iterations`) has learned."""

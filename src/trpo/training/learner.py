@@ -18,15 +18,18 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
 from trpo.envs.spaces import Space
+from trpo.envs.spec import EnvSpec
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
 from trpo.rules import Repeated
+from trpo.rollout.vine import Branches, Plan
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
+from trpo.vine import Roots, Trunk, roots_in, state_values, vine_problem
 from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, predict
 
 
@@ -65,16 +68,18 @@ class Program:
     fisher_subsample: int
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+    vine: Plan | None = None
+    """None for single-path rollouts."""
 
     @classmethod
     def of(
-        cls, policy: PolicyFunction, value: PolicyFunction, space: Space, config: Config, strata: int = 1
+        cls, policy: PolicyFunction, value: PolicyFunction, spec: EnvSpec, config: Config, strata: int = 1
     ) -> Program:
-        """Take it from a configuration."""
+        """Take it from a configuration, and from the spaces that it is for."""
         return cls(
             policy=policy,
             value=value,
-            space=space,
+            space=spec.observation,
             count=config.env.count,
             fragment=config.fragment,
             clip=config.observation_clip if config.normalise_observations else None,
@@ -82,7 +87,14 @@ class Program:
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
             strata=strata,
+            vine=Plan.of(config, spec.action),
         )
+
+    @property
+    def most_steps(self) -> int:
+        """Environment steps that an iteration takes at the most."""
+        branches = 0 if self.vine is None else self.vine.branch_steps(self.count, self.fragment)
+        return self.count * self.fragment + branches
 
     def freeze(self, params: Params, statistics: PyTree[RunningStatistics]) -> Actor:
         """Return what acting needs: parameters, and statistics as they are now."""
@@ -108,6 +120,7 @@ class Hyper(eqx.Module):
     discount_iterations: float | Scalar
     """After how many iterations it is there."""
     gae_lambda: float | Scalar
+    branch_lambda: float | Scalar
     averaging: float | Scalar | None
     """The share of the iterations that the average of policies is over; None: no average."""
 
@@ -121,6 +134,7 @@ class Hyper(eqx.Module):
             final_discount=config.final_discount,
             discount_iterations=config.discount_steps / config.batch,
             gae_lambda=config.gae_lambda,
+            branch_lambda=config.vine.branch_lambda,
             averaging=config.policy.averaging or None,
         )
 
@@ -177,7 +191,12 @@ def prepare(program: Program, params: Params, statistics: Any, key: Any, iterati
 
 
 def improve(
-    program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any = 0
+    program: Program,
+    hyper: Hyper,
+    learner: Learner,
+    trajectory: Trajectory,
+    iteration: Any = 0,
+    branches: Branches | None = None,
 ) -> tuple[Learner, ValueBatch, IterationInfo]:
     """Steps 3 to 5 and 7 of an iteration: everything but the value function's fit.
 
@@ -185,7 +204,8 @@ def improve(
     learner with its old value function, and the data to refit that with.
     """
     estimates = estimate(program, hyper, learner, trajectory, iteration)
-    problem = local_problem(program, learner, estimates)
+    roots = None if branches is None else roots_of(estimates, branches)
+    problem = local_problem(program, learner, estimates, roots)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
     info = IterationInfo(
@@ -194,9 +214,40 @@ def improve(
         std=_mean_std(problem.old),
         finite=finite,
     )
+    return new, value_batch(program, problem, estimates, roots), info
+
+
+def roots_of(estimates: Estimates, branches: Branches) -> Roots:
+    """Return the roots of a vine, with what the policy saw there."""
+    place = branches.time, jnp.broadcast_to(jnp.arange(branches.time.shape[1]), branches.time.shape)
+    weight = estimates.weight[place]
+    return Roots(
+        observation=jax.tree.map(lambda leaf: leaf[place], estimates.seen),
+        action=branches.action,
+        q=branches.q,
+        weight=weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny),
+        proposal_log_prob=branches.proposal_log_prob,
+        place=place,
+    )
+
+
+def value_batch(program: Program, problem: LocalProblem, estimates: Estimates, roots: Roots | None) -> ValueBatch:
+    """Return the data that the value function is fitted to: λ-returns, and the values of roots where there are any."""
     rows = partial(_rows, strata=program.strata)
     data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
-    return new, data, info
+    if roots is None or program.vine is None or program.vine.targets == "trunk":
+        return data
+    at = roots_in(problem.old, roots, program.vine.kl == "trunk")
+    target, weight = rows(state_values(at, roots)), rows(estimates.weight[roots.place])
+    more = ValueBatch(jax.tree.map(rows, roots.observation), target, weight)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=weight.ndim - 1), data, more)
+    return dataclasses.replace(both, weight=both.weight / jnp.sum(both.weight))
+
+
+def value_now(program: Program, learner: Learner) -> Any:
+    """Return V of raw observations, in units of reward, as it is now."""
+    see = program.freeze(learner.policy, learner.observations).see
+    return lambda observation: predict(program.value_of, learner.value, see(observation), program.normalise_returns)
 
 
 def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
@@ -213,19 +264,25 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
 
 
-def local_problem(program: Program, learner: Learner, estimates: Estimates) -> LocalProblem:
-    """Build the trust-region problem of a batch around the policy that sampled it."""
+def local_problem(
+    program: Program, learner: Learner, estimates: Estimates, roots: Roots | None = None
+) -> LocalProblem:
+    """Build the trust-region problem of a batch, or of the roots of a vine, around the policy that sampled it."""
     steps, weight = estimates.trajectory, estimates.weight
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
     # The step after an auto-reset is where the episode really begins.
     begins = steps.terminated | steps.truncated | ~steps.valid
+    reset = jnp.concatenate([steps.reset[None], begins[:-1]])
+    if roots is not None and program.vine is not None:
+        trunk = Trunk(estimates.seen, weight, steps.carry, reset) if program.vine.kl == "trunk" else None
+        return vine_problem(program.policy, learner.policy, roots, trunk, program.standardise_advantages)
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,
         advantage=advantage,
         weight=weight,
         carry=steps.carry,
-        reset=jnp.concatenate([steps.reset[None], begins[:-1]]),
+        reset=reset,
     )
     return sampled_problem(program.policy, learner.policy, batch, program.fisher_subsample)
 
