@@ -6,6 +6,7 @@ same randomness, so that their *differences* are precise. Problem, rule and sear
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,11 @@ class Roots(eqx.Module):
     weight: Float[Array, "*roots"]
     """≥ 0, summing to 1."""
     proposal_log_prob: Float[Array, "*roots k"] | None = None
-    """log q(a|s) of the proposal that drew the actions; None where each possible action is there once."""
+    """log q(a|s) of the proposal that drew the actions; None where it is π_old, or where all actions are there."""
     place: tuple[Array, Array] | None = None
     """Time and environment of each root on the trunk; None where the roots are no part of one."""
+    complete: bool = eqx.field(static=True, default=False)
+    """Whether each possible action is there, once."""
 
 
 class Trunk(eqx.Module):
@@ -60,9 +63,18 @@ def ratios(distribution: Distribution, roots: Roots) -> Float[Array, "*roots k"]
     They sum to 1 over the actions of a root.
     """
     log_prob = log_probs(distribution, roots.action)
-    if roots.proposal_log_prob is None:
+    if roots.complete:
         return jnp.exp(log_prob)
+    if roots.proposal_log_prob is None:
+        raise ValueError("the roots' actions were sampled: proposal_log_prob must say with which probabilities")
     return jax.nn.softmax(log_prob - roots.proposal_log_prob, axis=-1)
+
+
+def drawn_from(old: Distribution, roots: Roots) -> Roots:
+    """Return the same with the proposal's log-probabilities, which are π_old's where none are given."""
+    if roots.complete or roots.proposal_log_prob is not None:
+        return roots
+    return dataclasses.replace(roots, proposal_log_prob=jax.lax.stop_gradient(log_probs(old, roots.action)))
 
 
 def state_values(distribution: Distribution, roots: Roots) -> Float[Array, "*roots"]:
@@ -115,7 +127,8 @@ def vine_problem(
         distributions, weight = PolicyAt(policy, trunk.observation, trunk.carry, trunk.reset), trunk.weight
     old = jax.lax.stop_gradient(distributions(params))
     of_trunk = trunk is not None
-    objective = _VineObjective(centred(roots_in(old, roots, of_trunk), roots, standardise), of_trunk)
+    at = roots_in(old, roots, of_trunk)
+    objective = _VineObjective(centred(at, drawn_from(at, roots), standardise), of_trunk)
     return LocalProblem(distributions, objective, old, weight)
 
 

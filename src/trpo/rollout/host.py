@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
+from trpo.envs.plain import from_plain
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
-from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
-from trpo.trees import from_named_arrays, from_plain, to_plain
+from trpo.rollout.trajectory import Actor, Drawn, Seat, Snapshot, Trajectory
+from trpo.trees import from_named_arrays
 
 BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
 TRIALS = 8
@@ -46,16 +47,23 @@ class _Rows:
 
 
 def run_fragment(
-    envs: HostEnv, act: Act, seat: Seat, noise: Any, after: Callable[[Transition], Transition] | None = None
+    envs: HostEnv,
+    act: Act,
+    seat: Seat,
+    noise: Any,
+    after: Callable[[Transition], Transition] | None = None,
+    before: Callable[[int, Seat], None] | None = None,
 ) -> tuple[Trajectory, Seat]:
     """Act and step as often as ``noise`` has rows, from ``seat``; return what happened, and what the policy meets next.
 
-    ``after`` sees each step and may change it.
+    ``after`` sees each step and may change it; ``before`` sees what the policy meets at each time.
     """
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
     length = len(jax.tree.leaves(noise)[0])
     met, actions, following, *columns = (_Rows(length) for _ in range(7))
     for t, now in enumerate(_steps(noise)):
+        if before is not None:
+            before(t, Seat(observation, carry, reset))
         action, carry = act(observation, carry, reset, now)
         met.put(t, observation)
         step = step_all(envs, action)
@@ -120,6 +128,11 @@ def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: An
     return run_fragment(envs, numpy_act(*policy), seat, noise)
 
 
+def _columns(tree: Any, columns: slice, axis: int) -> Any:
+    """Return the share of some environments, which are along ``axis``."""
+    return jax.tree.map(lambda x: x[(slice(None),) * axis + (columns,)], tree)
+
+
 class HostSource:
     """Steps environments with a policy, fragment after fragment; episodes cross fragment boundaries.
 
@@ -156,10 +169,33 @@ class HostSource:
         self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
         return trajectory
 
+    def collect_vine(self, policy: HostPolicy, noise: Any, drawn: Drawn, every_step: bool) -> tuple[Trajectory, Any]:
+        """Do the same, and then follow branches; return also what they met (an ``Outcome`` of rollout/vine_host)."""
+        from trpo.rollout.vine_host import Outcome, run_vine
+
+        envs: Any = self.envs
+        shares = [slice(0, self.count)] if not isinstance(envs, SplitEnv) else envs.shares
+        if not isinstance(envs, SplitEnv):
+            acting = policy.parts if policy.in_numpy else policy
+            trajectory, self.seat, outcome = run_vine(envs, acting, self.seat, noise, drawn, every_step)
+        else:
+            arguments = [
+                (policy.parts, _columns(self.seat, rows, 0), _columns(noise, rows, 1), drawn.of(rows), every_step)
+                for rows in shares
+            ]
+            trajectories, seats, outcomes = zip(*envs.call(run_vine, arguments), strict=True)
+            trajectory = self._joined(trajectories, seats)
+            parts = {
+                name: jax.tree.map(lambda *x: np.concatenate(x, 2 - (name in ("action", "terminated"))), *each)  # noqa: B023
+                for name, each in zip(Outcome._fields, zip(*outcomes, strict=True), strict=True)
+            }
+            outcome = Outcome(**parts)
+        self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
+        return trajectory, outcome
+
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
-        # Copied: a simulator may hand out what it goes on to change.
-        return None if environments is None else Snapshot(to_plain(environments), self.seat, self.spec.id)
+        return None if environments is None else Snapshot(environments, self.seat, self.spec.id)
 
     def restore(self, snapshot: Snapshot) -> None:
         self.envs.restore(from_plain(snapshot.environments))
@@ -172,11 +208,11 @@ class HostSource:
     def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: Any) -> Trajectory:
         """Have every process act for its own environments."""
         assert isinstance(self.envs, SplitEnv)
-        arguments = [
-            (policy.parts, jax.tree.map(lambda x: x[rows], self.seat), jax.tree.map(lambda x: x[:, rows], noise))  # noqa: B023
-            for rows in shares
-        ]
+        arguments = [(policy.parts, _columns(self.seat, rows, 0), _columns(noise, rows, 1)) for rows in shares]
         trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
+        return self._joined(trajectories, seats)
+
+    def _joined(self, trajectories: Sequence[Trajectory], seats: Sequence[Seat]) -> Trajectory:
         before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
         together = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.steps() for t in trajectories))
         return Trajectory(**together, carry=before.carry, reset=before.reset)

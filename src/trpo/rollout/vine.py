@@ -40,6 +40,8 @@ class Plan:
     """``all``, ``policy`` or ``uniform``."""
     kl: str
     targets: str
+    monte_carlo: bool
+    """Whether V is asked at the ends of branches alone."""
 
     @classmethod
     def of(cls, config: Config, space: Space) -> Plan | None:
@@ -65,7 +67,7 @@ class Plan:
             raise ValueError(f"vine.actions={k}: one sampled action is compared with none; use at least 2, 8 is usual")
         if proposal == "uniform" and not _bounded(space):
             raise ValueError(f"vine.proposal='uniform': actions of {space} have no uniform distribution; use policy")
-        return cls(vine.every, vine.length, k, proposal, vine.kl, vine.targets)
+        return cls(vine.every, vine.length, k, proposal, vine.kl, vine.targets, vine.branch_lambda == 1)
 
     def branch_steps(self, count: int, fragment: int) -> int:
         """Return the most steps that the branches of one iteration take."""
@@ -83,7 +85,7 @@ class Branches(eqx.Module):
     """When each root was met."""
     action: PyTree[Shaped[Array, "strata env k ..."]]
     q: Float[Array, "strata env k"]
-    proposal_log_prob: Float[Array, "strata env k"] | None
+    """Q̂(s, a)."""
     steps: Int[Array, ""]
 
 
@@ -103,6 +105,11 @@ class Followed(eqx.Module):
     """Q̂(s, a)."""
     steps: Int[Array, ""]
     """Simulator steps that it took: a branch ends with its episode."""
+
+
+def vine_keys(key: PRNGKeyArray, iteration: Any) -> Key[Array, "4"]:
+    """Return an iteration's keys for times of roots, first actions, noise of branches and their environments."""
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, iteration), 0x71E), 4)
 
 
 def chosen_times(key: PRNGKeyArray, length: int, every: int, count: int) -> Int[Array, "strata env"]:
@@ -183,14 +190,14 @@ def collect(
     value: Callable[[Any], Array],
     rollout: DeviceRollout,
     noise: Any,
-    key: PRNGKeyArray,
+    keys: Key[Array, "4"],
     discount: float | Scalar,
     branch_lambda: float | Scalar,
 ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals, Branches]:
     """Run the trunk as :meth:`DeviceSource.collect` does, then the branches from a share of its states."""
     rollout, trajectory, episodes, kept = source.collect_with(policy, actor, rollout, noise, keep=True)
     count = rollout.reset.shape[0]
-    times_key, draw_key, noise_key, env_key = jax.random.split(key, 4)
+    times_key, draw_key, noise_key, env_key = keys
     time = chosen_times(times_key, trajectory.reward.shape[0], plan.every, count)
     columns = jnp.arange(count)
 
@@ -201,7 +208,7 @@ def collect(
     start = Start(env, at_roots(trajectory.observation), carry, reset)
     step = partial(act, partial(policy, actor.params), actor)
     roots = time.size
-    first, log_prob = _first_actions(plan, policy, actor, source.spec.action, start, draw_key)
+    first = _first_actions(plan, policy, actor, source.spec.action, start, draw_key)
     followed = follow(
         source.env,
         source.spec.action,
@@ -218,29 +225,28 @@ def collect(
     def apart(leaf: Array) -> Array:
         return leaf.reshape(*time.shape, *leaf.shape[1:])
 
-    proposal = None if log_prob is None else apart(log_prob)
-    return (
-        rollout,
-        trajectory,
-        episodes,
-        Branches(time, jax.tree.map(apart, first), apart(followed.q), proposal, followed.steps),
-    )
+    action, q = jax.tree.map(apart, (first, followed.q))
+    return rollout, trajectory, episodes, Branches(time, action, q, followed.steps)
 
 
 def _first_actions(
     plan: Plan, policy: PolicyFunction, actor: Actor, space: Space, start: Start, key: PRNGKeyArray
-) -> tuple[Any, Array | None]:
-    """Return the actions that branches begin with, leaves ``[R, K, …]``, and log q of each (None where all are)."""
-    roots, k = start.reset.shape[0], plan.actions
-    if plan.proposal == "all":
-        return jnp.tile(jnp.arange(k), (roots, 1)), None
-    if plan.proposal == "uniform":  # its density is a constant, and only differences of log q matter
-        if isinstance(space, Choice):
-            return jax.random.randint(key, (roots, k), 0, space.n), jnp.zeros((roots, k))
-        assert isinstance(space, Box)
-        return jax.random.uniform(key, (roots, k, space.size), minval=-1.0, maxval=1.0), jnp.zeros((roots, k))
+) -> Any:
+    """Return the actions that branches begin with, leaves ``[R, K, …]``."""
+    roots = start.reset.shape[0]
+    if plan.proposal != "policy":
+        return listed_actions(plan, space, (roots,), key)
     distribution, _ = policy(actor.params, start.carry, (actor.see(start.observation), start.reset))
-    noise = distribution.noise(key, (k,))
-    action = jax.vmap(distribution.transform)(noise)
-    log_prob = jax.vmap(distribution.log_prob)(action)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), (action, log_prob))
+    action = jax.vmap(distribution.transform)(distribution.noise(key, (plan.actions,)))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), action)
+
+
+def listed_actions(plan: Plan, space: Space, roots: tuple[int, ...], key: PRNGKeyArray) -> Array:
+    """Return first actions that need no policy, ``[*roots, K, …]``: all there are, or uniform ones."""
+    shape = (*roots, plan.actions)
+    if plan.proposal == "all":
+        return jnp.broadcast_to(jnp.arange(plan.actions), shape)
+    if isinstance(space, Choice):
+        return jax.random.randint(key, shape, 0, space.n)
+    assert isinstance(space, Box)
+    return jax.random.uniform(key, (*shape, space.size), minval=-1.0, maxval=1.0)

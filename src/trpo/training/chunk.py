@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.rollout.episodes import EpisodeTotals
 from trpo.rollout.vine import collect as collect_vine
+from trpo.rollout.vine import vine_keys
 from trpo.training.layout import Layout
 from trpo.training.learner import Hyper, IterationInfo, Learner, Program, improve, prepare, refit, value_now
 from trpo.trees import tree_where
@@ -76,7 +77,7 @@ def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tu
             value,
             member.rollout,
             noise,
-            jax.random.fold_in(jax.random.fold_in(key, member.iteration), 0x71E),
+            vine_keys(key, member.iteration),
             hyper.discount_at(member.iteration),
             hyper.branch_lambda,
         )

@@ -12,9 +12,10 @@ import numpy as np
 
 from trpo.envs.meeting import require_same_spaces
 from trpo.programs import compiled
-from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source
+from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source, Trajectory
+from trpo.rollout.trajectory import Drawn
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, improve, prepare, refit
+from trpo.training.learner import Hyper, close_branches, improve, prepare, prepare_vine, refit
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import named_arrays
@@ -22,6 +23,7 @@ from trpo.value_fits import ValueInfo
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
 _prepare, _improve, _refit = (compiled(stage) for stage in (prepare, improve, refit))
+_prepare_vine, _close = compiled(prepare_vine), compiled(close_branches)
 
 
 def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
@@ -63,6 +65,9 @@ class HostLoop:
         self._prepare = partial(_prepare, program)
         self._improve = partial(_improve, program, self.hyper)
         self._refit = partial(_refit, program, self.hyper)
+        self._plan = program.vine
+        self._prepare_vine = partial(_prepare_vine, program)
+        self._close = partial(_close, program, self.hyper)
         self._restart(state.iteration)
         source.episodes = EpisodeStatistics(source.count, state.episodes)
         self.begins_anew = _unfit(source, agent, state)
@@ -76,6 +81,16 @@ class HostLoop:
     def _restart(self, iteration: int) -> None:
         self.source.restart(env_seeds(self.config.seed, iteration, self.source.count))
 
+    def _collect(self, actor: Any, learner: Any, noise: Any, key: Any, iteration: int) -> tuple[Trajectory, Any]:
+        """Return a trajectory, and branches where there are any."""
+        noise = jax.tree.map(np.asarray, noise)
+        if self._plan is None:
+            return self.source.collect(self.policy, noise), None
+        time, first, later = jax.tree.map(np.asarray, self._prepare_vine(actor, key, iteration))
+        drawn = Drawn(time, first, self._plan.proposal == "policy", later)
+        trajectory, met = self.source.collect_vine(self.policy, noise, drawn, not self._plan.monte_carlo)
+        return trajectory, self._close(learner, iteration, time, met)
+
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
         """Train to ``steps``, yielding after every iteration while its value fit runs in the background."""
         learner, iteration, steps = self.state.learner, self.state.iteration, self.state.steps
@@ -86,12 +101,13 @@ class HostLoop:
         while steps < self.config.steps:
             started = time.perf_counter()
             self.policy.load(actor)
-            trajectory = self.source.collect(self.policy, jax.tree.map(np.asarray, noise))
+            trajectory, branches = self._collect(actor, learner, noise, key, iteration)
             collected = time.perf_counter()
             previous, fitted = learner, value_info
-            learner, batch, info = self._improve(learner, trajectory, iteration)
+            learner, batch, info = self._improve(learner, trajectory, iteration, branches)
             info = jax.device_get(info)
-            steps += int(trajectory.valid.sum())
+            taken = int(trajectory.valid.sum()) + (0 if branches is None else int(branches.steps))
+            steps += taken
             iteration += 1
             # Queued in this order, since computations run one after the other: what the next fragment needs must not
             # wait behind the value fit, which then has the length of that fragment to finish in.
@@ -117,7 +133,7 @@ class HostLoop:
                 source=self.source.snapshot(),
                 value_fit=value_info,
             )
-            timing = {"steps_per_second": self.config.batch / (now - started), "collect_seconds": collected - started}
+            timing = {"steps_per_second": taken / (now - started), "collect_seconds": collected - started}
             loss = None if fitted is None else fitted.loss
             metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
             stops = (not info.finite or bad_fit) and self.config.on_nonfinite == "stop"

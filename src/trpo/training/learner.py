@@ -22,15 +22,15 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
+from trpo.rollout.vine import Branches, Plan, chosen_times, listed_actions, vine_keys
 from trpo.rules import Repeated
-from trpo.rollout.vine import Branches, Plan
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
 from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
-from trpo.vine import Roots, Trunk, roots_in, state_values, vine_problem
 from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, predict
+from trpo.vine import Roots, Trunk, drawn_from, roots_in, state_values, vine_problem
 
 
 class Learner(eqx.Module):
@@ -70,6 +70,8 @@ class Program:
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
     vine: Plan | None = None
     """None for single-path rollouts."""
+    actions: Space | None = None
+    """Of the environment."""
 
     @classmethod
     def of(
@@ -88,6 +90,7 @@ class Program:
             fisher_subsample=config.fisher_subsample,
             strata=strata,
             vine=Plan.of(config, spec.action),
+            actions=spec.action,
         )
 
     @property
@@ -204,7 +207,7 @@ def improve(
     learner with its old value function, and the data to refit that with.
     """
     estimates = estimate(program, hyper, learner, trajectory, iteration)
-    roots = None if branches is None else roots_of(estimates, branches)
+    roots = None if branches is None or program.vine is None else roots_of(program.vine, estimates, branches)
     problem = local_problem(program, learner, estimates, roots)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
@@ -217,7 +220,7 @@ def improve(
     return new, value_batch(program, problem, estimates, roots), info
 
 
-def roots_of(estimates: Estimates, branches: Branches) -> Roots:
+def roots_of(plan: Plan, estimates: Estimates, branches: Branches) -> Roots:
     """Return the roots of a vine, with what the policy saw there."""
     place = branches.time, jnp.broadcast_to(jnp.arange(branches.time.shape[1]), branches.time.shape)
     weight = estimates.weight[place]
@@ -226,8 +229,10 @@ def roots_of(estimates: Estimates, branches: Branches) -> Roots:
         action=branches.action,
         q=branches.q,
         weight=weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny),
-        proposal_log_prob=branches.proposal_log_prob,
+        # A uniform proposal's density is a constant, and only differences of log q matter.
+        proposal_log_prob=jnp.zeros_like(branches.q) if plan.proposal == "uniform" else None,
         place=place,
+        complete=plan.proposal == "all",
     )
 
 
@@ -238,10 +243,39 @@ def value_batch(program: Program, problem: LocalProblem, estimates: Estimates, r
     if roots is None or program.vine is None or program.vine.targets == "trunk":
         return data
     at = roots_in(problem.old, roots, program.vine.kl == "trunk")
-    target, weight = rows(state_values(at, roots)), rows(estimates.weight[roots.place])
+    target, weight = rows(state_values(at, drawn_from(at, roots))), rows(estimates.weight[roots.place])
     more = ValueBatch(jax.tree.map(rows, roots.observation), target, weight)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=weight.ndim - 1), data, more)
     return dataclasses.replace(both, weight=both.weight / jnp.sum(both.weight))
+
+
+def prepare_vine(program: Program, actor: Actor, key: Any, iteration: Any) -> tuple[Any, Any, Any]:
+    """Draw what the branches of an iteration on the host need: times of roots, first actions or noise, noise."""
+    plan, (times_key, draw_key, noise_key, _) = program.vine, vine_keys(key, iteration)
+    assert plan is not None
+    time = chosen_times(times_key, program.fragment, plan.every, program.count)
+
+    def noise(key: Any, leading: tuple[int, ...]) -> Any:
+        drawn = noise_of(program.policy, actor, time.size, leading, key)
+        return jax.tree.map(lambda x: x.reshape(*leading, *time.shape, *x.shape[len(leading) + 1 :]), drawn)
+
+    if plan.proposal == "policy":
+        return time, noise(draw_key, (plan.actions,)), noise(noise_key, (plan.length,))
+    return time, listed_actions(plan, program.actions, time.shape, draw_key), noise(noise_key, (plan.length,))
+
+
+def close_branches(program: Program, hyper: Hyper, learner: Learner, iteration: Any, time: Any, met: Any) -> Branches:
+    """Return Q̂ of branches that the host has followed (see :func:`~trpo.rollout.vine.follow` for the formula)."""
+    plan, discount = program.vine, hyper.discount_at(iteration)
+    assert plan is not None
+    value = value_now(program, learner)(met.following)
+    # Whether a step was the branch's last: then all that follows it is V.
+    last = met.alive & ~jnp.concatenate([met.alive[1:], jnp.zeros_like(met.alive[:1])])
+    after = jnp.where(last & met.terminated, 0.0, jnp.broadcast_to(value, met.reward.shape))
+    share = jnp.where(last, 1.0, 1.0 - hyper.branch_lambda)
+    factor = (discount * hyper.branch_lambda) ** jnp.arange(plan.length)
+    gain = jnp.where(met.alive, met.reward + discount * share * after, 0.0)
+    return Branches(time, met.action, jnp.tensordot(factor, gain, 1), jnp.sum(met.alive, dtype=jnp.int32))
 
 
 def value_now(program: Program, learner: Learner) -> Any:
@@ -264,9 +298,7 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
 
 
-def local_problem(
-    program: Program, learner: Learner, estimates: Estimates, roots: Roots | None = None
-) -> LocalProblem:
+def local_problem(program: Program, learner: Learner, estimates: Estimates, roots: Roots | None = None) -> LocalProblem:
     """Build the trust-region problem of a batch, or of the roots of a vine, around the policy that sampled it."""
     steps, weight = estimates.trajectory, estimates.weight
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage

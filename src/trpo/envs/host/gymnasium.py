@@ -16,6 +16,7 @@ from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tu
 from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.host.saving import Keeper, UnsavableError
 from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
     EnvironmentFailure,
@@ -209,6 +210,8 @@ class GymnasiumEnvs:
     def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
         self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
+        self._keepers: list[Keeper] = []
+        self._unsavable = ""
         try:
             for _ in range(count):
                 self._envs.append(make_one(name, make))
@@ -274,15 +277,42 @@ class GymnasiumEnvs:
             )
         return Transition(observation, reward, terminated, truncated, final, self._valid.copy())
 
-    def snapshot(self) -> Any | None:
-        able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)
+    def step_from(self, i: int, action: Any) -> tuple[Tree, float, bool, bool]:
+        """Step environment ``i`` alone, with no new episode at the end of one: what follows, reward and both ends.
+
+        ``action`` is of the environment's own kind.
+        """
+        row = self._space.zeros(1)
         with named(self._name):
-            return [env.snapshot() for env in self._envs] if able else None
+            answer = self._envs[i].step(action)
+            try:
+                after, gained, ended, cut, _ = answer
+            except (TypeError, ValueError):
+                raise not_a_step(answer) from None
+            self._write(row, 0, after)
+            reward = float(rewards([gained])[0])
+            return self._seen(row), reward, flag(ended, "terminated"), flag(cut, "truncated")
+
+    def keepers(self) -> list[Keeper]:
+        """Return what takes and puts back each one's state; raise :class:`UnsavableError` if that cannot be."""
+        if not self._keepers:
+            self._keepers = [Keeper(env) for env in self._envs]
+        return self._keepers
+
+    def snapshot(self) -> Any | None:
+        if self._unsavable:
+            return None
+        with named(self._name):
+            try:
+                return [keeper.save() for keeper in self.keepers()]
+            except UnsavableError as error:
+                self._unsavable = str(error)
+                return None
 
     def restore(self, snapshot: Any) -> None:
         with named(self._name):
-            for env, state in zip(self._envs, snapshot, strict=True):
-                env.restore(state)
+            for keeper, state in zip(self.keepers(), snapshot, strict=True):
+                keeper.restore(state)
 
     def close(self) -> None:
         envs, self._envs = self._envs, []

@@ -1,0 +1,216 @@
+"""The whole state of a Gymnasium environment: taken, and put back bit for bit.
+
+An environment is a chain of wrappers around a simulator. Each of them is saved by the first of these that knows it: its
+own ``snapshot()`` and ``restore(state)``; every array of the simulation for MuJoCo's tasks; the emulator with its random
+state for Atari's games; for Gymnasium's other environments and wrappers, their attributes that are plain data.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import types
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from trpo.envs.plain import from_plain, to_plain
+
+LAYERS = "layers"
+"""The key of a state as plain data: before it, files had what the environment's own ``snapshot`` returned."""
+_CONSTANT = {
+    *("env", "spec", "metadata", "render_mode", "_metadata", "_cached_spec", "_saved_kwargs", "model", "data", "ale"),
+    *("_ezpickle_args", "_ezpickle_kwargs", "mujoco_renderer", "init_qpos", "init_qvel", "observation_structure"),
+    *("P", "desc", "initial_state_distrib", "screen", "clock", "window", "window_surface", "surf", "_np_random_seed"),
+}
+"""Attributes that never change after an environment was made, that only drawing needs, or that a simulator has."""
+_PLAIN = (bool, int, float, str, type(None), np.generic)
+
+
+class UnsavableError(ValueError):
+    """An environment whose state cannot be taken: the message says which part of it and what would help."""
+
+
+class Part(Protocol):
+    """One layer of an environment."""
+
+    def save(self) -> Any:
+        """Return its state, which nothing changes any more."""
+
+    def restore(self, state: Any) -> None:
+        """Put a state back; ValueError if it is not that of such a layer."""
+
+
+class Own:
+    """What offers ``snapshot()`` and ``restore(state)`` itself."""
+
+    def __init__(self, env: Any):
+        self._env = env
+
+    def save(self) -> Any:
+        return to_plain(self._env.snapshot())  # copied: a simulator may hand out what it goes on to change
+
+    def restore(self, state: Any) -> None:
+        self._env.restore(from_plain(state))
+
+
+class Attributes:
+    """Attributes that are numbers, texts, arrays, random generators, and lists, tuples, deques or dicts of these."""
+
+    def __init__(self, env: Any):
+        self._env = env
+        self._names = [name for name, value in vars(env).items() if name not in _CONSTANT and not _is_no_state(value)]
+        for name in self._names:
+            try:
+                _copied(getattr(env, name))
+            except TypeError as error:
+                raise UnsavableError(f"its attribute {name} of {type(env).__name__} is {error}") from None
+
+    def save(self) -> Any:
+        values = vars(self._env)
+        # An attribute may be there only after the first reset, or only for a while.
+        return {name: _copied(value) for name, value in values.items() if name in self._names or self._is_new(name)}
+
+    def _is_new(self, name: str) -> bool:
+        return name not in _CONSTANT and not _is_no_state(vars(self._env)[name])
+
+    def restore(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise ValueError(f"the state of {type(self._env).__name__} is {type(state).__name__}, not a dict")
+        for name, value in state.items():
+            if name in _CONSTANT or not isinstance(name, str):
+                raise ValueError(f"the state of {type(self._env).__name__} has {name!r}, which is no state")
+            vars(self._env)[name] = _put_back(vars(self._env).get(name), value)
+
+
+class MuJoCo:
+    """A simulation of MuJoCo with all its arrays, and the task's own attributes.
+
+    The state vector of the integration would not do: Ant and Humanoid compute their reward from positions of bodies of
+    the step before. Arrays whose size changes with the contacts are computed anew in every step.
+    """
+
+    def __init__(self, env: Any):
+        import mujoco
+
+        self._env, self._attributes = env, Attributes(env)
+        fresh = mujoco.MjData(env.model)
+        found = {name: getattr(fresh, name) for name in dir(fresh) if not name.startswith("_")}
+        self._names = [name for name, x in found.items() if isinstance(x, np.ndarray) and x.size]
+
+    def save(self) -> Any:
+        data = self._env.data
+        arrays = {name: np.array(getattr(data, name)) for name in self._names}
+        return {"time": data.time, "arrays": arrays, "attributes": self._attributes.save()}
+
+    def restore(self, state: Any) -> None:
+        data = self._env.data
+        for name in self._names:
+            getattr(data, name)[...] = state["arrays"][name]
+        data.time = state["time"]
+        self._attributes.restore(state["attributes"])
+
+
+class Atari:
+    """An emulator with its random state."""
+
+    def __init__(self, env: Any):
+        self._env, self._attributes = env, Attributes(env)
+
+    def save(self) -> Any:
+        state = self._env.ale.cloneState(include_rng=True)
+        return {"emulator": np.frombuffer(state.serialize(), np.uint8), "attributes": self._attributes.save()}
+
+    def restore(self, state: Any) -> None:
+        from ale_py import ALEState
+
+        self._env.ale.restoreState(ALEState(np.asarray(state["emulator"], np.uint8).tobytes()))
+        self._attributes.restore(state["attributes"])
+
+
+def _part(env: Any) -> Part:
+    if hasattr(type(env), "snapshot") and hasattr(type(env), "restore"):
+        return Own(env)
+    module = type(env).__module__
+    if module.startswith("gymnasium.envs.mujoco."):
+        return MuJoCo(env)
+    if module.startswith("ale_py."):
+        return Atari(env)
+    if module.startswith(("gymnasium.wrappers.", "gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")):
+        return Attributes(env)
+    raise UnsavableError(f"{type(env).__name__} cannot be saved; give it snapshot() and restore(state)")
+
+
+class Keeper:
+    """Takes and puts back the state of one environment.
+
+    Raises:
+        UnsavableError: one of its layers has none that can be taken.
+    """
+
+    def __init__(self, env: gym.Env):
+        self._parts: list[Part] = []
+        layer: Any = env
+        while True:
+            self._parts.append(_part(layer))
+            if isinstance(self._parts[-1], Own) or not isinstance(layer, gym.Wrapper):
+                break
+            layer = layer.env
+
+    def save(self) -> dict[str, Any]:
+        return {LAYERS: [part.save() for part in self._parts]}
+
+    def restore(self, state: Any) -> None:
+        whole = isinstance(state, dict) and set(state) == {LAYERS}
+        if not whole and not isinstance(self._parts[0], Own):
+            raise ValueError("it is not the state of such an environment")
+        for part, one in zip(self._parts, state[LAYERS] if whole else [state], strict=True):
+            part.restore(one)
+
+
+def _is_no_state(value: Any) -> bool:
+    """Return whether a value is a description, code or something to draw with."""
+    kinds = (gym.Space, gym.envs.registration.EnvSpec, gym.Env, types.FunctionType, types.MethodType, type)
+    return isinstance(value, kinds) or type(value).__module__.partition(".")[0] == "pygame"
+
+
+def _copied(value: Any) -> Any:
+    """Copy plain data; TypeError, naming the type, for anything else."""
+    match value:
+        case np.ndarray() if value.dtype != object:
+            return value.copy()
+        case np.random.Generator():
+            return copy.deepcopy(value.bit_generator.state)
+        case dict():
+            return {name: _copied(part) for name, part in value.items()}
+        case list() | collections.deque():
+            return [_copied(part) for part in value]
+        case tuple():
+            return tuple(_copied(part) for part in value)
+        case _ if isinstance(value, _PLAIN):
+            return value
+        case _ if _is_record(value):
+            return _copied(vars(value))
+    raise TypeError(f"of type {type(value).__name__}, which is no plain data")
+
+
+def _put_back(present: Any, value: Any) -> Any:
+    """Return a value as an attribute that is ``present`` has it."""
+    match present:
+        case np.random.Generator():
+            present.bit_generator.state = copy.deepcopy(value)
+            return present
+        case collections.deque():
+            return collections.deque((_copied(part) for part in value), present.maxlen)
+        case tuple():
+            return tuple(_copied(value)) if isinstance(value, tuple | list) else _copied(value)
+    if _is_record(present):
+        vars(present).update(_copied(value))
+        return present
+    return _copied(value)
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether a value is one of Gymnasium's own small records, such as running statistics."""
+    return type(value).__module__.startswith("gymnasium.wrappers.")
