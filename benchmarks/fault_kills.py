@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.fault_checks import Broken, check, check_said, check_same_end, check_unbroken, iterations
-from benchmarks.fault_processes import Process, fresh_trpo, trpo
+from benchmarks.fault_processes import Process, start, trpo
 from benchmarks.fault_runs import BASES, Base, Injected, Kind, Scene, undisturbed
 
 CHAIN = 5
@@ -98,7 +98,7 @@ def _signal(index: int, place: Path) -> Injected:
     try:
         undisturbed(base, place / "references")
         if when == "start":
-            process = fresh_trpo(base.train(), scene.place)
+            process = start(base.train(), scene.place)
             time.sleep(0.1 + chance.random() * START)
         else:
             process = _begin(scene, base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,32 @@ RESULTS = HERE / "results" / "faults"
 PAGE = HERE.parent / "docs" / "reliability.md"
 ORDER = ("kill -9", "other signals", "pairs of processes", "damaged checkpoints", "damaged configurations")
 ORDER += ("links and names", "disk", "environments", "sizes", "threads")
+
+
+SHORTER = (
+    ("other signals", ", [^,]*$", ""),
+    ("pairs of processes", "^(.*, .*), ", r"\1: "),
+    ("damaged checkpoints", "array: .*", "an array"),
+    ("links and names", r"^\S+ ", ""),
+    ("environments", ", (?!death).* in (init|reset|step|close|snapshot)$", r", raises in \1"),
+    ("environments", ", (.* raises|exits)$", ", raises"),
+    ("environments", ", (?!raises|death).*", ", answers wrongly"),
+    ("sizes", " of .*", ""),
+)
+"""What of a fault's name the page has in its place."""
+
+
+def grouped(kind: str, faults: dict[str, list[int]]) -> dict[str, dict[str, int]]:
+    """Return how many faults of each group, and of what is told apart in it, were injected."""
+    found: dict[str, dict[str, int]] = {}
+    for name, (count, _) in sorted(faults.items()):
+        for _, pattern, shorter in (entry for entry in SHORTER if entry[0] == kind):
+            name = re.sub(pattern, shorter, name)
+        group, _, detail = name.partition(": " if ": " in name else ", ")
+        group, detail = (group, detail) if detail else ("", group)
+        details = found.setdefault(group, {})
+        details[detail] = details.get(detail, 0) + count
+    return found
 
 
 def commit() -> str:
@@ -60,9 +87,11 @@ def write_page() -> None:
     for data in kinds:
         for number, fault, problem in data["lost"]:
             lines += [f"* Did not survive: {data['kind']} {number}, {fault}: {' '.join(problem.split())[:300]}"]
-    lines += ["", "## What was injected", ""]
+    lines += ["", "## What was injected", "", "`benchmarks/results/faults` has every fault by its name.", ""]
+    lines += ["| fault | of which | how many |", "|---|---|---|"]
     for data in kinds:
-        faults = ", ".join(f"{name} {counts[0]}" for name, counts in sorted(data["faults"].items()))
-        lines += [f"* **{data['kind'].capitalize()}**: {faults}."]
+        for group, details in grouped(data["kind"], data["faults"]).items():
+            shown = ", ".join(f"{name} {count}" for name, count in sorted(details.items()))
+            lines += [f"| {data['kind']} | {group or 'all'} | {shown} |"]
     lines += ["", f"Versions: {versions()}. Written by `benchmarks/faults.py`.", ""]
     PAGE.write_text("\n".join(lines))

@@ -1,13 +1,16 @@
-"""The command line in processes of its own, that can be stopped, killed and watched.
+"""The command line in processes of its own, that can be signalled, killed and watched, and what they leave.
 
 Most are forked from a process that has imported the package but started none of JAX's threads: a new one spends seconds
-on imports. Those whose start is what is tried are started anew.
+on imports. Those whose start is what is tried are started anew. Every one leads a session, by whose number whatever it
+has started is found, and ended, also workers, which lead process groups of their own. Nothing here waits for ever.
+Linux alone: looks into ``/proc``.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,22 +21,59 @@ import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.fault_checks import Broken
+from benchmarks.fault_checks import TRACE, Broken
 
 PATIENCE = 240.0
 """Seconds after which a process counts as hung. On a quiet machine nothing here takes a tenth of it."""
+SHARED = Path("/dev/shm")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a command ended."""
+
+    code: int | None
+    """Exit code, negative for a signal that killed it; None: it hung, and was killed."""
+    out: str
+    err: str
+    seconds: float
+    """From the last signal to the end."""
+    left: tuple[str, ...]
+    """Processes that were still there a moment later, by their command lines."""
+    shared: tuple[str, ...]
+    """What it left in shared memory."""
+
+    def wrong(self, *codes: int, says: str = "") -> str:
+        """Return what is wrong with this end of a command that a signal ended; empty if nothing is."""
+        faults = [
+            (self.code is None, "hung"),
+            (self.code is not None and self.code not in codes, f"exit code {self.code}"),
+            (TRACE in self.err or "Exception ignored" in self.err, "traceback"),
+            (not self.err.strip(), "said nothing"),
+            (says not in self.err, f"did not say {says!r}"),
+            (bool(self.left), f"left processes {self.left}"),
+            (bool(self.shared), f"left shared memory {self.shared}"),
+        ]
+        return "; ".join(text for is_so, text in faults if is_so)
 
 
 class Process:
-    """A process group with its output in a file."""
+    """A command under way, with what it says, and its results, in files."""
 
-    def __init__(self, pid: int, output: Path):
-        self.pid, self._output, self.code = pid, output, None
+    def __init__(self, pid: int, said: Path, results: Path | None = None):
+        self.pid, self._said, self._results = pid, said, results
+        self.code: int | None = None
+        self.shared: set[str] = set()
+        """Names of the shared memory that it had when it was signalled."""
+        self._signalled = time.monotonic()
 
     @property
     def output(self) -> str:
-        return self._output.read_text(errors="replace")
+        """What it has said until now; also its results, unless they have a file of their own."""
+        return self._said.read_text(errors="replace")
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None while it runs."""
@@ -44,12 +84,9 @@ class Process:
         return self.code
 
     def wait(self, limit: float = PATIENCE) -> int:
-        end = time.monotonic() + limit
-        while self.poll() is None:
-            if time.monotonic() > end:
-                self.end()
-                raise Broken(f"hung for {limit:.0f} s: {self.output[-400:]}")
-            time.sleep(0.01)
+        """Wait for its end."""
+        self.until(lambda: False, limit)
+        assert self.code is not None
         return self.code
 
     def until(self, happened: Callable[[], bool], limit: float = PATIENCE) -> bool:
@@ -57,41 +94,95 @@ class Process:
         end = time.monotonic() + limit
         while not happened():
             if self.poll() is not None:
-                return False
+                return happened()
             if time.monotonic() > end:
+                command = command_of(self.pid)
                 self.end()
-                raise Broken(f"hung for {limit:.0f} s: {self.output[-400:]}")
-            time.sleep(0.004)
+                raise Broken(f"hung for {limit:.0f} s: {command}: {self.output[-400:]}")
+            time.sleep(0.005)
         return True
 
-    def send(self, number: int, group: bool = False) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.pid, number)
+    def says(self, text: str) -> bool:
+        """Wait until it has said something; False if it ended before."""
+        return self.until(lambda: text in self.output)
+
+    def send(self, number: int, group: bool = False, everything: bool = False) -> None:
+        """Send a signal to it, to its process group as a terminal does, or to all that it has started."""
+        everyone = self.members()
+        for pid in everyone:
+            self.shared |= _shared_by(pid)
+        self._signalled = time.monotonic()
+        for pid in everyone if everything else [self.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if group else os.kill)(pid, number)
+
+    def members(self) -> list[int]:
+        """Return its living processes."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.pid and state not in "ZX":
+                    found.append(int(entry.name))
+        return found
+
+    def workers(self) -> list[int]:
+        """Return its worker processes: those that lead a process group of their own."""
+        return [pid for pid in self.members() if pid != self.pid and os.getpgid(pid) == pid]
+
+    def orphans(self) -> list[str]:
+        """Return the command lines of what is still there a moment after its end.
+
+        Workers see within two seconds that their parent was killed; a busy machine takes longer.
+        """
+        found: list[int] = []
+        for _ in range(200):
+            if not (found := self.members()):
+                return []
+            time.sleep(0.05)
+        return [command_of(pid) for pid in found]
+
+    def finish(self, limit: float = PATIENCE) -> Ending:
+        """Wait for the end, and end by force whatever is left of it."""
+        code, left = None, []
+        with contextlib.suppress(Broken):
+            code = self.wait(limit)
+        seconds = time.monotonic() - self._signalled
+        if code is not None:
+            left = self.orphans()
+        self.end()
+        shared = tuple(sorted(name for name in self.shared if (SHARED / name).exists()))
+        results = "" if self._results is None else self._results.read_text(errors="replace")
+        return Ending(code, results, self.output, seconds, tuple(left), shared)
 
     def end(self) -> None:
         """Kill all that is left of it."""
-        self.send(signal.SIGKILL, group=True)
+        for _ in range(10):
+            for pid in (found := self.members()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not found:
+                break
+            time.sleep(0.02)
         if self.code is None:
+            self.send(signal.SIGKILL)  # it may lead no session yet
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def orphans(self) -> list[int]:
-        """Return processes of the group that are still there a moment after its end."""
-        for _ in range(100):
-            found = _group(self.pid)
-            if not found:
-                return []
-            time.sleep(0.05)
-        return found
+
+def command_of(pid: int) -> str:
+    """Return a process's command line."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
+    return ""
 
 
-def _group(leader: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(group) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+def _shared_by(pid: int) -> set[str]:
+    """Return the names of the shared memory that a process uses; not what has no name any more."""
+    with contextlib.suppress(OSError):
+        places = (line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+        named = (place for place in places if place.startswith(f"{SHARED}/") and not place.endswith(" (deleted)"))
+        return {place.removeprefix(f"{SHARED}/") for place in named}
+    return set()
 
 
 def fork(call: Callable[[], int], output: Path) -> Process:
@@ -145,16 +236,24 @@ def trpo(
     return fork(call, fresh(place))
 
 
-def fresh_trpo(arguments: Sequence[object], place: Path) -> Process:
-    """Start ``python -m trpo ARGUMENTS``, imports included."""
-    output = fresh(place)
-    with output.open("wb") as file:
-        command = [sys.executable, "-m", "trpo", *map(str, arguments)]
+def start(
+    arguments: Sequence[Any], place: Path, program: Sequence[str] = ("-m", "trpo"), **environment: str
+) -> Process:
+    """Start ``python -m trpo ARGUMENTS``, imports included, or another Python program, in the directory ``place``."""
+    said, results = (fresh(place).with_suffix(suffix) for suffix in (".err", ".out"))
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with said.open("wb") as err, results.open("wb") as out:
         started = subprocess.Popen(
-            command, cwd=place, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            [sys.executable, *program, *map(str, arguments)],
+            cwd=place,
+            env=os.environ | {"PYTHONPATH": path} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
         )
     started.returncode = 0  # it is waited for here, and not by subprocess
-    return Process(started.pid, output)
+    return Process(started.pid, said, results)
 
 
 def fresh(place: Path) -> Path:

@@ -17,20 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_tools import (
-    Started,
-    clear,
-    command_of,
-    finish,
-    members,
-    send,
-    start,
-    wait_for_iterations,
-    wait_for_line,
-    wait_until,
-    workers,
-)
-from trpo.runs.sinks import read_metrics
+from benchmarks.fault_checks import Broken, check_unbroken, iterations
+from benchmarks.fault_processes import Process, start
 
 SMALL = ("--policy.hidden", 8, "--value.hidden", 8, "--fragment", 16, "--env.count", 8)
 ENDLESS = ("--steps", 10**9, *SMALL)
@@ -46,12 +34,12 @@ def _number(draw: random.Random) -> int:
 
 
 def _signalled(
-    started: Started, draw: random.Random, run: Path | None = None, says: str = "", done: bool = False
+    started: Process, draw: random.Random, run: Path | None = None, says: str = "", done: bool = False
 ) -> str:
     """Send a signal, to the command alone or to its group or to everything; return what is wrong with how it ends."""
     number, whom = _number(draw), draw.choice([{}, {"group": True}, {"everything": True}])
-    send(started, number, **whom)
-    ending = finish(started)
+    started.send(number, **whom)
+    ending = started.finish()
     if done and ending.code == 0:
         return ending.wrong(0)
     return ending.wrong(128 + number, says=says) or (_unsound(run, ending.err) if run is not None else "")
@@ -59,13 +47,11 @@ def _signalled(
 
 def _unsound(run: Path, said: str) -> str:
     """Return what is wrong with a run's directory after a request to end."""
-    numbers = [row["iteration"] for row in read_metrics(run)] if (run / "metrics.jsonl").exists() else []
-    if numbers != list(range(1, len(numbers) + 1)):
-        return f"iterations {numbers}"
-    newest = max((int(path.name) for path in (run / "checkpoints").glob("0*")), default=0)
+    try:
+        check_unbroken(run, 0 if "checkpoint of iteration" in said else None)
+    except Broken as error:
+        return str(error)
     left = [path.name for path in run.rglob(".tmp-*")]
-    if "checkpoint of iteration" in said and newest != len(numbers):
-        return f"checkpoint of iteration {newest} of {len(numbers)}"
     return f"left {left}" if left else ""
 
 
@@ -73,7 +59,7 @@ def while_loading(where: Path, draw: random.Random) -> str:
     """While modules are loaded, at a moment that Python tells."""
     module = draw.choice(["tyro", "numpy", "jax", "gymnasium", "trpo.training.learner", "optax"])
     started = start(["train", "probe:both", *ENDLESS], where, ("-X", "importtime", "-m", "trpo"))
-    if not wait_for_line(started, f" {module}"):
+    if not started.says(f" {module}"):
         return _no_start(started)
     return _signalled(started, draw, says="trpo: interrupted")
 
@@ -88,7 +74,7 @@ def at_the_start(where: Path, draw: random.Random, extra: tuple[Any, ...] = ()) 
 def as_workers_start(where: Path, draw: random.Random) -> str:
     """While workers start."""
     started = start(["train", "probe:both", *ENDLESS, *FOUR, "--out", "r"], where)
-    if not wait_until(started, lambda: len(members(started.process.pid)) > 2):
+    if not started.until(lambda: len(started.members()) > 2):
         return _no_start(started)
     time.sleep(draw.uniform(0.0, 1.0))
     return _signalled(started, draw, says="trpo: interrupted")
@@ -96,11 +82,11 @@ def as_workers_start(where: Path, draw: random.Random) -> str:
 
 def before_the_first_iteration(where: Path, draw: random.Random) -> str:
     """Between "resuming …" and the first iteration."""
-    made = finish(start(["train", "probe:both", "--steps", 256, *SMALL, "--out", "r", "--quiet"], where))
+    made = start(["train", "probe:both", "--steps", 256, *SMALL, "--out", "r", "--quiet"], where).finish()
     if made.code != 0:
         return made.err
     started = start(["resume", "r", "--steps", 10**9], where)
-    if not wait_for_line(started, "resuming"):
+    if not started.says("resuming"):
         return _no_start(started)
     time.sleep(draw.uniform(0.0, 1.0))
     return _signalled(started, draw, where / "r", "trpo: interrupted")
@@ -109,7 +95,7 @@ def before_the_first_iteration(where: Path, draw: random.Random) -> str:
 def in_an_iteration(where: Path, draw: random.Random, extra: tuple[Any, ...] = ()) -> str:
     """In an iteration; with ``--checkpoint-every 1`` often while saving."""
     started = start(["train", "probe:both", *ENDLESS, *extra, "--out", "r"], where)
-    if not wait_for_iterations(started, where / "r", draw.randrange(1, 20)):
+    if not _trains(started, where / "r", draw.randrange(1, 20)):
         return _no_start(started)
     time.sleep(draw.uniform(0.0, 0.3))
     return _signalled(started, draw, where / "r", "trpo resume r")
@@ -119,7 +105,7 @@ def at_the_end(where: Path, draw: random.Random) -> str:
     """While the last iteration is saved, and what was opened is closed."""
     extra = draw.choice([(), ("--env.workers", 2)])
     started = start(["train", "probe:both", "--steps", 512, *SMALL, *extra, "--out", "r"], where)
-    if not wait_for_iterations(started, where / "r", 4):
+    if not _trains(started, where / "r", 4):
         return _no_start(started)
     time.sleep(draw.uniform(0.0, 0.5))
     return _signalled(started, draw, where / "r", done=True)
@@ -128,16 +114,16 @@ def at_the_end(where: Path, draw: random.Random) -> str:
 def twice(where: Path, draw: random.Random, env: str, stopped: int = 0) -> str:
     """Twice, when ``stopped`` workers are stopped, or none ever answers."""
     started = start(["train", env, *ENDLESS, *FOUR, "--out", "r", "--checkpoint-every", 10**6], where)
-    if not wait_for_iterations(started, where / "r", 2):
+    if not _trains(started, where / "r", 2):
         return _no_start(started)
-    for pid in workers(started)[:stopped]:
+    for pid in started.workers()[:stopped]:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(1.0)
     number = _number(draw)
     for _ in range(2):
-        send(started, number, group=True)
+        started.send(number, group=True)
         time.sleep(0.3)
-    ending = finish(started)
+    ending = started.finish()
     slow = "" if ending.seconds < BOUND else f"took {ending.seconds:.0f} s"
     return ending.wrong(128 + number, says="trpo resume r") or slow or _unsound(where / "r", ending.err)
 
@@ -145,40 +131,43 @@ def twice(where: Path, draw: random.Random, env: str, stopped: int = 0) -> str:
 def closing_that_hangs(where: Path, draw: random.Random, extra: tuple[Any, ...]) -> str:
     """Environments whose closing never ends, at the end of a run and of an evaluation."""
     env = "benchmarks.fault_envs:Unclosing-v0"
-    trained = finish(start(["train", env, "--steps", 256, *SMALL, *extra, "--out", "r"], where))
-    evaluated = finish(start(["evaluate", "r", "--max-steps", 20, "--json"], where))
+    trained = start(["train", env, "--steps", 256, *SMALL, *extra, "--out", "r"], where).finish()
+    evaluated = start(["evaluate", "r", "--max-steps", 20, "--json"], where).finish()
     return trained.wrong(0) or evaluated.wrong(0) or ("" if "mean_return" in evaluated.out else "no result")
 
 
 def killed(where: Path, draw: random.Random, everything: bool, stopped: int = 0) -> str:
     """Killed, the parent alone or with all that it has started: no process and no memory is left."""
     started = start(["train", "probe:endless", *ENDLESS, *FOUR, "--out", "r"], where)
-    if not wait_for_iterations(started, where / "r", 2):
+    if not _trains(started, where / "r", 2):
         return _no_start(started)
-    for pid in workers(started)[:stopped]:
+    for pid in started.workers()[:stopped]:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(draw.uniform(0.0, 0.5))
-    send(started, signal.SIGKILL, everything=everything)
-    return finish(started).wrong(-signal.SIGKILL)
+    started.send(signal.SIGKILL, everything=everything)
+    return started.finish().wrong(-signal.SIGKILL)
 
 
 def of_a_command(where: Path, draw: random.Random, arguments: tuple[Any, ...]) -> str:
     """At any moment of another command, which may have ended before."""
-    made = finish(start(["train", "probe:both", "--steps", 256, *SMALL, "--out", "r", "--quiet"], where))
+    made = start(["train", "probe:both", "--steps", 256, *SMALL, "--out", "r", "--quiet"], where).finish()
     if made.code != 0:
         return made.err
     started = start(arguments, where)
     time.sleep(draw.uniform(0.25, 10.0))
-    if started.process.poll() is not None:
-        return finish(started).wrong(0) if started.said else ""
+    if started.poll() is not None:
+        return started.finish().wrong(0) if started.output else ""
     return _signalled(started, draw, done=True)
 
 
-def _no_start(started: Started) -> str:
-    running = started.process.poll() is None
-    command = command_of(started.process.pid)
-    clear(started)
-    return f"never came so far ({command if running else started.said})"
+def _no_start(started: Process) -> str:
+    started.end()
+    return f"never came so far: {started.output}"
+
+
+def _trains(started: Process, run: Path, count: int) -> bool:
+    """Wait until a run has written so many iterations; False if it ended before."""
+    return started.until(lambda: len(iterations(run)) >= count)
 
 
 CASES: dict[str, Case] = {
@@ -211,7 +200,10 @@ CASES: dict[str, Case] = {
 def inject(name: str, seed: int) -> str:
     """Inject one fault; return what went wrong, empty if nothing did."""
     with tempfile.TemporaryDirectory(prefix="trpo-fault-", ignore_cleanup_errors=True) as where:
-        return CASES[name](Path(where), random.Random(f"{name} {seed}"))
+        try:
+            return CASES[name](Path(where), random.Random(f"{name} {seed}"))
+        except Broken as error:
+            return str(error)
 
 
 def main(times: int = 1) -> int:

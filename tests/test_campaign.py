@@ -96,3 +96,10 @@ def test_an_account_goes_on_and_is_written_to_the_page(tmp_path: Path, monkeypat
     again.add(2, [("full", "")])
     fault_page.write_page()
     assert "| disk | 3 | all |" in (tmp_path / "page.md").read_text()
+    names = ("host, KeyError in step", "host, an error of two lines in step", "host, nothing", "JAX, exits")
+    names += ("JAX, reset raises", "workers, death in step", "host, a reward of text")
+    assert fault_page.grouped("environments", {name: [2, 2] for name in names}) == {
+        "JAX": {"raises": 4},
+        "host": {"raises in step": 4, "answers wrongly": 4},
+        "workers": {"death in step": 2},
+    }

@@ -1,5 +1,6 @@
 """The command line as a user types it: real processes, real files."""
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -290,6 +292,31 @@ def test_help_in_any_encoding(variables, monkeypatch):
         assert b"trpo train" in result.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors in a shell")
+def test_streams_that_are_closed_or_full(tmp_path):
+    """A result that nobody can be told is an error, of a line; what is no result may get lost."""
+    version = shlex.join([sys.executable, "-m", "trpo", "--version"])
+    shut, full = "trpo: standard output: Bad file descriptor\n", "trpo: standard output: No space left on device\n"
+    cases = {">&-": (2, "", shut), "2>&-": (0, f"trpo {trpo.__version__}\n", ""), "<&- >&- 2>&-": (2, "", "")}
+    if os.path.exists("/dev/full"):
+        cases[">/dev/full"] = (2, "", full)
+    for how, expected in cases.items():
+        found = subprocess.run(["bash", "-c", f"{version} {how}"], capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stdout, found.stderr) == expected, how
+    # No file gets the number of a stream: what is printed would go into it.
+    program = "from trpo.cli.output import *; prepare_streams(); print(open('x', 'w').fileno())"
+    script = f"cd {tmp_path}; {shlex.join([sys.executable, '-c', program])} <&- 2>&-"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert int(found.stdout) > 2
+
+
+def test_a_directory_that_is_gone_is_no_place_to_be(tmp_path):
+    (tmp_path / "gone").mkdir()
+    script = f"rmdir ../gone; exec {shlex.join([sys.executable, '-m', 'trpo', '--version'])}"
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path / "gone", capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"trpo {trpo.__version__}\n", "")
+
+
 def test_a_closed_pipe_ends_a_run_whose_last_iteration_is_saved(tmp_path):
     out = tmp_path / "r"
     flags = ["--steps", 10**7, "--checkpoint-every", 10**6, *SMALL, "--out", out]
@@ -327,6 +354,21 @@ def test_default_directories_do_not_collide(tmp_path, here):
 def test_help_and_version(here):
     assert "trpo train ENV" in here("--help").stdout
     assert trpo.__version__ in here("--version").stdout
+
+
+@pytest.mark.parametrize("command", ["evaluate", "resume"])
+def test_checkpoints_that_cannot_be_listed_are_there_all_the_same(run, command, tmp_path, here, monkeypatch):
+    """Nobody is told to start anew."""
+    place, listed = shutil.copytree(run, tmp_path / "r"), Path.iterdir
+
+    def forbidden(path):
+        if path.name == "checkpoints":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    result = here(command, place)
+    assert (result.returncode, result.stderr) == (2, f"trpo: {place}/checkpoints: Permission denied\n")
 
 
 def test_damaged_checkpoint_is_named_and_the_previous_one_used(run, tmp_path, here):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -27,7 +28,9 @@ from helpers import same_bits
 
 import trpo
 from trpo.envs import Box, Choice, Choices, Dict, EnvSpec, Tuple
+from trpo.envs.host.probes import Probe
 from trpo.envs.names import imported_module
+from trpo.report.plots import plot_runs
 from trpo.report.recording import record
 from trpo.runs import disk
 from trpo.runs import lock as locks
@@ -46,7 +49,7 @@ from trpo.runs.files import read_config
 from trpo.runs.lock import LOCK, DirectoryLostError, RunLock
 from trpo.runs.schema import parse_json
 from trpo.runs.sinks import read_metrics
-from trpo.runs.sweep import read_sweep
+from trpo.runs.sweep import read_sweep, resume_sweep
 from trpo.runs.train import _check_state, read_run
 from trpo.settings.config import Config
 from trpo.trees import from_named_arrays, named_arrays
@@ -224,7 +227,7 @@ def changed(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield arrays of another type or shape, or with a number that is none."""
     yield array[None]
     yield np.zeros((*array.shape, 2), array.dtype)
-    for kind in (np.float16, np.float64, np.int32, np.int64, np.uint8, np.bool_):
+    for kind in (np.float64, np.bool_, np.float16, np.int32, np.int64, np.uint8):
         if array.dtype != kind:
             yield array.astype(kind)
     if array.dtype.kind == "f" and array.size:
@@ -261,6 +264,82 @@ def test_any_array_of_another_kind_is_named_and_the_checkpoint_before_used(run: 
     for name in arrays:
         sealed(newest, TENSORS, safetensors.numpy.save({k: v for k, v in arrays.items() if k != name}))
         assert newest_of(run, agent)[0].iteration == 1
+
+
+@pytest.fixture(scope="module")
+def in_jax(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two runs in JAX, with checkpoints of 0, 1 and 2."""
+    place = tmp_path_factory.mktemp("runs") / "sweep"
+    config = dataclasses.replace(CONFIG, steps=32, checkpoint_every=1)
+    trpo.sweep("jax-probe:both", seeds=2, config=config, out=place, quiet=True)
+    resume_sweep(place, steps=64, quiet=True)
+    return place
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_any_environment_in_jax_of_another_kind_is_named_and_the_checkpoint_before_used(
+    in_jax: Path, several: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever goes on with a run makes its environment, and so knows what its state is."""
+    place = shutil.copytree(in_jax if several else in_jax / "seed-0", tmp_path / "run")
+    newest = place / ("seed-0" if several else "") / "checkpoints" / "00000002"
+    arrays, read = safetensors.numpy.load((newest / TENSORS).read_bytes()), newest.parents[1]
+    simulated = [name for name in arrays if name.startswith("device.")]
+    assert len(simulated) > 7
+    for name in simulated:
+        others = [arrays | {name: np.ascontiguousarray(other)} for other in itertools.islice(changed(arrays[name]), 4)]
+        for other in [*others, {k: v for k, v in arrays.items() if k != name}]:
+            sealed(newest, TENSORS, safetensors.numpy.save(other))
+            _, state, problems = read_run(read, going_on=True)
+            assert (state.iteration, len(problems)) == (1, 1)
+            assert name.removeprefix("device.") in problems[0] or "expected" in problems[0]
+    (resume_sweep if several else trpo.resume)(place, steps=96)
+    assert "checkpoint 00000002" in capfd.readouterr().err
+    for run in {read, place / "seed-1"} if several else {read}:
+        assert [row["iteration"] for row in read_metrics(run)] == [1, 2, 3]
+        assert read_run(run, going_on=True)[1].iteration == 3
+
+
+def test_where_no_checkpoint_has_such_environments_new_episodes_begin(
+    in_jax: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The package of the environment may have changed: what was learned is not given up for its state."""
+    place = shutil.copytree(in_jax / "seed-0", tmp_path / "run")
+    for path in (place / "checkpoints").iterdir():
+        arrays = safetensors.numpy.load((path / TENSORS).read_bytes())
+        named = {name.replace("device.envs.env.value", "device.envs.env.x"): x for name, x in arrays.items()}
+        sealed(path, TENSORS, safetensors.numpy.save(named))
+    trpo.resume(place, steps=96)
+    said = capfd.readouterr().err
+    assert "at iteration 2" in said
+    assert "new episodes begin: the state is not that of these environments" in said
+
+
+def test_a_checkpoint_under_another_s_name_is_not_used(run: Path) -> None:
+    shutil.copytree(run / "checkpoints" / "00000001", run / "checkpoints" / "00000009")
+    _, state, problems = read_run(run)
+    assert (state.iteration, problems) == (2, ["checkpoint 00000009: is of iteration 1"])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_simulators_that_take_no_such_state_begin_new_episodes(
+    run: Path, own: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody but the simulator knows what its state must be."""
+    config = json.loads((run / "config.json").read_text())
+    config["custom"]["env"] = own
+    (run / "config.json").write_text(json.dumps(config))
+    newest = run / "checkpoints" / "00000002"
+    data = json.loads((newest / DATA).read_text())
+    data["environments"][1] = {"state": "x"}
+    sealed(newest, DATA, json.dumps(data).encode())
+    make = functools.partial(Probe, "both")
+    make.__name__ = "probe:both"  # type: ignore[attr-defined]
+    trpo.resume(run, steps=96, env=make if own else None)
+    said = capfd.readouterr().err
+    assert "at iteration 2" in said
+    assert "new episodes begin: the state cannot be put back (environment probe:both raised ValueError: " in said
+    assert [row["iteration"] for row in read_metrics(run)] == [1, 2, 3]
 
 
 def test_types_that_numpy_has_not_and_rubbish(run: Path) -> None:
@@ -307,12 +386,39 @@ def test_arrays_are_put_back_as_they_were_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"iteration": "1"}', '{"iteration": 1, "x": NaN}', "\xff", "[" * 9999])
-def test_a_damaged_line_of_metrics_is_named(run: Path, line: str) -> None:
-    lines = (run / "metrics.jsonl").read_bytes().split(b"\n")
-    (run / "metrics.jsonl").write_bytes(b"\n".join([lines[0], line.encode("latin-1"), *lines[1:]]))
-    with pytest.raises(ValueError, match="line 2") as caught:
-        read_metrics(run)
-    one_line(caught.value)
+def test_a_damaged_line_of_metrics_is_named_and_left_out(run: Path, line: str) -> None:
+    """No run is held up by it, and no line is lost: the file as it was is kept."""
+    first, second, end = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    (run / "metrics.jsonl").write_bytes(damaged := b"\n".join([first, line.encode("latin-1"), second, end]))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 2: not JSON") as caught:
+        assert [row["iteration"] for row in read_metrics(run)] == [1, 2]
+    one_line(caught[0].message)
+    with pytest.warns(UserWarning, match=r"line 2: .*kept in .*metrics-damaged\.jsonl"):
+        trpo.resume(run, steps=96, quiet=True)
+    assert (run / "metrics-damaged.jsonl").read_bytes() == damaged
+    assert (run / "metrics.jsonl").read_bytes().startswith(b"\n".join([first, second, b"{"]))
+    assert [row["iteration"] for row in read_metrics(run)] == [1, 2, 3]
+
+
+def test_damage_to_metrics_comes_again_or_is_all_of_them(run: Path) -> None:
+    for number, text in enumerate((b"x\n[]\n\xff\n" + b"[" * 2**21 + b"\n", b"\0\n")):
+        (run / "metrics.jsonl").write_bytes(text)
+        with pytest.raises(ValueError, match="line 1: not JSON") as caught:
+            read_metrics(run)
+        one_line(caught.value, *["3 more lines"][number:])
+        with pytest.warns(UserWarning, match="line 1"):
+            trpo.resume(run, steps=96 + 32 * number, quiet=True)
+        assert (run / f"metrics-damaged{('', '-2')[number]}.jsonl").read_bytes() == text
+        assert [row["iteration"] for row in read_metrics(run)] == [3 + number]
+
+
+def test_a_line_that_is_too_long_is_one_line(run: Path) -> None:
+    content = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(b" " * (5 * 2**20) + b"\n7\n" + content + b'{"iteration": 3')
+    with pytest.warns(UserWarning, match="line 2"):
+        assert [row["iteration"] for row in read_metrics(run)] == [1, 2]
+    with pytest.warns(UserWarning, match="line 2"):
+        plot_runs([run], run / "curves.png")
 
 
 @pytest.mark.parametrize("name", ["../other", "/etc", "a/b", "..", ".", "", ".tmp-x", "a\\b", "C:x", "a\nb", 3, None])
@@ -566,12 +672,20 @@ def meddled(place: Path, deed: Callable[[], Any]) -> Path:
     return place
 
 
-@pytest.mark.parametrize("what", ["directory", "moved", "config.json", "metrics.jsonl", "checkpoints", "everything"])
+DELETED = ["directory", "moved", "config.json", "metrics.jsonl", "checkpoints", "everything", "a link"]
+
+
+@pytest.mark.parametrize("what", DELETED)
 def test_what_is_deleted_while_a_run_trains_is_written_again(tmp_path: Path, what: str) -> None:
     place = tmp_path / "run"
+    (tmp_path / "victim").write_text("mine")
 
     def deed() -> None:
         match what:
+            case "a link":
+                for name in ("config.json", "metrics.jsonl"):
+                    (place / name).unlink()
+                    (place / name).symlink_to(tmp_path / "victim")
             case "directory":
                 shutil.rmtree(place)
             case "moved":
@@ -585,6 +699,7 @@ def test_what_is_deleted_while_a_run_trains_is_written_again(tmp_path: Path, wha
                 (place / what).unlink()
 
     meddled(place, deed)
+    assert (tmp_path / "victim").read_text() == "mine"
     agent, state, problems = read_run(place)
     assert (state.iteration, problems) == (5, [])
     assert [row["iteration"] for row in read_metrics(place)] == [1, 2, 3, 4, 5]
@@ -606,6 +721,20 @@ def test_another_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
         meddled(place, deed)
     one_line(caught.value)
     assert [path.name for path in place.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints"])
+def test_what_cannot_be_written_again_ends_the_run(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "run"
+
+    def deed() -> None:
+        (place / name).rename(tmp_path / name)
+        (place / name).write_text("") if name == "checkpoints" else (place / name).mkdir()
+
+    with pytest.raises(trpo.RunFailed, match=f"{name}: (Is a directory|is there).*once that is mended") as caught:
+        meddled(place, deed)
+    one_line(caught.value)
+    assert "closed" not in str(caught.value)
 
 
 def test_pruning_leaves_what_the_run_has_not_passed(tmp_path: Path) -> None:

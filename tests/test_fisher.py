@@ -171,3 +171,24 @@ def test_subsample_is_fixed_and_is_the_fisher_matrix_of_those_states(x64: None) 
     np.testing.assert_allclose(curvature, np.ones(flat.size) @ full @ np.ones(flat.size), rtol=1e-8)
     reference = jax.jit(lambda b: trpo.sampled_problem(policy, params, b).linearise(params).gradient)(batch)
     np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(reference)[0], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("every", "of_each"), [(4, 3), (12, 1), (13, None), (100, None)])
+def test_a_subsample_is_as_many_states_of_every_environment_at_other_times(every: int, of_each: int | None) -> None:
+    """Each state has parameters of its own here, so that the product says which are used; at least one is."""
+    shape = (12, 5)
+
+    def policy(theta: jax.Array, state: jax.Array) -> trpo.Categorical:
+        return trpo.Categorical(theta[state])
+
+    zeros, theta = jnp.zeros(shape), jnp.zeros((60, 2))
+    batch = trpo.Batch(jnp.arange(60).reshape(shape), zeros.astype(int), zeros, jnp.full(shape, 1 / 60))
+    model = trpo.sampled_problem(policy, theta, batch, every).linearise(theta)
+    product = model.fisher_vp(theta.at[:, 0].set(1.0))[:, 0].reshape(shape)
+    used = np.asarray(product) > 0
+    assert float(product.sum()) == pytest.approx(0.25)  # their weights sum to 1
+    if of_each is None:
+        assert used.sum() == max(1, 60 // every)
+    else:
+        assert used.sum(0).tolist() == [of_each] * 5
+        assert len({tuple(times) for times in used.T}) > 1

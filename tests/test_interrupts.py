@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import trpo
+from benchmarks.fault_processes import Process, start
 from benchmarks.fault_signals import BOUND, CASES, inject
-from benchmarks.fault_tools import Started, clear, finish, members, send, start, wait_for_line, wait_until, workers
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.families import signals_held
 from trpo.runs.interrupts import Interrupted, Stop, graceful_stop, number_of
@@ -44,41 +44,41 @@ def _ctrl_c_as_in_a_terminal() -> Iterator[None]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Start commands, or programs given as text, of which nothing is left after the test."""
-    begun: list[Started] = []
+    begun: list[Process] = []
 
-    def run(*arguments: Any, program: str = "", options: tuple[str, ...] = ("-m", "trpo")) -> Started:
+    def run(*arguments: Any, program: str = "", options: tuple[str, ...] = ("-m", "trpo")) -> Process:
         begun.append(start(arguments, tmp_path, ("-c", program) if program else options))
         return begun[-1]
 
     yield run
     for each in begun:
-        clear(each)
+        each.end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_modules_are_loaded(number: int, launch: Callable[..., Started]) -> None:
+def test_a_signal_while_modules_are_loaded(number: int, launch: Callable[..., Process]) -> None:
     started = launch("train", "probe:both", options=("-X", "importtime", "-m", "trpo"))
-    assert wait_for_line(started, " tyro"), started.said
-    send(started, number)
-    ending = finish(started)
+    assert started.says(" tyro"), started.output
+    started.send(number)
+    ending = started.finish()
     assert ending.wrong(128 + number, says="trpo: interrupted") == ""
 
 
-def test_a_signal_that_is_caught_ends_the_process_all_the_same(launch: Callable[..., Started]) -> None:
+def test_a_signal_that_is_caught_ends_the_process_all_the_same(launch: Callable[..., Process]) -> None:
     """Once it has had some time: the line and the exit code are those of the signal."""
     caught = (
         "while True:\n    try:\n        import time; print('ready', file=__import__('sys').stderr); time.sleep(600)\n"
     )
     started = launch(program=f"{HEED}{caught}    except BaseException:\n        pass\n")
-    assert wait_for_line(started, "ready")
-    send(started, signal.SIGTERM)
-    ending = finish(started, 60)
+    assert started.says("ready")
+    started.send(signal.SIGTERM)
+    ending = started.finish(60)
     assert ending.wrong(143, says="trpo: interrupted by SIGTERM\n") == ""
 
 
-def test_what_follows_from_a_signal_is_not_what_ended_the_command(launch: Callable[..., Started]) -> None:
+def test_what_follows_from_a_signal_is_not_what_ended_the_command(launch: Callable[..., Process]) -> None:
     """Such as an import that it has broken; and neither is a command done that it has ended."""
     ending = (
         "from trpo.cli import main\nimport signal\ndef work(arguments):\n    try:\n        signal.raise_signal(2)\n"
@@ -86,20 +86,20 @@ def test_what_follows_from_a_signal_is_not_what_ended_the_command(launch: Callab
         "main.COMMANDS['plot'] = work\nimport sys; sys.argv = ['trpo', 'plot']\nmain.entry_point()\n"
     )
     for rest in ("raise ImportError('numpy')", "return 0"):
-        found = finish(launch(program=HEED + ending.format(rest)), 60)
+        found = launch(program=HEED + ending.format(rest)).finish(60)
         assert found.wrong(130) == ""
         assert found.err == "trpo: interrupted\n"
 
 
 def test_a_signal_between_resuming_and_the_first_iteration(
-    launch: Callable[..., Started], here: Callable[..., Any], tmp_path: Path
+    launch: Callable[..., Process], here: Callable[..., Any], tmp_path: Path
 ) -> None:
     flags = ["--policy.hidden", "8", "--value.hidden", "8", "--fragment", "16", "--env.count", "8", "--quiet"]
     assert here("train", "probe:both", "--steps", 256, "--out", "r", *flags).returncode == 0
     started = launch("resume", "r", "--steps", 10**9)
-    assert wait_for_line(started, "resuming"), started.said
-    send(started, signal.SIGINT)
-    ending = finish(started)
+    assert started.says("resuming"), started.output
+    started.send(signal.SIGINT)
+    ending = started.finish()
     assert ending.wrong(130, says="trpo: interrupted") == ""
     assert (tmp_path / "r" / "metrics.jsonl").read_text().count("\n") == 2
 
@@ -225,17 +225,17 @@ print("ready", file=sys.stderr)
 """
 
 
-def test_nothing_is_left_when_all_processes_are_killed_at_once(launch: Callable[..., Started]) -> None:
+def test_nothing_is_left_when_all_processes_are_killed_at_once(launch: Callable[..., Process]) -> None:
     """No memory either: it has no name any more once every worker has it."""
     started = launch(program=TWO.format(env="probe:endless") + "time.sleep(600)")
-    assert wait_for_line(started, "ready"), started.said
-    assert len(workers(started)) == 2
-    send(started, signal.SIGKILL, everything=True)
-    assert finish(started).wrong(-9) == ""
+    assert started.says("ready"), started.output
+    assert len(started.workers()) == 2
+    started.send(signal.SIGKILL, everything=True)
+    assert started.finish().wrong(-9) == ""
     assert started.shared == set()
 
 
-def test_workers_that_stop_or_do_not_hear_are_ended(launch: Callable[..., Started]) -> None:
+def test_workers_that_stop_or_do_not_hear_are_ended(launch: Callable[..., Process]) -> None:
     """When environments are closed, when they never were, and when the parent was killed."""
     # Stopped when the parent dies, the system lets them go on; who is stopped after that, nobody does.
     stop = (
@@ -244,22 +244,22 @@ def test_workers_that_stop_or_do_not_hear_are_ended(launch: Callable[..., Starte
     closes = "began = time.monotonic(); envs.close(); print(f'took {time.monotonic() - began}', file=sys.stderr)"
     for last in (closes, "", "os.kill(os.getpid(), 9)"):
         started = launch(program=TWO.format(env="probe:endless") + stop + last)
-        ending = finish(started, 120)
+        ending = started.finish(120)
         assert ending.wrong(-9 if "kill(" in last else 0) == "", last
         if last is closes:
             assert float(ending.err.split("took ")[1]) < BOUND
 
 
-def test_a_signal_to_everything_ends_no_worker(launch: Callable[..., Started]) -> None:
+def test_a_signal_to_everything_ends_no_worker(launch: Callable[..., Process]) -> None:
     """Not even in its first moments: they end when the parent says so, and say nothing themselves."""
     program = (
         f"{HEED}import sys\ntry:\n    from trpo.envs.names import make_envs\n    make_envs('probe:endless', 4, 2)\n"
         "except KeyboardInterrupt:\n    print('stopped', file=sys.stderr)\nsys.exit(over(130))\n"
     )
     started = launch(program=program)
-    assert wait_until(started, lambda: len(members(started.process.pid)) > 2), started.said
-    send(started, signal.SIGINT, everything=True)
-    ending = finish(started, 60)
+    assert started.until(lambda: len(started.members()) > 2), started.output
+    started.send(signal.SIGINT, everything=True)
+    ending = started.finish(60)
     assert ending.wrong(130) == ""
     assert ending.err in ("stopped\n", "trpo: interrupted\n")  # the latter where a busy machine takes too long
 

@@ -66,11 +66,12 @@ def test_a_problem_is_its_definition_at_the_sampling_policy_and_elsewhere(name: 
 @pytest.mark.parametrize("name", ["gaussian-tanh", "masked-dict", "recurrent-gru"])
 @pytest.mark.parametrize("subsample", [1, 2])
 def test_content_behind_weight_zero_does_not_matter_bit_for_bit(name: str, subsample: int) -> None:
-    """PITFALLS row 15: NaN observations, actions and advantages where the weight is 0."""
+    """PITFALLS row 15: NaN observations, actions and advantages where the weight is 0, the first state among them."""
     if (name, subsample) == ("recurrent-gru", 2):
         pytest.skip("a recurrent policy needs whole sequences: Fisher products cannot use single states")
     policy, params, _ = setting(name)
     batch = batch_of(name)
+    batch = dataclasses.replace(batch, weight=batch.weight.at[0, 0].set(0.0))
     if name == "masked-dict":
         batch = dataclasses.replace(batch, log_prob=jnp.full(LEADING, -1.0))
     other = jax.tree.map(lambda leaf: leaf * 1.1, params)
@@ -85,6 +86,21 @@ def test_content_behind_weight_zero_does_not_matter_bit_for_bit(name: str, subsa
     for a, b in zip(jax.tree.leaves(compute(batch)), jax.tree.leaves(compute(poisoned(batch))), strict=True):
         assert np.all(np.isfinite(a))
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("subsample", [1, 2])
+def test_a_batch_in_which_no_state_counts_has_no_signal_and_no_nan(subsample: int) -> None:
+    """With masks, for which observations of zeros would be invalid."""
+    policy, params, _ = setting("masked-dict")
+    batch = dataclasses.replace(batch_of("masked-dict"), weight=jnp.zeros(LEADING))
+
+    @jax.jit
+    def compute(batch: trpo.Batch) -> Any:
+        model = trpo.sampled_problem(policy, params, batch, subsample).linearise(params)
+        return model.evaluation, model.gradient, model.fisher_vp(params), model.kl_along(params)
+
+    for leaf in jax.tree.leaves(compute(batch)):
+        np.testing.assert_array_equal(leaf, 0.0)
 
 
 # ---------------------------------------------------------------- batches of another policy

@@ -22,8 +22,10 @@ from problems import LEADING, batch_of, setting
 
 import trpo
 from trpo.conjugate_gradient import CGInfo
+from trpo.line_search import Evaluation, SearchInfo
+from trpo.problem import LocalModel
 from trpo.rules.protocol import Result
-from trpo.rules.step import Direction, natural_direction, step_along, step_length
+from trpo.rules.step import Direction, natural_direction, outcome, step_along, step_length
 
 RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty(), trpo.Repeated(trpo.TRPO(), 2)]
 NORMALISED = RULES[:2]  # the step's length comes from the trust region; a penalty has a scale of its own
@@ -341,6 +343,58 @@ def test_curvature_that_is_not_positive_is_reported(rule: Any, factor: float) ->
     assert_same_bits(new, params)
     assert info.result == Result.NONPOSITIVE_CURVATURE
     assert info.backtracks == info.step_fraction == info.accepted_updates == 0  # not even a trial
+
+
+@pytest.mark.parametrize(
+    ("slope", "curvature", "result"),
+    [
+        (-1.0, 2.0, Result.ACCEPTED),
+        (0.0, 0.0, Result.NONPOSITIVE_CURVATURE),
+        (0.0, np.inf, Result.NONPOSITIVE_CURVATURE),
+        (0.0, np.nan, Result.NONPOSITIVE_CURVATURE),
+        (-np.inf, 2.0, Result.NONPOSITIVE_CURVATURE),
+        (np.inf, 2.0, Result.NONPOSITIVE_CURVATURE),
+        (np.nan, 2.0, Result.NONPOSITIVE_CURVATURE),
+    ],
+)
+def test_a_direction_is_used_only_where_the_kl_along_it_is_known(slope: float, curvature: float, result: int) -> None:
+    class Told(LocalModel):
+        """F = 1, and along every direction the KL that is told."""
+
+        def fisher_vp(self, vector: jax.Array) -> jax.Array:
+            return vector
+
+        def kl_along(self, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.asarray(slope), jnp.asarray(curvature)
+
+    found = natural_direction(object.__new__(Told), jnp.array([2.0, -1.0]), 0.0, 10, 0.0)
+    assert found.result == result
+    np.testing.assert_allclose(found.vector, [1, -0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("direction", "accepted", "finite", "result"),
+    [
+        (Result.ACCEPTED, True, True, Result.ACCEPTED),
+        (Result.ACCEPTED, False, True, Result.NO_IMPROVEMENT),
+        (Result.ACCEPTED, False, False, Result.NONFINITE_TRIAL),
+        (Result.NO_SIGNAL, False, True, Result.NO_SIGNAL),
+        (Result.NONFINITE_GRADIENT, False, False, Result.NONFINITE_GRADIENT),
+    ],
+)
+def test_an_outcome_is_the_direction_s_or_else_the_search_s(
+    direction: Result, accepted: bool, finite: bool, result: Result
+) -> None:
+    number = jnp.zeros(())
+    search = SearchInfo(
+        accepted=jnp.asarray(accepted),
+        backtracks=jnp.asarray(0),
+        fraction=number,
+        evaluation=Evaluation(number, number, number, number),
+        first_mean_kl=number,
+        finite=jnp.asarray(finite),
+    )
+    assert outcome(some_direction(result=direction), search) == result
 
 
 @normalised_rule

@@ -29,7 +29,7 @@ from tests.helpers import run_process
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.host.probes import Probe
 from trpo.envs.spaces import Box, Choice
-from trpo.rollout import Snapshot
+from trpo.rollout import EpisodeStatistics, Snapshot
 from trpo.training.agent import Agent
 from trpo.training.host import env_seeds
 from trpo.training.state import NonFiniteBatchError, TrainingState
@@ -175,8 +175,7 @@ def test_resuming_equals_not_stopping(env: str, workers: int) -> None:
         assert bits(a.learner) == bits(b.learner)
         assert (a.steps, a.episodes, a.source.environments) == (b.steps, b.episodes, b.source.environments)
         assert bits(a.source.seat) == bits(b.source.seat)
-    for row in (metrics[2], again[0]):
-        del row["value_loss"]  # of the fit before, which a resumed run did not do
+    assert again[0]["value_loss"] is not None  # of the fit before
     assert [untimed(row) for row in metrics[2:]] == [untimed(row) for row in again]
 
 
@@ -599,8 +598,12 @@ def test_a_refused_value_fit_stops_or_is_skipped() -> None:
     assert len(metrics) == 4
     assert bits(states[-1].learner.value) == bits(agent.learner.value)
     assert bits(states[-1].learner.policy) != bits(agent.learner.policy)
-    with pytest.raises(NonFiniteBatchError, match=r"^iteration 1: its value fit gave a NaN"):
-        run(dataclasses.replace(config, on_nonfinite="stop"))
+    stop = dataclasses.replace(config, on_nonfinite="stop")
+    # Also where the run was left between the fit and the iteration that sees it.
+    for state in (None, states[0]):
+        with pytest.raises(NonFiniteBatchError, match=r"^iteration 1: its value fit gave a NaN") as caught:
+            run(stop, state=state)
+        assert bits(caught.value.state.learner) == bits(states[0].learner)
 
 
 def test_an_environment_that_raises_in_the_middle() -> None:
@@ -704,7 +707,10 @@ def test_steps_do_not_count_auto_resets() -> None:
 
 
 def test_a_run_goes_on_with_seeds_and_times_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New episodes are seeded by the run and the iteration that begins; the clock goes on, too."""
+    """New episodes are seeded by the run and the iteration that begins; the clock goes on, too.
+
+    Episodes that were under way where there is no snapshot are gone, and count for nothing.
+    """
 
     class Noting(EverySecondStepResets):
         def reset(self, seeds: list[int]) -> np.ndarray:
@@ -714,7 +720,8 @@ def test_a_run_goes_on_with_seeds_and_times_of_its_own(monkeypatch: pytest.Monke
     for seed, iteration in ((0, 0), (3, 5)):
         config, envs = configure("resetting", iterations=1, seed=seed), Noting(4)
         agent = trpo.make_agent(envs, config)
-        before = TrainingState(agent.learner, iteration=iteration, seconds=1000.0 * iteration)
+        left = EpisodeStatistics(4).to_json() | {"running_return": [2.5] * 4, "running_length": [3] * 4}
+        before = TrainingState(agent.learner, iteration=iteration, seconds=1000.0 * iteration, episodes=left)
         clock = iter([10.0, 20.0, 23.0, 27.0])  # the run began; an iteration began, had collected, and ended
         monkeypatch.setattr("trpo.training.host.time", SimpleNamespace(perf_counter=clock.__next__))
         state, row = next(iter(trpo.iterations(envs, agent, config, before)))
@@ -722,6 +729,7 @@ def test_a_run_goes_on_with_seeds_and_times_of_its_own(monkeypatch: pytest.Monke
         assert state.iteration == row["iteration"] == iteration + 1
         assert state.seconds == row["seconds"] == before.seconds + 17
         assert (row["collect_seconds"], row["steps_per_second"]) == (3, config.batch / 7)
+        assert row["episode_length"] == 1
 
 
 def test_the_value_fit_of_an_iteration_is_used_in_the_next() -> None:

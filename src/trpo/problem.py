@@ -195,6 +195,7 @@ class PolicyAt(eqx.Module):
     reset: Bool[Array, "..."] | None = None
 
     def __call__(self, params: Params) -> Distribution:
+        """Return them all."""
         return unroll(self.policy, params, self.carry, (self.observation, self.reset))[0]
 
 

@@ -35,20 +35,26 @@ def from_named_arrays(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     Raises:
         ValueError: a name, a shape or a type differs; the message says which.
     """
+    require_same(template, arrays)
+    leaves = []
+    for name, leaf in named_leaves(template).items():
+        kept = jnp.asarray(arrays[name])
+        leaves.append(jax.random.wrap_key_data(kept, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else kept)
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def require_same(template: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Raise ValueError unless :func:`from_named_arrays` takes them; of ``template`` only shapes and types count."""
     expected = named_leaves(template)
     if arrays.keys() != expected.keys():
         odd = sorted(arrays.keys() ^ expected.keys())
         raise ValueError(f"differs in {', '.join(odd[:3])}")
-    leaves = []
     for name, leaf in expected.items():
         array, stored = arrays[name], jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         if array.shape != stored.shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {stored.shape}")
         if array.dtype != stored.dtype:  # a cast would lose digits silently
             raise ValueError(f"{name} is of type {array.dtype}, expected {stored.dtype}")
-        kept = jnp.asarray(array)
-        leaves.append(jax.random.wrap_key_data(kept, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else kept)
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def namespace(x: Any) -> Any:

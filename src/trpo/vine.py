@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from trpo.advantages import standardise
 from trpo.distributions import Distribution
 from trpo.policies.function import memoryless
 from trpo.policies.protocol import PolicyFunction
@@ -49,6 +50,35 @@ class Trunk(eqx.Module):
     weight: Float[Array, "time env"]
     carry: Any = ()
     reset: Bool[Array, "time env"] | None = None
+
+
+def branch_returns(
+    reward: Float[Array, "length *branches"],
+    alive: Bool[Array, "length *branches"],
+    terminated: Bool[Array, "*branches"],
+    value: Float[Array, "steps *branches"],
+    discount: float | Scalar,
+    branch_lambda: float | Scalar,
+) -> Float[Array, "*branches"]:
+    """Return what following the policy brought, closed with V where a branch ended.
+
+        Q̂(s, a) = G_0,   G_t = r_t + γ [(1 − λ) V(s_{t+1}) + λ G_{t+1}],   at the branch's last step G = r + γ V
+
+    with V = 0 after termination.
+
+    Args:
+        reward: of each step.
+        alive: whether that step was taken; a branch ends early with its episode.
+        terminated: whether it ended in an absorbing state.
+        value: V of what followed each step; where λ = 1, of what followed the last one alone, with one step.
+        discount: γ.
+        branch_lambda: λ; 1 is the paper's Monte Carlo sum.
+    """
+    last = alive & ~jnp.concatenate([alive[1:], jnp.zeros_like(alive[:1])])
+    following = jnp.where(last & terminated[None], 0.0, jnp.broadcast_to(value, reward.shape))
+    share = jnp.where(last, 1.0, 1.0 - branch_lambda)
+    factor = (discount * branch_lambda) ** jnp.arange(len(reward))
+    return jnp.tensordot(factor, jnp.where(alive, reward + discount * share * following, 0.0), 1)
 
 
 def log_probs(distribution: Distribution, action: PyTree) -> Float[Array, "*roots k"]:
@@ -90,22 +120,21 @@ def vine_surrogate(distribution: Distribution, roots: Roots) -> Scalar:
     return weighted_sum(roots.weight, state_values(distribution, roots))
 
 
-def centred(old: Distribution, roots: Roots, standardise: bool = False) -> Roots:
+def centred(old: Distribution, roots: Roots, unit: bool = False) -> Roots:
     """Return the same with advantages in place of Q̂: each root's value under ``old`` taken off, so that L(θ_old) = 0.
 
-    ``standardise`` divides by their deviation under ``old`` too, as a single-path batch's are.
+    With ``unit`` they have the deviation 1 under ``old``, as a single-path batch's may.
     """
     weight = ratios(old, roots)
-    present = per_state(roots.weight > 0, roots.q)
-    advantage = jnp.where(present, roots.q - jnp.sum(weight * roots.q, axis=-1, keepdims=True), 0.0)
-    if standardise:
-        largest = jnp.max(jnp.abs(advantage))
-        unit = advantage / jnp.where(largest > 0, largest, 1.0)
-        std = jnp.sqrt(weighted_sum(roots.weight, jnp.sum(weight * unit**2, axis=-1)))
-        rounding = 32 * jnp.finfo(unit.dtype).eps * jnp.max(jnp.abs(jnp.where(present, roots.q, 0.0))) / largest
-        signal = ~(std <= rounding)
-        advantage = jnp.where(signal, unit / jnp.where(signal, std, 1.0), 0.0)
-    return eqx.tree_at(lambda r: r.q, roots, advantage)
+    # From the first action's, so that equal Q̂ give exactly 0; what is within their rounding is no difference either.
+    relative = roots.q - roots.q[..., :1]
+    advantage = relative - jnp.sum(weight * relative, axis=-1, keepdims=True)
+    rounding = 32 * jnp.finfo(roots.q.dtype).eps * jnp.max(jnp.abs(roots.q), axis=-1, keepdims=True)
+    nothing = (jnp.abs(advantage) <= rounding) | ~per_state(roots.weight > 0, roots.q)
+    advantage = jnp.where(nothing, 0.0, advantage)
+    if unit:
+        advantage = standardise(advantage, roots.weight[..., None] * weight)
+    return dataclasses.replace(roots, q=advantage)
 
 
 def vine_problem(
@@ -113,12 +142,17 @@ def vine_problem(
     params: Params,
     roots: Roots,
     trunk: Trunk | None = None,
-    standardise: bool = False,
+    unit: bool = False,
 ) -> LocalProblem:
     """Build the local problem of a vine around π_old, the policy at ``params``, which the branches followed.
 
-    KL and Fisher products are over the roots; over all states of the trunk where it is given, which a policy with
-    memory needs.
+    Args:
+        policy: as for :func:`~trpo.problem.sampled_problem`.
+        params: its parameters.
+        roots: the states, their actions, and what came of each.
+        trunk: where it is given, KL and Fisher products are over all its states, of which the roots are some: what a
+            policy with memory needs. Else they are over the roots.
+        unit: whether advantages are brought to a deviation of 1.
     """
     policy = memoryless(policy)
     if trunk is None:
@@ -128,7 +162,7 @@ def vine_problem(
     old = jax.lax.stop_gradient(distributions(params))
     of_trunk = trunk is not None
     at = roots_in(old, roots, of_trunk)
-    objective = _VineObjective(centred(at, drawn_from(at, roots), standardise), of_trunk)
+    objective = _VineObjective(centred(at, drawn_from(at, roots), unit), of_trunk)
     return LocalProblem(distributions, objective, old, weight)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from trpo.cli.output import prepare_streams
 from trpo.runs.interrupts import heed_signals
 
 
 def entry_point() -> None:
     """Console script."""
     heed_signals()
+    prepare_streams()
     from trpo.cli import main
 
     main.entry_point()

@@ -6,6 +6,7 @@ was written); 1 anything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -96,6 +97,11 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, ValueError):
         return fail(" ".join(str(error).split()), 2)
     if isinstance(error, OSError):
+        with contextlib.suppress(ValueError):
+            try:
+                sys.stdout.flush()
+            except OSError:  # of which alone it is not said where
+                error.filename = error.filename or "standard output"
         return fail(in_words(error), 2)
     if type(error).__module__.partition(".")[0] == "trpo":
         return fail(in_words(error), 1)
@@ -119,8 +125,9 @@ def entry_point() -> None:
     """Console script. Modules of the current directory can be named, as with ``python -m trpo``."""
     heed_signals()
     prepare_streams()
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
+    with contextlib.suppress(OSError):  # the directory was removed
+        if not sys.flags.safe_path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # at the end: no file that lies about takes the place of an installed module
     try:
         code = over(main(for_good=True))
     except KeyboardInterrupt:  # while it was said how the command ended

@@ -14,10 +14,20 @@ from trpo.runs.interrupts import begin_work
 
 
 def prepare_streams() -> None:
-    """Let no character that the terminal's encoding lacks end a command, and warnings be one line."""
+    """Let no character that the terminal's encoding lacks end a command, and warnings be one line.
+
+    A stream that is closed is opened again: else a file of a run got its number, and what is written to it. What goes
+    to standard error is then lost; a result that nobody can be told is an error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)  # gets the lowest number that is free
+        if getattr(sys, name) is None and number:
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
     def one_line(message: Warning | str, category: type[Warning], *where: Any) -> str:
         return f"{category.__name__}: {' '.join(str(message).split())}\n"

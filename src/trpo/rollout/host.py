@@ -14,7 +14,7 @@ from trpo.envs.plain import from_plain
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
-from trpo.rollout.trajectory import Actor, Drawn, Seat, Snapshot, Trajectory
+from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
 from trpo.trees import from_named_arrays
 
 BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
@@ -128,9 +128,9 @@ def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: An
     return run_fragment(envs, numpy_act(*policy), seat, noise)
 
 
-def _columns(tree: Any, columns: slice, axis: int) -> Any:
+def share_of(tree: Any, rows: slice, axis: int) -> Any:
     """Return the share of some environments, which are along ``axis``."""
-    return jax.tree.map(lambda x: x[(slice(None),) * axis + (columns,)], tree)
+    return jax.tree.map(lambda x: x[(slice(None),) * axis + (rows,)], tree)
 
 
 class HostSource:
@@ -169,30 +169,6 @@ class HostSource:
         self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
         return trajectory
 
-    def collect_vine(self, policy: HostPolicy, noise: Any, drawn: Drawn, every_step: bool) -> tuple[Trajectory, Any]:
-        """Do the same, and then follow branches; return also what they met (an ``Outcome`` of rollout/vine_host)."""
-        from trpo.rollout.vine_host import Outcome, run_vine
-
-        envs: Any = self.envs
-        shares = [slice(0, self.count)] if not isinstance(envs, SplitEnv) else envs.shares
-        if not isinstance(envs, SplitEnv):
-            acting = policy.parts if policy.in_numpy else policy
-            trajectory, self.seat, outcome = run_vine(envs, acting, self.seat, noise, drawn, every_step)
-        else:
-            arguments = [
-                (policy.parts, _columns(self.seat, rows, 0), _columns(noise, rows, 1), drawn.of(rows), every_step)
-                for rows in shares
-            ]
-            trajectories, seats, outcomes = zip(*envs.call(run_vine, arguments), strict=True)
-            trajectory = self._joined(trajectories, seats)
-            parts = {
-                name: jax.tree.map(lambda *x: np.concatenate(x, 2 - (name in ("action", "terminated"))), *each)  # noqa: B023
-                for name, each in zip(Outcome._fields, zip(*outcomes, strict=True), strict=True)
-            }
-            outcome = Outcome(**parts)
-        self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
-        return trajectory, outcome
-
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
         return None if environments is None else Snapshot(environments, self.seat, self.spec.id)
@@ -208,11 +184,12 @@ class HostSource:
     def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: Any) -> Trajectory:
         """Have every process act for its own environments."""
         assert isinstance(self.envs, SplitEnv)
-        arguments = [(policy.parts, _columns(self.seat, rows, 0), _columns(noise, rows, 1)) for rows in shares]
+        arguments = [(policy.parts, share_of(self.seat, rows, 0), share_of(noise, rows, 1)) for rows in shares]
         trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
-        return self._joined(trajectories, seats)
+        return self.join(trajectories, seats)
 
-    def _joined(self, trajectories: Sequence[Trajectory], seats: Sequence[Seat]) -> Trajectory:
+    def join(self, trajectories: Sequence[Trajectory], seats: Sequence[Seat]) -> Trajectory:
+        """Put the processes' shares together."""
         before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
         together = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.steps() for t in trajectories))
         return Trajectory(**together, carry=before.carry, reset=before.reset)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
-import jax
-import numpy as np
 from jaxtyping import Bool, Float, PyTree, Shaped
 
 from trpo.envs.spaces import Space
@@ -62,29 +60,6 @@ class Trajectory(eqx.Module):
     def steps(self) -> dict[str, Any]:
         """Return what has an axis of time, by field."""
         return {name: x for name, x in vars(self).items() if name not in ("carry", "reset")}
-
-
-class Drawn(NamedTuple):
-    """The randomness of an iteration's vine."""
-
-    time: np.ndarray
-    """When the roots are met, ``[strata, env]``."""
-    first: Any
-    """Where first actions come from: noise of the policy ``[K, strata, env, …]``, or the actions ``[strata, env, K, …]``
-    themselves."""
-    sampled: bool
-    """Which of the two."""
-    noise: Any
-    """The policy's, of every step of a branch, ``[length, strata, env, …]``: the same for all K."""
-
-    def of(self, columns: slice) -> Drawn:
-        """Return the share of some environments."""
-
-        def second(leaf: Any) -> Any:
-            return leaf[:, :, columns]
-
-        first = jax.tree.map(second if self.sampled else lambda leaf: leaf[:, columns], self.first)
-        return Drawn(self.time[:, columns], first, self.sampled, jax.tree.map(second, self.noise))
 
 
 class Actor(eqx.Module):

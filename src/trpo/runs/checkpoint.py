@@ -95,7 +95,7 @@ def prune(directory: Path, iteration: int, keep: int) -> None:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return complete checkpoints' directories, newest first; links and other names are none."""
-    found = [] if is_link(directory) else list(directory.glob("*"))
+    found = list(directory.iterdir()) if directory.is_dir() and not is_link(directory) else []
     found = [path for path in found if re.fullmatch("[0-9]{8,10}", path.name) and path.is_dir() and not is_link(path)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
@@ -133,6 +133,8 @@ def read_checkpoint(
     """
     try:
         state = _state(*_read(path), like)
+        if state.iteration != int(path.name):
+            raise CheckpointError(f"is of iteration {state.iteration}")
         check(state)
         return state
     except FileNotFoundError as error:
@@ -222,4 +224,6 @@ def newest_checkpoint(
         raise CheckpointError("; ".join(problems))
     if found:
         raise CheckpointError(f"no checkpoint in {directory} is of iteration {not_after} or before")
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise CheckpointError(f"{directory} is no directory")
     raise CheckpointError(f"no checkpoint in {directory}: the run ended before its first one; start it anew")

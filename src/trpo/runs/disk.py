@@ -89,6 +89,14 @@ def is_link(path: Path) -> bool:
     return stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == junction
 
 
+def is_regular(path: Path) -> bool:
+    """Return whether there is a regular file, no link."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def refuse_link(path: Path) -> Path:
     """Return ``path``; ValueError if it is a link, which may lead out of the run's directory."""
     if is_link(path):

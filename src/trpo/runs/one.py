@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import secrets
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo.runs.checkpoint import prune, write_checkpoint
-from trpo.runs.disk import CHECKPOINTS
+from trpo.runs.disk import CHECKPOINTS, is_regular
 from trpo.runs.files import CONFIG, read_config, write_config
 from trpo.runs.lock import RunLock
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
@@ -111,7 +110,7 @@ class Run:
         """Write what is missing of the run's directory again, if it was deleted or moved away while it trained."""
         if self.lock is not None:
             self.lock.renew()
-            if not os.path.lexists(self.lock.directory / CONFIG):
+            if not is_regular(self.lock.directory / CONFIG):
                 self.describe()
             for sink in self.sinks:
                 sink.renew()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
+import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from trpo.runs.disk import NO_FOLLOW, is_same, read_regular, replace_durably
+from trpo.runs.disk import NO_FOLLOW, is_same, open_regular, replace_durably, replacing
 from trpo.runs.files import METRICS
 from trpo.runs.schema import conform, one_line, parse_json
 from trpo.training.record import Metrics
@@ -20,43 +23,85 @@ FLUSH_INTERVAL = 5.0
 """Seconds after which events are passed on to the system."""
 _BYTES = 2**32
 """The largest file of metrics that is read."""
+_LINE_BYTES = 2**20
+"""The longest line that is read."""
+DAMAGED = "metrics-damaged.jsonl"
+"""What ``metrics.jsonl`` was when a line in it could not be read."""
 _Record = Annotated[dict[str, float | str | bool | None], lambda record: type(record.get("iteration", 0)) is int]
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the metrics of a run, one record an iteration; a last line cut off by a power failure is left out.
 
+    So is any other line that cannot be read, with a warning that names the first of them.
+
     Raises:
-        ValueError: there is no such file, or a line in its middle is damaged.
+        ValueError: there is no such file, or none of its lines can be read.
     """
-    path = run / METRICS
     try:
-        lines = read_regular(path, _BYTES).split(b"\n")
+        found = _Lines(run / METRICS)
+        records = [record for _, record in found]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{run} has no {METRICS}: is it the directory of a run?") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line, constants=False)
-            conform(record, _Record)
-            records.append(record)
-        except ValueError as error:
-            if number < len(lines):  # no newline after the last: the write was cut off
-                raise ValueError(f"{path}, line {number}: not JSON ({one_line(error)})") from error
+    if found.damaged and not records:
+        raise ValueError(found.damage)
+    if found.damaged:
+        warnings.warn(f"{found.damage}; left out", stacklevel=2)
     return records
+
+
+class _Lines:
+    """The lines of a file of metrics with their records, one after the other: there may be millions."""
+
+    def __init__(self, path: Path):
+        self.path, self.damaged, self._first = path, 0, ""
+        """How many lines could not be read; not counted is a last one without its end, whose writing was cut off."""
+
+    def __iter__(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        with open_regular(self.path, _BYTES) as file:
+            for number in itertools.count(1):
+                line = piece = file.readline(_LINE_BYTES)
+                while piece and not piece.endswith(b"\n"):  # the rest of a line that is too long
+                    piece = file.readline(_LINE_BYTES)
+                if not line:
+                    return
+                if not line.strip():
+                    continue
+                try:
+                    record = parse_json(line, constants=False)
+                    conform(record, _Record)
+                except ValueError as error:
+                    if piece:
+                        self.damaged += 1
+                        self._first = self._first or f"line {number}: not JSON ({one_line(error)})"
+                    continue
+                yield line.rstrip(b"\n") + b"\n", record
+
+    @property
+    def damage(self) -> str:
+        """What is wrong."""
+        more = f", and {self.damaged - 1:,} more lines" if self.damaged > 1 else ""
+        return f"{self.path}, {self._first}{more}"
 
 
 class JsonLines:
     """Appends one strict-JSON line an iteration to ``metrics.jsonl``."""
 
     def __init__(self, run: Path, after_iteration: int = 0):
-        """Drop what was recorded after ``after_iteration``, the checkpoint that a resumed run starts from."""
-        self._path, kept = run / METRICS, []
+        """Drop what was recorded after ``after_iteration``, the checkpoint that a resumed run starts from.
+
+        If a line cannot be read, the file as it was is kept beside it: the run goes on without that line.
+        """
+        self._path, kept = run / METRICS, b""
         if os.path.lexists(self._path):
-            kept = [r for r in read_metrics(run) if r.get("iteration", 0) <= after_iteration]
-        self._begin("".join(json.dumps(r) + "\n" for r in kept).encode())
+            found = _Lines(self._path)
+            kept = b"".join(line for line, record in found if record.get("iteration", 0) <= after_iteration)
+            if found.damaged:
+                aside = _free(run / DAMAGED)
+                with _naming(aside), replacing(aside) as temporary:
+                    shutil.copyfile(self._path, temporary)
+                warnings.warn(f"{found.damage}; going on without, all of it is kept in {aside}", stacklevel=2)
+        self._begin(kept)
 
     def _begin(self, content: bytes) -> None:
         with _naming(self._path):
@@ -72,9 +117,9 @@ class JsonLines:
         """Write all of it again, if the file was deleted or replaced meanwhile."""
         if not is_same(self._path, os.fstat(self._file.fileno())):
             self._file.seek(0)
-            content = self._file.read()
-            self._file.close()
-            self._begin(content)
+            before = self._file
+            self._begin(before.read())
+            before.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # ``write`` has reported what could not be written
@@ -127,6 +172,12 @@ class TensorBoard:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # these are for looking at: nothing is read back from them
             self._writer.close()
+
+
+def _free(path: Path) -> Path:
+    """Return ``path``, or, where there is such a file, the first name with a number that is free."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 Sink = JsonLines | TensorBoard

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
-from trpo.runs.disk import refuse_link
+from trpo.runs.disk import is_regular, refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
 from trpo.runs.one import Run
@@ -38,6 +39,7 @@ from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
 from trpo.training.sizes import check_number_of_runs
+from trpo.training.state import TrainingState
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 FORMAT = 1
@@ -156,7 +158,7 @@ def _member(lock: RunLock, variant: Variant) -> RunLock:
 def _describe(lock: RunLock, plan: Sequence[Variant]) -> None:
     """Write which run is which, unless it is there."""
     lock.renew()
-    if not os.path.lexists(lock.directory / SWEEP):
+    if not is_regular(lock.directory / SWEEP):
         write_json(lock.directory / SWEEP, {"format": FORMAT, "runs": [dataclasses.asdict(v) for v in plan]})
 
 
@@ -274,17 +276,24 @@ def resume_sweep(
     described = [read_config(place / variant.name) for variant in plan]
     if is_jax_name(described[0]["config"]["env"]["id"]):
         use_cores(len(plan))
-    read = functools.partial(read_run, policy=policy, env=env, value=value, trust=trust)
+    read = functools.partial(read_run, policy=policy, env=env, value=value, trust=trust, going_on=True)
+
+    def newest(directory: Path, not_after: int | None = None) -> tuple[Agent, TrainingState]:
+        agent, state, problems = read(directory, not_after=not_after)
+        for problem in () if quiet else problems:
+            print(f"{directory}: {problem}; using the one before", file=sys.stderr, flush=True)
+        return agent, state
+
     with used_directory(place) as lock, contextlib.ExitStack() as members:
         locks = [members.enter_context(used_directory(place / variant.name)) for variant in plan]
-        runs = [Run.go_on(*read(each.directory)[:2], each) for each in locks]
+        runs = [Run.go_on(*newest(each.directory), each) for each in locks]
         target = env_of(runs[0].agent)
         # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
         while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:
             earliest = min(run.state.iteration for run in runs)
             for run, each in zip(runs, locks, strict=True):
                 if run.state.iteration > earliest:
-                    run.state = read(each.directory, not_after=earliest)[1]
+                    run.state = newest(each.directory, not_after=earliest)[1]
         if steps is not None:
             for run in runs:
                 run.change_steps(steps)

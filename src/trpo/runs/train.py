@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.rollout import Seat, Snapshot, Source
 from trpo.rules.protocol import Rule
-from trpo.runs.checkpoint import largest_checkpoint, newest_checkpoint
+from trpo.runs.checkpoint import CheckpointError, largest_checkpoint, newest_checkpoint
 from trpo.runs.disk import CHECKPOINTS
 from trpo.runs.files import CONFIG, new_directory, read_config, used_directory
 from trpo.runs.one import Run
@@ -29,10 +30,10 @@ from trpo.runs.trust import Untrusted, trained_here
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO, NONE, apply_preset
 from trpo.training.agent import Agent
-from trpo.training.loop import check_runs, make_agent
+from trpo.training.loop import check_of_state, check_runs, make_agent
 from trpo.training.sizes import count_parameters
 from trpo.training.state import TrainingState
-from trpo.trees import from_named_arrays
+from trpo.trees import require_same
 
 
 def read_run(
@@ -43,12 +44,14 @@ def read_run(
     value: PolicyLike | None = None,
     not_after: int | None = None,
     trust: bool = False,
+    going_on: bool = False,
 ) -> tuple[Agent, TrainingState, list[str]]:
     """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
 
     ``not_after`` leaves out checkpoints of later iterations. The others are needed again where the run was given them:
     code is never stored, so loading never executes any. With ``trust``, or if the run was trained here, its environment
-    may be made although it is imported.
+    may be made although it is imported. For ``going_on``, one in JAX is made, and a checkpoint of other environments is
+    damaged; if all are, the run has another environment now.
     """
     run = Path(run)
     data = read_config(run)
@@ -67,7 +70,14 @@ def read_run(
     if data["custom"]["env"]:  # a source is not kept in the agent, but the run still has one of its own
         agent = dataclasses.replace(agent, own=agent.own | {"env"})
     check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
-    state, problems = newest_checkpoint(run / CHECKPOINTS, agent.learner, not_after, check)
+    fits = check_of_state(env if isinstance(env, Source) else env_of(agent), agent) if going_on else None
+    newest = functools.partial(newest_checkpoint, run / CHECKPOINTS, agent.learner, not_after)
+    try:
+        state, problems = newest(functools.partial(check, fits=fits))
+    except CheckpointError:
+        if fits is None:
+            raise
+        state, problems = newest(check)
     return agent.at(state), state, problems
 
 
@@ -92,8 +102,10 @@ def _env_of_run(run: Path, data: dict[str, Any], trust: bool) -> EnvLike:
     return env_id if allowed else Untrusted(run, env_id)
 
 
-def _check_state(agent: Agent, own_env: bool, state: TrainingState) -> None:
-    """Raise ValueError unless a state on the host is one of environments with these spaces."""
+def _check_state(
+    agent: Agent, own_env: bool, state: TrainingState, fits: Callable[[TrainingState], None] | None = None
+) -> None:
+    """Raise ValueError unless a state on the host is one of environments with these spaces, and ``fits`` any other."""
     episodes = state.episodes or {}
     count = len(episodes.get("running_return", range(agent.config.env.count)))
     for name in ("running_length", "first"):
@@ -103,7 +115,9 @@ def _check_state(agent: Agent, own_env: bool, state: TrainingState) -> None:
         if not isinstance(state.source.environments, list) or len(state.source.environments) != count:
             raise ValueError(f"it has no snapshots of {count} environments")
         seat = Seat(agent.spec.observation.zeros(count), agent.policy.start(count), np.ones(count, bool))
-        from_named_arrays(jax.eval_shape(lambda: seat), state.source.seat)  # type: ignore[arg-type]
+        require_same(jax.eval_shape(lambda: seat), state.source.seat)  # type: ignore[arg-type]
+    if fits is not None:
+        fits(state)
 
 
 _MODULE = "a module of the same structure"
@@ -226,7 +240,7 @@ def resume(
     keep_programs()
     read_config(Path(run))  # what is no run is left as it is
     with used_directory(Path(run)) as lock:
-        agent, state, problems = read_run(run, policy, env, rule, value, trust=trust)
+        agent, state, problems = read_run(run, policy, env, rule, value, trust=trust, going_on=True)
         said = [f"{problem}; using the one before" for problem in problems]
         resumed = Run.go_on(agent, state, lock)
         if steps is not None:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 
 from trpo.capacity import gigabytes, require_room
 from trpo.envs.meeting import require_same_spaces
+from trpo.policies.protocol import PolicyFunction
 from trpo.programs import bounded, compiled
 from trpo.rollout import Snapshot
 from trpo.rollout.device import DeviceRollout, DeviceSource
@@ -30,7 +31,7 @@ from trpo.training.learner import Hyper, Learner, prepare
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.sizes import check_training
 from trpo.training.state import NonFiniteBatchError, TrainingState
-from trpo.trees import from_named_arrays, named_arrays
+from trpo.trees import from_named_arrays, named_arrays, require_same
 
 INTERVAL = 1.0
 """Seconds that a chunk should take: how often progress is shown and a request to stop is seen."""
@@ -189,6 +190,19 @@ class DeviceLoop:
             )
             for m, state in enumerate(states)
         ]
+
+
+def check_rollout(source: DeviceSource, agent: Agent, state: TrainingState) -> None:
+    """Raise ValueError unless a saved state has environments such as these, however many of them."""
+    if not isinstance(state.source, dict):
+        raise ValueError("it has no environments in JAX")
+    count = len(state.source.get("reset", ()))
+    require_same(_rollout_like(source, agent.policy, count), state.source)
+
+
+@bounded
+def _rollout_like(source: DeviceSource, policy: PolicyFunction, count: int) -> DeviceRollout:
+    return jax.eval_shape(lambda: source.begin(jax.random.key(0), count, policy.start(count)))
 
 
 def _restored(template: DeviceRollout, source: Any) -> DeviceRollout:

@@ -6,20 +6,50 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trpo.envs.meeting import require_same_spaces
 from trpo.programs import compiled
-from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source, Trajectory
-from trpo.rollout.trajectory import Drawn
+from trpo.rollout import EpisodeStatistics, HostPolicy, HostSource, Snapshot, Source, Trajectory, noise_of
+from trpo.rollout.vine import Branches, Plan, chosen_times, listed_actions, vine_keys
+from trpo.rollout.vine_host import Drawn, Outcome, collect_vine, require_savable
+from trpo.spelling import in_words
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, close_branches, improve, prepare, prepare_vine, refit
+from trpo.training.learner import Hyper, Learner, Program, improve, prepare, refit, value_now
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import named_arrays
 from trpo.value_fits import ValueInfo
+from trpo.vine import branch_returns
+
+
+def prepare_vine(program: Program, plan: Plan, actor: Any, key: Any, iteration: Any) -> Drawn:
+    """Draw what is random about the branches of an iteration, but for the environments."""
+    times_key, draw_key, noise_key, _ = vine_keys(key, iteration)
+    time = chosen_times(times_key, program.fragment, plan.every, program.count)
+
+    def noise(key: Any, leading: int) -> Any:
+        drawn = noise_of(program.policy, actor, time.size, (leading,), key)
+        return jax.tree.map(lambda x: x.reshape(leading, *time.shape, *x.shape[2:]), drawn)
+
+    if plan.proposal == "policy":
+        return Drawn(time=time, noise=noise(noise_key, plan.length), first_noise=noise(draw_key, plan.actions))
+    first = listed_actions(plan, time.shape, draw_key)
+    return Drawn(time=time, noise=noise(noise_key, plan.length), first=first)
+
+
+def close_branches(
+    program: Program, hyper: Hyper, learner: Learner, iteration: Any, time: Any, met: Outcome
+) -> Branches:
+    """Return Q̂ of branches that the host has followed."""
+    value, discount = value_now(program, learner)(met.following), hyper.discount_at(iteration)
+    q = branch_returns(met.reward, met.alive, met.terminated, value, discount, hyper.branch_lambda)
+    return Branches(time, met.action, q, jnp.sum(met.alive, dtype=jnp.int32))
+
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
 _prepare, _improve, _refit = (compiled(stage) for stage in (prepare, improve, refit))
@@ -66,16 +96,22 @@ class HostLoop:
         self._improve = partial(_improve, program, self.hyper)
         self._refit = partial(_refit, program, self.hyper)
         self._plan = program.vine
-        self._prepare_vine = partial(_prepare_vine, program)
-        self._close = partial(_close, program, self.hyper)
+        if self._plan is not None:
+            require_savable(source)
+            self._prepare_vine = partial(_prepare_vine, program, self._plan)
+            self._close = partial(_close, program, self.hyper)
         self._restart(state.iteration)
         source.episodes = EpisodeStatistics(source.count, state.episodes)
         self.begins_anew = _unfit(source, agent, state)
         """Why new episodes begin although the state has the simulators'; empty if it is not so."""
+        if state.source is not None and not self.begins_anew:
+            try:
+                source.restore(state.source)
+            except Exception as error:  # of whoever wrote the simulator
+                self.begins_anew = f"the state cannot be put back ({in_words(error)})"
+                self._restart(state.iteration)
         if state.source is None or self.begins_anew:
             source.episodes.restart()  # the episodes that were under way are gone
-        else:
-            source.restore(state.source)
         self.policy = HostPolicy(agent.policy, program.freeze(state.learner.policy, state.learner.observations))
 
     def _restart(self, iteration: int) -> None:
@@ -86,10 +122,10 @@ class HostLoop:
         noise = jax.tree.map(np.asarray, noise)
         if self._plan is None:
             return self.source.collect(self.policy, noise), None
-        time, first, later = jax.tree.map(np.asarray, self._prepare_vine(actor, key, iteration))
-        drawn = Drawn(time, first, self._plan.proposal == "policy", later)
-        trajectory, met = self.source.collect_vine(self.policy, noise, drawn, not self._plan.monte_carlo)
-        return trajectory, self._close(learner, iteration, time, met)
+        assert isinstance(self.source, HostSource)
+        drawn = jax.tree.map(np.asarray, self._prepare_vine(actor, key, iteration))
+        trajectory, met = collect_vine(self.source, self.policy, noise, drawn, not self._plan.monte_carlo)
+        return trajectory, self._close(learner, iteration, drawn.time, met)
 
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
         """Train to ``steps``, yielding after every iteration while its value fit runs in the background."""

@@ -22,15 +22,16 @@ from trpo.envs.spec import EnvSpec
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
-from trpo.rollout.vine import Branches, Plan, chosen_times, listed_actions, vine_keys
+from trpo.rollout.vine import Branches, Plan
 from trpo.rules import Repeated
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
+from trpo.training.vine import plan_of, roots_of, with_roots
 from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
 from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, predict
-from trpo.vine import Roots, Trunk, drawn_from, roots_in, state_values, vine_problem
+from trpo.vine import Roots, Trunk, vine_problem
 
 
 class Learner(eqx.Module):
@@ -70,8 +71,6 @@ class Program:
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
     vine: Plan | None = None
     """None for single-path rollouts."""
-    actions: Space | None = None
-    """Of the environment."""
 
     @classmethod
     def of(
@@ -89,8 +88,7 @@ class Program:
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
             strata=strata,
-            vine=Plan.of(config, spec.action),
-            actions=spec.action,
+            vine=plan_of(config, spec, value),
         )
 
     @property
@@ -180,6 +178,8 @@ class Estimates(eqx.Module):
     """λ-returns."""
     weight: Float[Array, "time env"]
     """1/N where a step is valid, else 0."""
+    roots: Roots | None = None
+    """Of a vine."""
 
 
 def prepare(program: Program, params: Params, statistics: Any, key: Any, iteration: Any) -> tuple[Actor, Any, Any]:
@@ -207,8 +207,10 @@ def improve(
     learner with its old value function, and the data to refit that with.
     """
     estimates = estimate(program, hyper, learner, trajectory, iteration)
-    roots = None if branches is None or program.vine is None else roots_of(program.vine, estimates, branches)
-    problem = local_problem(program, learner, estimates, roots)
+    if branches is not None and program.vine is not None:
+        roots = roots_of(program.vine, branches, estimates.seen, estimates.weight)
+        estimates = dataclasses.replace(estimates, roots=roots)
+    problem = local_problem(program, learner, estimates)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
     info = IterationInfo(
@@ -217,65 +219,11 @@ def improve(
         std=_mean_std(problem.old),
         finite=finite,
     )
-    return new, value_batch(program, problem, estimates, roots), info
-
-
-def roots_of(plan: Plan, estimates: Estimates, branches: Branches) -> Roots:
-    """Return the roots of a vine, with what the policy saw there."""
-    place = branches.time, jnp.broadcast_to(jnp.arange(branches.time.shape[1]), branches.time.shape)
-    weight = estimates.weight[place]
-    return Roots(
-        observation=jax.tree.map(lambda leaf: leaf[place], estimates.seen),
-        action=branches.action,
-        q=branches.q,
-        weight=weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny),
-        # A uniform proposal's density is a constant, and only differences of log q matter.
-        proposal_log_prob=jnp.zeros_like(branches.q) if plan.proposal == "uniform" else None,
-        place=place,
-        complete=plan.proposal == "all",
-    )
-
-
-def value_batch(program: Program, problem: LocalProblem, estimates: Estimates, roots: Roots | None) -> ValueBatch:
-    """Return the data that the value function is fitted to: λ-returns, and the values of roots where there are any."""
     rows = partial(_rows, strata=program.strata)
     data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
-    if roots is None or program.vine is None or program.vine.targets == "trunk":
-        return data
-    at = roots_in(problem.old, roots, program.vine.kl == "trunk")
-    target, weight = rows(state_values(at, drawn_from(at, roots))), rows(estimates.weight[roots.place])
-    more = ValueBatch(jax.tree.map(rows, roots.observation), target, weight)
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=weight.ndim - 1), data, more)
-    return dataclasses.replace(both, weight=both.weight / jnp.sum(both.weight))
-
-
-def prepare_vine(program: Program, actor: Actor, key: Any, iteration: Any) -> tuple[Any, Any, Any]:
-    """Draw what the branches of an iteration on the host need: times of roots, first actions or noise, noise."""
-    plan, (times_key, draw_key, noise_key, _) = program.vine, vine_keys(key, iteration)
-    assert plan is not None
-    time = chosen_times(times_key, program.fragment, plan.every, program.count)
-
-    def noise(key: Any, leading: tuple[int, ...]) -> Any:
-        drawn = noise_of(program.policy, actor, time.size, leading, key)
-        return jax.tree.map(lambda x: x.reshape(*leading, *time.shape, *x.shape[len(leading) + 1 :]), drawn)
-
-    if plan.proposal == "policy":
-        return time, noise(draw_key, (plan.actions,)), noise(noise_key, (plan.length,))
-    return time, listed_actions(plan, program.actions, time.shape, draw_key), noise(noise_key, (plan.length,))
-
-
-def close_branches(program: Program, hyper: Hyper, learner: Learner, iteration: Any, time: Any, met: Any) -> Branches:
-    """Return Q̂ of branches that the host has followed (see :func:`~trpo.rollout.vine.follow` for the formula)."""
-    plan, discount = program.vine, hyper.discount_at(iteration)
-    assert plan is not None
-    value = value_now(program, learner)(met.following)
-    # Whether a step was the branch's last: then all that follows it is V.
-    last = met.alive & ~jnp.concatenate([met.alive[1:], jnp.zeros_like(met.alive[:1])])
-    after = jnp.where(last & met.terminated, 0.0, jnp.broadcast_to(value, met.reward.shape))
-    share = jnp.where(last, 1.0, 1.0 - hyper.branch_lambda)
-    factor = (discount * hyper.branch_lambda) ** jnp.arange(plan.length)
-    gain = jnp.where(met.alive, met.reward + discount * share * after, 0.0)
-    return Branches(time, met.action, jnp.tensordot(factor, gain, 1), jnp.sum(met.alive, dtype=jnp.int32))
+    if estimates.roots is not None and program.vine is not None and program.vine.fit_roots:
+        data = with_roots(data, program.vine, estimates.roots, problem.old, rows)
+    return new, data, info
 
 
 def value_now(program: Program, learner: Learner) -> Any:
@@ -298,16 +246,16 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
 
 
-def local_problem(program: Program, learner: Learner, estimates: Estimates, roots: Roots | None = None) -> LocalProblem:
-    """Build the trust-region problem of a batch, or of the roots of a vine, around the policy that sampled it."""
+def local_problem(program: Program, learner: Learner, estimates: Estimates) -> LocalProblem:
+    """Build the trust-region problem of a batch, or of a vine, around the policy that sampled it."""
     steps, weight = estimates.trajectory, estimates.weight
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
     # The step after an auto-reset is where the episode really begins.
     begins = steps.terminated | steps.truncated | ~steps.valid
     reset = jnp.concatenate([steps.reset[None], begins[:-1]])
-    if roots is not None and program.vine is not None:
-        trunk = Trunk(estimates.seen, weight, steps.carry, reset) if program.vine.kl == "trunk" else None
-        return vine_problem(program.policy, learner.policy, roots, trunk, program.standardise_advantages)
+    if estimates.roots is not None and program.vine is not None:
+        trunk = Trunk(estimates.seen, weight, steps.carry, reset) if program.vine.over_trunk else None
+        return vine_problem(program.policy, learner.policy, estimates.roots, trunk, program.standardise_advantages)
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,
@@ -335,7 +283,7 @@ def settle(
             lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
         )
     # The statistics too: finite numbers at the very end of the type's range have sums that are not.
-    met = steps.observation, steps.next_observation, steps.reward
+    met = steps.observation, steps.next_observation, steps.reward, estimates.roots and estimates.roots.q
     finite = all_finite((*met, estimates.target, statistics))
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)
     return tree_where(finite, Learner(params, rule_state, learner.value, statistics, average), learner), finite

@@ -16,7 +16,7 @@ from trpo.rollout.device import DeviceSource
 from trpo.rules.protocol import Rule
 from trpo.settings.config import Config
 from trpo.training.agent import Agent
-from trpo.training.device import ROWS, DeviceLoop, setup_for
+from trpo.training.device import ROWS, DeviceLoop, check_rollout, setup_for
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
 from trpo.training.sizes import check_training
@@ -68,6 +68,13 @@ def check_runs(env: EnvLike | Source, agents: Sequence[Agent]) -> None:
         check_training(agent, on_host=True)
         if origin is not None:
             origin.check_room(agent.config.env.count, agent.config.env.workers)
+
+
+def check_of_state(env: EnvLike | Source, agent: Agent) -> Callable[[TrainingState], None] | None:
+    """Return what raises ValueError for a saved state that is not one of ``env``; None unless that is in JAX."""
+    origin = None if isinstance(env, Source) else resolve(env, agent.config.env)
+    source = None if origin is None else device_source(origin)
+    return None if source is None else partial(check_rollout, source, agent)
 
 
 @dataclasses.dataclass(frozen=True)

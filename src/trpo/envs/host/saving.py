@@ -1,8 +1,9 @@
 """The whole state of a Gymnasium environment: taken, and put back bit for bit.
 
-An environment is a chain of wrappers around a simulator. Each of them is saved by the first of these that knows it: its
-own ``snapshot()`` and ``restore(state)``; every array of the simulation for MuJoCo's tasks; the emulator with its random
-state for Atari's games; for Gymnasium's other environments and wrappers, their attributes that are plain data.
+An environment is a chain of wrappers around a simulator. Each of them is saved by the first of these that knows it:
+its own ``snapshot()`` and ``restore(state)``; every array of the simulation for MuJoCo's tasks; the emulator with its
+random state for Atari's games; for Gymnasium's other environments and wrappers, their attributes that are plain data.
+What is put back must be of the kind that is there: a state may come out of somebody else's checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _CONSTANT = {
     *("P", "desc", "initial_state_distrib", "screen", "clock", "window", "window_surface", "surf", "_np_random_seed"),
 }
 """Attributes that never change after an environment was made, that only drawing needs, or that a simulator has."""
-_PLAIN = (bool, int, float, str, type(None), np.generic)
+_OTHERS = (gym.Space, gym.envs.registration.EnvSpec, gym.Env, types.FunctionType, types.MethodType, type)
+"""Descriptions and code."""
+_NUMBERS = (bool, int, float, np.generic)
 
 
 class UnsavableError(ValueError):
@@ -59,29 +62,32 @@ class Attributes:
     """Attributes that are numbers, texts, arrays, random generators, and lists, tuples, deques or dicts of these."""
 
     def __init__(self, env: Any):
-        self._env = env
-        self._names = [name for name, value in vars(env).items() if name not in _CONSTANT and not _is_no_state(value)]
-        for name in self._names:
-            try:
-                _copied(getattr(env, name))
-            except TypeError as error:
-                raise UnsavableError(f"its attribute {name} of {type(env).__name__} is {error}") from None
+        self._env, self._name = env, type(env).__name__
+        # A wrapper's texts are names and places; of a game, such as the suit of a card, they are state.
+        self._others = (*_OTHERS, str) if isinstance(env, gym.Wrapper) else _OTHERS
+        for name in vars(env):
+            if self._is_state(name):
+                try:
+                    _copied(getattr(env, name))
+                except TypeError as error:
+                    raise UnsavableError(f"attribute {name} of {self._name} is {error}") from None
+
+    def _is_state(self, name: str) -> bool:
+        value = vars(self._env)[name]
+        drawing = type(value).__module__.partition(".")[0] == "pygame"
+        return name not in _CONSTANT and not isinstance(value, self._others) and not drawing
 
     def save(self) -> Any:
+        # Asked anew each time: an attribute may be there only after the first reset, or only for a while.
         values = vars(self._env)
-        # An attribute may be there only after the first reset, or only for a while.
-        return {name: _copied(value) for name, value in values.items() if name in self._names or self._is_new(name)}
-
-    def _is_new(self, name: str) -> bool:
-        return name not in _CONSTANT and not _is_no_state(vars(self._env)[name])
+        return {name: _copied(value) for name, value in values.items() if self._is_state(name)}
 
     def restore(self, state: Any) -> None:
-        if not isinstance(state, dict):
-            raise ValueError(f"the state of {type(self._env).__name__} is {type(state).__name__}, not a dict")
+        values = vars(self._env)
         for name, value in state.items():
-            if name in _CONSTANT or not isinstance(name, str):
-                raise ValueError(f"the state of {type(self._env).__name__} has {name!r}, which is no state")
-            vars(self._env)[name] = _put_back(vars(self._env).get(name), value)
+            if name not in values or not self._is_state(name):
+                raise ValueError(f"{self._name} has no {str(name)[:40]!r} of such a kind")
+            values[name] = _put_back(values[name], value, f"{self._name}.{name}")
 
 
 class MuJoCo:
@@ -94,21 +100,27 @@ class MuJoCo:
     def __init__(self, env: Any):
         import mujoco
 
-        self._env, self._attributes = env, Attributes(env)
+        self._env, self._attributes, self._data = env, Attributes(env), None
         fresh = mujoco.MjData(env.model)
         found = {name: getattr(fresh, name) for name in dir(fresh) if not name.startswith("_")}
         self._names = [name for name, x in found.items() if isinstance(x, np.ndarray) and x.size]
+        self._views: dict[str, np.ndarray] = {}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Return the simulation's own arrays, which are found once: to find them takes longer than to copy them."""
+        if self._data is not self._env.data:
+            self._data = self._env.data
+            self._views = {name: getattr(self._data, name) for name in self._names}
+        return self._views
 
     def save(self) -> Any:
-        data = self._env.data
-        arrays = {name: np.array(getattr(data, name)) for name in self._names}
-        return {"time": data.time, "arrays": arrays, "attributes": self._attributes.save()}
+        arrays = {name: view.copy() for name, view in self._arrays().items()}
+        return {"time": self._env.data.time, "arrays": arrays, "attributes": self._attributes.save()}
 
     def restore(self, state: Any) -> None:
-        data = self._env.data
-        for name in self._names:
-            getattr(data, name)[...] = state["arrays"][name]
-        data.time = state["time"]
+        for name, view in self._arrays().items():
+            view[...] = _put_back(view, state["arrays"][name], name)
+        self._env.data.time = _put_back(0.0, state["time"], "time")
         self._attributes.restore(state["attributes"])
 
 
@@ -169,12 +181,6 @@ class Keeper:
             part.restore(one)
 
 
-def _is_no_state(value: Any) -> bool:
-    """Return whether a value is a description, code or something to draw with."""
-    kinds = (gym.Space, gym.envs.registration.EnvSpec, gym.Env, types.FunctionType, types.MethodType, type)
-    return isinstance(value, kinds) or type(value).__module__.partition(".")[0] == "pygame"
-
-
 def _copied(value: Any) -> Any:
     """Copy plain data; TypeError, naming the type, for anything else."""
     match value:
@@ -188,26 +194,47 @@ def _copied(value: Any) -> Any:
             return [_copied(part) for part in value]
         case tuple():
             return tuple(_copied(part) for part in value)
-        case _ if isinstance(value, _PLAIN):
+        case None | str() | bool() | int() | float() | np.generic():
             return value
         case _ if _is_record(value):
             return _copied(vars(value))
     raise TypeError(f"of type {type(value).__name__}, which is no plain data")
 
 
-def _put_back(present: Any, value: Any) -> Any:
-    """Return a value as an attribute that is ``present`` has it."""
+def _put_back(present: Any, value: Any, where: str) -> Any:
+    """Return a value as what is there, ``present``, has it; ValueError if it is of another kind, or no plain data."""
+    fits = True
     match present:
         case np.random.Generator():
-            present.bit_generator.state = copy.deepcopy(value)
-            return present
+            fits = isinstance(value, dict)
+            if fits:
+                present.bit_generator.state = copy.deepcopy(value)
+                return present
+        case np.ndarray():
+            fits = isinstance(value, np.ndarray | np.generic)
+            fits = fits and value.shape == present.shape and value.dtype == present.dtype
+            value = np.asarray(value)
+        case bool() | int() | float() | np.generic():
+            fits = value is None or isinstance(value, _NUMBERS)
+        case str():
+            fits = isinstance(value, str)
+        case dict():
+            fits = isinstance(value, dict)
         case collections.deque():
-            return collections.deque((_copied(part) for part in value), present.maxlen)
-        case tuple():
-            return tuple(_copied(value)) if isinstance(value, tuple | list) else _copied(value)
-    if _is_record(present):
-        vars(present).update(_copied(value))
-        return present
+            fits = isinstance(value, list)
+            value = collections.deque(value, present.maxlen) if fits else value
+        case list() | tuple():
+            fits = isinstance(value, list | tuple)
+            value = type(present)(value) if fits and type(present) in (list, tuple) else value
+        case _ if _is_record(present):
+            fits = isinstance(value, dict) and value.keys() == vars(present).keys()
+            if fits:
+                vars(present).update({k: _put_back(x, value[k], f"{where}.{k}") for k, x in vars(present).items()})
+                return present
+    if not fits:
+        raise ValueError(f"{where} is {type(present).__name__}, which {type(value).__name__} in the state does not fit")
+    if isinstance(value, collections.deque):
+        return collections.deque(map(_copied, value), value.maxlen)
     return _copied(value)
 
 
