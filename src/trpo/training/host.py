@@ -15,7 +15,7 @@ import numpy as np
 from trpo.envs.meeting import require_same_spaces
 from trpo.programs import compiled
 from trpo.rollout import EpisodeStatistics, HostPolicy, HostSource, Snapshot, Source, Trajectory, noise_of
-from trpo.rollout.vine import Branches, Plan, chosen_times, listed_actions, vine_keys
+from trpo.rollout.vine import Branches, chosen_times, listed_actions, vine_keys
 from trpo.rollout.vine_host import Drawn, Outcome, collect_vine, require_savable
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
@@ -27,9 +27,10 @@ from trpo.value_fits import ValueInfo
 from trpo.vine import branch_returns
 
 
-def prepare_vine(program: Program, plan: Plan, actor: Any, key: Any, iteration: Any) -> Drawn:
+def prepare_vine(program: Program, actor: Any, key: Any, iteration: Any) -> Drawn:
     """Draw what is random about the branches of an iteration, but for the environments."""
-    times_key, draw_key, noise_key, _ = vine_keys(key, iteration)
+    plan, (times_key, draw_key, noise_key, _) = program.vine, vine_keys(key, iteration)
+    assert plan is not None
     time = chosen_times(times_key, program.fragment, plan.every, program.count)
 
     def noise(key: Any, leading: int) -> Any:
@@ -98,7 +99,7 @@ class HostLoop:
         self._plan = program.vine
         if self._plan is not None:
             require_savable(source)
-            self._prepare_vine = partial(_prepare_vine, program, self._plan)
+            self._prepare_vine = partial(_prepare_vine, program)
             self._close = partial(_close, program, self.hyper)
         self._restart(state.iteration)
         source.episodes = EpisodeStatistics(source.count, state.episodes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from trpo.distributions import Distribution
@@ -62,7 +63,9 @@ def plan_of(config: Config, spec: EnvSpec, value: PolicyFunction) -> Plan | None
 
 
 def _is_bounded(space: Space) -> bool:
-    return isinstance(space, Choice) or (isinstance(space, Box) and space.rescale)
+    if not isinstance(space, Box):
+        return isinstance(space, Choice)
+    return space.rescale and bool(np.isfinite(np.asarray((np.min(space.low), np.max(space.high)), float)).all())
 
 
 def roots_of(plan: Plan, branches: Branches, seen: PyTree, weight: Float[Array, "time env"]) -> Roots:

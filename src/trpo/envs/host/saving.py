@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import copy
 import types
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,7 @@ class UnsavableError(ValueError):
     """An environment whose state cannot be taken: the message says which part of it and what would help."""
 
 
+@runtime_checkable
 class Part(Protocol):
     """One layer of an environment."""
 
