@@ -11,23 +11,31 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from distribution_cases import CASES, Case
+from distribution_cases import CASES, OTHERS, Case
 from jax.flatten_util import ravel_pytree
 
 import trpo
+from trpo.distributions.beta import trigamma
 
 SAMPLES = 20_000
 STANDARD_ERRORS = 5  # fixed seeds: these tests do not flake, but a correct method may sit at 3 somewhere
 
-every_case = pytest.mark.parametrize("case", CASES, ids=repr)
+every_case = pytest.mark.parametrize("case", CASES + OTHERS, ids=repr)
+by_support = pytest.mark.parametrize("case", OTHERS, ids=repr)
 discrete = pytest.mark.parametrize("case", [c for c in CASES if c.actions is not None], ids=repr)
 one_of_each = pytest.mark.parametrize(  # for what does not depend on the numbers; keeps the suite quick
     "case",
-    [c for c in CASES if c.name in ("gaussian-6d", "categorical-masked", "bernoulli-4", "multi-2-5-3")],
+    [
+        c
+        for c in CASES + OTHERS
+        if c.name in ("gaussian-6d", "categorical-masked", "bernoulli-4", "multi-2-5-3", "squashed-2d", "beta-2d")
+    ],
     ids=repr,
 )
 extreme = pytest.mark.parametrize(
-    "case", [c for c in CASES if any(word in c.name for word in ("masked", "one", "saturated", "sigma"))], ids=repr
+    "case",
+    [c for c in CASES + OTHERS if any(word in c.name for word in ("mask", "one", "saturated", "sigma", "bound"))],
+    ids=repr,
 )
 continuous = pytest.mark.parametrize("case", [c for c in CASES if c.actions is None], ids=repr)
 
@@ -39,7 +47,8 @@ entropy_of = jax.jit(lambda p: p.entropy())
 def draw(distribution: Any, seed: int, number: int = SAMPLES) -> np.ndarray:
     """Independent actions by the public route: noise, then transform."""
     many = jax.jit(lambda d, key: jax.vmap(d.transform)(d.noise(key, (number,))))
-    return np.asarray(many(distribution, jax.random.key(seed)))
+    leaves = jax.tree.leaves(many(distribution, jax.random.key(seed)))
+    return np.asarray(leaves[0] if len(leaves) == 1 else np.concatenate([x.reshape(number, -1) for x in leaves], -1))
 
 
 def free_parameters(case: Case, which: str = "p") -> tuple[jax.Array, Any]:
@@ -123,6 +132,54 @@ def test_entropy_is_scipys(case: Case, x64: None) -> None:
     np.testing.assert_allclose(entropy_of(case.build()), expected, rtol=1e-12)
 
 
+@by_support
+def test_log_prob_and_entropy_are_those_of_the_support(case: Case, x64: None) -> None:
+    distribution, (rows, probability) = case.build(), case.support(case.p)
+    np.testing.assert_allclose(probability.sum(), 1.0, rtol=1e-9)
+    some = np.random.default_rng(0).choice(len(rows), 50, p=probability / probability.sum())
+    log_prob = jax.jit(jax.vmap(distribution.log_prob))(jax.tree.map(jnp.asarray, case.tree(rows[some])))
+    np.testing.assert_allclose(log_prob, case.log_prob(case.p, rows[some]), rtol=1e-10, atol=1e-10)
+    possible = probability > 0
+    entropy = -probability[possible] @ case.log_prob(case.p, rows[possible])
+    np.testing.assert_allclose(entropy_of(distribution), entropy, rtol=1e-7)  # the squashed Gaussian's own quadrature
+
+
+@pytest.mark.parametrize("case", [case for case in OTHERS if case.cdfs], ids=repr)
+@pytest.mark.parametrize("on_host", [False, True])
+def test_samples_are_distributed_as_stated(case: Case, on_host: bool) -> None:
+    """Kolmogorov and Smirnov's test for each element; float32, as policies are."""
+    drawn = draw(case.build(), 1)
+    if on_host:
+        host = case.build(xp=np, dtype=np.float32)
+        noise = np.asarray(case.build().noise(jax.random.key(1), (SAMPLES,)))
+        on_device, drawn = drawn, jax.tree.map(lambda leaf: leaf[None], host).transform(noise)
+        np.testing.assert_allclose(drawn, on_device, rtol=1e-3, atol=1e-4)
+    for i, cdf in enumerate(case.cdfs(case.p)):
+        assert scipy.stats.kstest(drawn[:, i].astype(float), cdf).pvalue > 1e-3
+
+
+def test_beta_samples_stay_finite_and_ordered_at_the_ends() -> None:
+    """Where x of nearly 0 or 1 has no number in single precision, its logarithms still have."""
+    steep = trpo.Beta(jnp.log(jnp.array([0.05, 900.0])), jnp.log(jnp.array([30.0, 0.1])))
+    drawn = draw(steep, 3)
+    assert np.isfinite(drawn).all()
+    assert np.isfinite(jax.vmap(steep.log_prob)(jnp.asarray(drawn))).all()
+    assert np.mean(np.abs(np.tanh(drawn)) == 1) > 0.1  # as numbers between −1 and 1 they are lost
+
+
+def test_trigamma_is_scipys(x64: None) -> None:
+    x = np.logspace(-4, 6, 200)
+    np.testing.assert_allclose(trigamma(jnp.asarray(x)), scipy.special.polygamma(1, x), rtol=1e-14)
+    np.testing.assert_allclose(trigamma(x), scipy.special.polygamma(1, x), rtol=1e-14)
+
+
+def test_modes_of_bounded_families() -> None:
+    peaked = trpo.Beta(jnp.log(jnp.array([3.0, 1.0, 0.5])), jnp.log(jnp.array([2.0, 4.0, 0.5])))
+    np.testing.assert_allclose(np.tanh(peaked.mode()), [2 * (2 / 3) - 1, -1.0, 0.0], atol=1e-6)
+    squashed = trpo.SquashedGaussian(jnp.array([0.7]), jnp.array([3.0]))
+    np.testing.assert_array_equal(squashed.mode(), squashed.mean)
+
+
 # ---------------------------------------------------------------- KL
 
 
@@ -130,6 +187,10 @@ def dense_kl(case: Case, p: dict[str, np.ndarray], q: dict[str, np.ndarray]) -> 
     """Return KL(p ‖ q): the sum over all joint outcomes, or the formula of a *full-covariance* Gaussian."""
     if case.actions is not None:
         return scipy.special.rel_entr(*(np.exp(case.log_prob(x, case.actions)) for x in (p, q))).sum()
+    if case.support is not None:
+        rows, probability = case.support(p)
+        rows, probability = rows[probability > 0], probability[probability > 0]
+        return probability @ (case.log_prob(p, rows) - case.log_prob(q, rows))
     covariance_p, covariance_q = (np.diag(np.exp(2 * x["log_std"])) for x in (p, q))
     gap = p["mean"] - q["mean"]
     inverse = np.linalg.inv(covariance_q)
@@ -199,8 +260,8 @@ def test_small_kl_keeps_its_relative_accuracy_in_float32(case: Case) -> None:
     """A KL near 1e-6 nats, where cancellation would leave noise. The same float32 parameters, in float64, judge."""
     p = case.build(dtype=jnp.float32)
     sigma = np.exp(case.p["log_std"]) if "log_std" in case.p else 1.0
-    change = np.random.default_rng(0).normal(size=len(jax.tree.leaves(p)[0]))
-    moved = [leaf + jnp.asarray(1e-3 * change * (sigma if i == 0 else 1.0), jnp.float32)
+    change = [np.random.default_rng(0).normal(size=len(leaf)) for leaf in jax.tree.leaves(p)]
+    moved = [leaf + jnp.asarray(1e-3 * change[i] * (sigma if i == 0 else 1.0), jnp.float32)
              for i, leaf in enumerate(jax.tree.leaves(p))]  # fmt: skip
     q = jax.tree.unflatten(jax.tree.structure(p), moved)
     in_float32 = float(kl_between(p, q))
@@ -233,6 +294,10 @@ def test_fisher_product_is_the_covariance_of_the_score(case: Case, x64: None) ->
         actions, probability = jnp.asarray(case.actions), np.exp(case.log_prob(case.p, case.actions))
         possible = probability > 0
         actions, probability = actions[possible], probability[possible]
+    elif case.support is not None:
+        rows, probability = case.support(case.p)
+        likely = probability > 1e-30 * probability.max()  # the others' score is large, and may be rounded away
+        probability, actions = probability[likely], jax.tree.map(jnp.asarray, case.tree(rows[likely]))
     else:
         nodes, weights = np.polynomial.hermite_e.hermegauss(4)
         d = len(case.p["mean"])
@@ -315,8 +380,8 @@ def test_leading_axes_are_independent_distributions(case: Case) -> None:
 def test_sample_is_noise_transformed(case: Case) -> None:
     p, key = case.build(), jax.random.key(4)
     np.testing.assert_array_equal(p.sample(key), p.transform(p.noise(key)))
-    leaf = jax.tree.leaves(p)[0]
-    assert p.noise(key, (7, 2)).shape == (7, 2, *leaf.shape)
+    assert p.noise(key, (7, 2)).shape == (7, 2, *p.noise(key).shape)
+    assert p.noise(key).shape[: len(jax.tree.leaves(p)[0].shape)] == jax.tree.leaves(p)[0].shape
     np.testing.assert_array_equal(p.noise(key), case.build("q").noise(key))  # of the parameters' shape, not values
 
 

@@ -124,7 +124,7 @@ def test_a_small_directory_makes_nothing_large(
     def drawn(*_: Any) -> None:
         raise AssertionError("parameters are made")
 
-    monkeypatch.setattr(trunks, "_orthogonal", drawn)
+    monkeypatch.setattr(trunks, "orthogonal", drawn)
     for use in (trpo.load, trpo.resume):
         with pytest.raises(ValueError, match=r"config\.json: its networks have at least .* which do not fit"):
             use(run)

@@ -410,11 +410,17 @@ def test_unsupported_observations_name_the_part_and_the_cure(space: gym.Space, p
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)]), spaces.Text(4)],
+    [spaces.Dict(a=spaces.Discrete(2), b=spaces.Text(4)), spaces.Tuple([spaces.Text(4)]), spaces.Text(4)],
     ids=lambda space: type(space).__name__,
 )
 def test_unsupported_actions_name_the_space_and_the_cure(space: gym.Space) -> None:
     with pytest.raises(UnsupportedSpaceError) as caught:
         make_envs(text_env(spaces.Box(0, 1, (2,)), space), 1)
-    for words in (str(space), "action space", "supported are", "MultiDiscrete"):
+    for words in (str(spaces.Text(4)), "action space", "supported are", "MultiDiscrete"):
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("space", [spaces.Dict(a=spaces.Dict()), spaces.Tuple([spaces.Box(0, 1, (0,))])], ids=str)
+def test_actions_without_elements_are_refused(space: gym.Space) -> None:
+    with pytest.raises(UnsupportedSpaceError, match=r"action space .* is empty"):
+        make_envs(text_env(spaces.Box(0, 1, (2,)), space), 1)

@@ -380,6 +380,11 @@ ALTERNATIVES: dict[str, Any] = {
     "on_nonfinite": ELSEWHERE,  # test_a_nonfinite_batch_*
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
+    "env.drop": ELSEWHERE,  # test_names
+    "policy.encoder": ELSEWHERE,  # where there are images: test_images
+    "value.encoder": ELSEWHERE,
+    "normalise_all": ELSEWHERE,
+    "problem.block": ELSEWHERE,  # changes nothing but rounding: test_problem
     "env.devices": ELSEWHERE,  # test_parallel
     "env.kwargs": ELSEWHERE,  # test_names
 }

@@ -8,10 +8,13 @@ from trpo.advantages import standardise as standardise
 from trpo.conjugate_gradient import CGInfo as CGInfo
 from trpo.conjugate_gradient import conjugate_gradient as conjugate_gradient
 from trpo.distributions import Bernoulli as Bernoulli
+from trpo.distributions import Beta as Beta
 from trpo.distributions import Categorical as Categorical
 from trpo.distributions import DiagGaussian as DiagGaussian
 from trpo.distributions import Distribution as Distribution
 from trpo.distributions import MultiCategorical as MultiCategorical
+from trpo.distributions import Product as Product
+from trpo.distributions import SquashedGaussian as SquashedGaussian
 from trpo.envs import EnvironmentFailure as EnvironmentFailure
 from trpo.envs.device import JaxEnv as JaxEnv
 from trpo.envs.device import Step as Step
@@ -28,9 +31,12 @@ from trpo.policies.function import as_function as as_function
 from trpo.policies.function import as_policy as as_policy
 from trpo.policies.function import memoryless as memoryless
 from trpo.policies.heads import BernoulliHead as BernoulliHead
+from trpo.policies.heads import BetaHead as BetaHead
 from trpo.policies.heads import CategoricalHead as CategoricalHead
 from trpo.policies.heads import GaussianHead as GaussianHead
 from trpo.policies.heads import MultiCategoricalHead as MultiCategoricalHead
+from trpo.policies.heads import ProductHead as ProductHead
+from trpo.policies.heads import SquashedHead as SquashedHead
 from trpo.policies.heads import StateDependentGaussianHead as StateDependentGaussianHead
 from trpo.policies.networks import Policy as Policy
 from trpo.policies.networks import ValueFunction as ValueFunction
@@ -61,6 +67,7 @@ from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig
 from trpo.settings.config import PolicyConfig as PolicyConfig
+from trpo.settings.config import ProblemConfig as ProblemConfig
 from trpo.settings.config import RuleConfig as RuleConfig
 from trpo.settings.config import ValueConfig as ValueConfig
 from trpo.settings.config import VineConfig as VineConfig

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from trpo.blocks import InBlocks
 from trpo.distributions import Distribution
 from trpo.trees import per_state
 from trpo.types import Params, Product, Scalar
@@ -27,16 +28,29 @@ class Linearisation(eqx.Module):
     """v ↦ J v: the tangent of the distribution's parameters, state by state."""
     transpose: Callable[[Any], Params]
     """u ↦ Jᵀ u, summed over states."""
+    product: Callable[[Params, Any], Params] | None = None
+    """(v, w) ↦ F v, where one pass does both; None: by the two."""
 
     def fisher_vp(self, vector: Params, weight: Float[Array, "*batch"]) -> Params:
         """Return F v = Σ_i w_i J_iᵀ M_i J_i v, M_i the closed-form Fisher matrix of the i-th distribution."""
+        if self.product is not None:
+            return self.product(vector, weight)
         cotangent = self.distribution.fisher_product(self.jvp(vector))
         return self.transpose(_weighted(cotangent, weight))
 
     def curvature(self, vector: Params, weight: Float[Array, "*batch"]) -> Scalar:
         """Return vᵀF v from one J v, without a transpose and without cancellation."""
-        tangent = self.jvp(vector)
+        return self._curvature(self.jvp(vector), weight)
+
+    def _curvature(self, tangent: Any, weight: Float[Array, "*batch"]) -> Scalar:
         return _inner(tangent, _weighted(self.distribution.fisher_product(tangent), weight))
+
+    def along(
+        self, function: Callable[[Any], Scalar], vector: Params, weight: Float[Array, "*batch"]
+    ) -> tuple[Scalar, Scalar]:
+        """Return :meth:`slope` and :meth:`curvature`, from one J v."""
+        tangent = self.jvp(vector)
+        return _inner(jax.grad(function)(self.distribution), tangent), self._curvature(tangent, weight)
 
     def pull_back(self, function: Callable[[Any], Scalar]) -> Params:
         """Return the gradient in θ of ``function(distribution)``, reusing the primal pass."""
@@ -63,11 +77,33 @@ def linearise(distributions: Callable[[Params], Distribution], params: Params) -
     """Linearise ``distributions`` at ``params`` with a single primal pass.
 
     ``jax.linearize`` keeps what every J v needs (activations' derivatives); its transpose gives Jᵀ u. Nothing is
-    differentiated twice, so recurrent and exotic networks need no double backward.
+    differentiated twice, so recurrent and exotic networks need no double backward. In blocks nothing is kept: every
+    J v and Jᵀ u computes the primal pass anew, block by block.
     """
+    if isinstance(distributions, InBlocks):
+        return _in_blocks(distributions, params)
     distribution, jvp = jax.linearize(distributions, params)
     transposed = jax.linear_transpose(jvp, params)
     return Linearisation(distribution, jvp, lambda cotangent: transposed(cotangent)[0])
+
+
+def _in_blocks(blocks: InBlocks, params: Params) -> Linearisation:
+    def of(x: Any) -> Callable[[Params], Any]:
+        return lambda p: blocks.function(p, x)
+
+    def jvp(vector: Params) -> Any:
+        return blocks.join(jax.lax.map(lambda x: jax.jvp(of(x), (params,), (vector,))[1], blocks.inputs))
+
+    def transpose(cotangent: Any) -> Params:
+        return blocks.summed(lambda x, u: jax.vjp(of(x), params)[1](u)[0], params, cotangent)
+
+    def product(vector: Params, weight: Float[Array, "*batch"]) -> Params:
+        def add(x: Any, w: Array) -> Params:
+            return linearise(of(x), params).fisher_vp(vector, w)
+
+        return blocks.summed(add, params, weight)
+
+    return Linearisation(blocks(params), jvp, transpose, product)
 
 
 def fisher_vp(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from trpo.distributions import Distribution
 from trpo.trees import weighted_sum
@@ -12,7 +12,7 @@ from trpo.types import Scalar
 
 def importance_sampled_surrogate(
     distribution: Distribution,
-    action: Shaped[Array, "..."],
+    action: PyTree[Shaped[Array, "..."]],
     old_log_prob: Float[Array, "*batch"],
     advantage: Float[Array, "*batch"],
     weight: Float[Array, "*batch"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from trpo.blocks import InBlocks, Split
 from trpo.distributions import Distribution
 from trpo.fisher import Linearisation, linearise
 from trpo.line_search import Evaluation
@@ -31,7 +33,7 @@ class Batch(eqx.Module):
 
     observation: PyTree[Shaped[Array, "..."]]
     """As the policy takes it (normalised, if the policy was run on normalised observations)."""
-    action: Shaped[Array, "..."]
+    action: PyTree[Shaped[Array, "..."]]
     """Unclipped, as sampled from the policy."""
     advantage: Float[Array, "*batch"]
     weight: Float[Array, "*batch"]
@@ -67,7 +69,7 @@ class LocalModel(eqx.Module):
 
     def kl_along(self, vector: Params) -> tuple[Scalar, Scalar]:
         """Return slope and curvature of D̄ along ``vector``: ∇D̄(θ)ᵀv and vᵀF v, over all states."""
-        return self.policy.slope(self.kl, vector), self.policy.curvature(vector, self.weight)
+        return self.policy.along(self.kl, vector, self.weight)
 
 
 class LocalProblem(eqx.Module):
@@ -128,6 +130,8 @@ def sampled_problem(
     params: Params,
     batch: Batch,
     fisher_subsample: int = 1,
+    block: int = 0,
+    strata: int = 1,
 ) -> LocalProblem:
     """Build the local problem of a single-path batch around the policy that sampled it.
 
@@ -140,15 +144,20 @@ def sampled_problem(
         fisher_subsample: k > 1 lets every product use a fixed 1/k of the states (the paper used a tenth); the
             gradient, and the KL that the line search enforces, always use all. Of every environment it takes other
             times (or, where fragments are shorter than k, it flattens the two), so it is not for policies with memory.
+        block: states that a larger batch is worked on at a time, in every pass, gradient and product; of a policy with
+            memory all times of some environments. The result is the same to rounding; memory is that of a block, and
+            each pass over the batch computes the policy anew. 0: all at once.
+        strata: parts of the environments of which each block has equally many, one for each device.
     """
     if fisher_subsample < 1:
         raise ValueError(f"fisher_subsample={fisher_subsample}: must be ≥ 1 (1 uses every state, 10 every tenth)")
     if fisher_subsample > 1 and jax.tree.leaves(batch.carry):
         raise ValueError(f"fisher_subsample={fisher_subsample}: a policy with memory needs all steps of a batch; use 1")
     policy = memoryless(policy)
-    content = (batch.observation, batch.action, batch.advantage, batch.log_prob)
-    observation, action, advantage, log_prob = _without_absent_rows(content, batch.weight)
-    distributions = PolicyAt(policy, observation, batch.carry, batch.reset)
+    content = (batch.action, batch.advantage, batch.log_prob)
+    action, advantage, log_prob = _without_absent_rows(content, batch.weight)
+    place = partial(_placed, policy, _first_row(batch.observation, batch.weight), block=block, strata=strata)
+    distributions = place(batch.observation, batch.weight, batch.carry, batch.reset)
     old = jax.lax.stop_gradient(distributions(params))
     objective = jax.tree_util.Partial(
         importance_sampled_surrogate,
@@ -165,12 +174,21 @@ def sampled_problem(
     total = jnp.sum(sample_weight)
     return dataclasses.replace(
         problem,
-        product_distributions=PolicyAt(policy, jax.tree.map(take, observation)),
+        product_distributions=place(jax.tree.map(take, batch.observation), sample_weight),
         product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 
 
 def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
+    return _replaced_rows(tree, _first_row(tree, weight), weight > 0)
+
+
+def _replaced_rows(tree: PyTree, row: PyTree, present: Bool[Array, "*batch"]) -> PyTree:
+    return jax.tree.map(lambda leaf, x: jnp.where(per_state(present, leaf), leaf, per_element(x, leaf.ndim)), tree, row)
+
+
+def _first_row(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
+    """Return the first row that counts."""
     # A NaN behind weight 0 would reach the gradient as 0 · NaN. Zeros are no cure: an observation of zeros may be
     # invalid (a mask that allows no action gives NaN as well). So such rows become copies of the first that counts.
     present = weight > 0
@@ -178,15 +196,62 @@ def _without_absent_rows(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree
     lowest = jnp.min(jnp.where(present, index, weight.size))
     first = index == jnp.where(lowest < weight.size, lowest, 0)
 
-    def clean(leaf: Array) -> Array:
+    def row(leaf: Array) -> Array:
         only_first = jnp.where(per_state(first, leaf), leaf, jnp.zeros((), leaf.dtype))
-        row = jnp.sum(only_first, axis=tuple(range(weight.ndim)), dtype=leaf.dtype)
-        return jnp.where(per_state(present, leaf), leaf, per_element(row, leaf.ndim))
+        return jnp.sum(only_first, axis=tuple(range(weight.ndim)), dtype=leaf.dtype)
 
-    return jax.tree.map(clean, tree)
+    return jax.tree.map(row, tree)
 
 
-class PolicyAt(eqx.Module):
+def distributions_on(
+    policy: PolicyFunction,
+    observation: PyTree,
+    weight: Float[Array, "*batch"],
+    carry: Any = (),
+    reset: Any = None,
+    block: int = 0,
+    strata: int = 1,
+) -> Callable[[Params], Distribution]:
+    """Return θ ↦ π_θ on the states of a batch, as :func:`sampled_problem` has it."""
+    first = _first_row(observation, weight)
+    return _placed(policy, first, observation, weight, carry, reset, block=block, strata=strata)
+
+
+def _placed(
+    policy: PolicyFunction,
+    first: PyTree,
+    observation: PyTree,
+    weight: Float[Array, "*batch"],
+    carry: Any = (),
+    reset: Any = None,
+    *,
+    block: int,
+    strata: int,
+) -> Callable[[Params], Distribution]:
+    """Return θ ↦ π_θ on the states of a batch, in blocks where it is larger than one; ``first`` is one that counts."""
+    memory = bool(jax.tree.leaves(carry))
+    split = Split.of(weight.shape, block, strata, whole=memory)
+    if split is None:
+        return _PolicyAt(policy, _replaced_rows(observation, first, weight > 0), carry, reset)
+    # Rows that don't count are replaced in the blocks, so that there is no second copy of a large observation.
+    rows = jax.tree.map(split.split, (observation, reset, weight > 0))
+    carries = jax.tree.map(split.split_rows, carry)
+    return InBlocks(_PolicyOn(policy, first), (*rows, carries), split)
+
+
+class _PolicyOn(eqx.Module):
+    """(θ, block) ↦ π_θ(·|s_i) on the block's observations."""
+
+    policy: PolicyFunction = eqx.field(static=True)
+    first: PyTree[Shaped[Array, "..."]]
+    """An observation that counts."""
+
+    def __call__(self, params: Params, block: Any) -> Distribution:
+        observation, reset, present, carry = block
+        return unroll(self.policy, params, carry, (_replaced_rows(observation, self.first, present), reset))[0]
+
+
+class _PolicyAt(eqx.Module):
     """θ ↦ π_θ(·|s_i) on fixed observations."""
 
     policy: PolicyFunction = eqx.field(static=True)
@@ -195,7 +260,6 @@ class PolicyAt(eqx.Module):
     reset: Bool[Array, "..."] | None = None
 
     def __call__(self, params: Params) -> Distribution:
-        """Return them all."""
         return unroll(self.policy, params, self.carry, (self.observation, self.reset))[0]
 
 

@@ -19,7 +19,7 @@ from trpo.advantages import standardise
 from trpo.distributions import Distribution
 from trpo.policies.function import memoryless
 from trpo.policies.protocol import PolicyFunction
-from trpo.problem import LocalProblem, PolicyAt
+from trpo.problem import LocalProblem, distributions_on
 from trpo.trees import per_state, weighted_sum
 from trpo.types import Params, Scalar
 
@@ -143,6 +143,8 @@ def vine_problem(
     roots: Roots,
     trunk: Trunk | None = None,
     unit: bool = False,
+    block: int = 0,
+    strata: int = 1,
 ) -> LocalProblem:
     """Build the local problem of a vine around π_old, the policy at ``params``, which the branches followed.
 
@@ -153,12 +155,15 @@ def vine_problem(
         trunk: where it is given, KL and Fisher products are over all its states, of which the roots are some: what a
             policy with memory needs. Else they are over the roots.
         unit: whether advantages are brought to a deviation of 1.
+        block: states that are worked on at a time, as for ``sampled_problem``.
+        strata: parts of the environments, as there.
     """
     policy = memoryless(policy)
     if trunk is None:
-        distributions, weight = PolicyAt(policy, roots.observation), roots.weight
+        seen, weight, memory = roots.observation, roots.weight, ()
     else:
-        distributions, weight = PolicyAt(policy, trunk.observation, trunk.carry, trunk.reset), trunk.weight
+        seen, weight, memory = trunk.observation, trunk.weight, (trunk.carry, trunk.reset)
+    distributions = distributions_on(policy, seen, weight, *memory, block=block, strata=strata)
     old = jax.lax.stop_gradient(distributions(params))
     of_trunk = trunk is not None
     at = roots_in(old, roots, of_trunk)

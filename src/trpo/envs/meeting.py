@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from trpo.envs.bounds import meaning
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, at
+from trpo.envs.masks import MASK, blocked, choices, flat_mask
+from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tree, Tuple, UnsupportedSpaceError, at
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import on_one_line
 
@@ -35,10 +36,23 @@ def require_same_spaces(agent: EnvSpec, env: EnvSpec) -> None:
         raise ValueError(f"{'; '.join(found)}: an agent acts only where its spaces are those that it was made for")
 
 
+def require_alike(first: EnvSpec, others: Iterable[EnvSpec]) -> None:
+    """Raise ValueError, naming the spaces, unless all copies of an environment have the same."""
+    for other in others:
+        for what in ("observation", "action"):
+            here, there = getattr(first, what), getattr(other, what)
+            if not _same(here, there, of_actions=what == "action"):
+                raise UnsupportedSpaceError(
+                    f"environment {first.id!r}: its {what} space is {here} in one copy and {there} in another; all "
+                    "must have the same, so let nothing random choose it"
+                )
+
+
 def _rescaled(ours: Space, theirs: Space) -> str:
-    if not (isinstance(ours, Box) and isinstance(theirs, Box)) or ours.rescale == theirs.rescale:
+    how = [{leaf.rescale for _, leaf in space.leaves() if isinstance(leaf, Box)} for space in (ours, theirs)]
+    if how[0] == how[1] or not all(len(each) == 1 for each in how):
         return ""
-    return f", with env.rescale_actions={ours.rescale} and {theirs.rescale}"
+    return f", with env.rescale_actions={how[0].pop()} and {how[1].pop()}"
 
 
 def _same(ours: Space, theirs: Space, of_actions: bool) -> bool:
@@ -136,6 +150,31 @@ def taken(space: Space, x: Any) -> tuple[Tree, bool]:
     if bad:
         raise ValueError(f"{bad}: observations must be finite")
     return (tree, False) if leading else (space.map(lambda leaf, part: part[None], tree), True)
+
+
+def observed(spec: EnvSpec, observation: Any, mask: Any = None) -> tuple[Tree, bool]:
+    """Return observations as :func:`taken` does, with their masks: parts of them, or given apart from them.
+
+    Raises:
+        ValueError: as in :func:`taken`; a mask is missing, is none, or allows no action.
+    """
+    if not spec.masked:
+        if mask is not None:
+            raise ValueError(f"{MASK}: observations of environment {spec.id!r} have no mask; leave it out")
+        return taken(spec.observation, observation)
+    names = {path[0] for path, _ in spec.features.leaves()}
+    if mask is not None and not (isinstance(observation, Mapping) and MASK in observation):
+        whole = names == {"observation"} and not (isinstance(observation, Mapping) and observation.keys() == names)
+        observation = {**({"observation": observation} if whole else observation), MASK: mask}
+    elif mask is not None:
+        raise ValueError(f"{MASK}: the observation has it already; give it once")
+    if not isinstance(observation, Mapping) or MASK not in observation:
+        raise ValueError(f"{MASK}: environment {spec.id!r} tells which actions are allowed; give it what it tells")
+    flat = flat_mask(spec.action, observation[MASK])
+    x, single = taken(spec.observation, {**observation, MASK: flat})
+    if (none := blocked(choices(spec.action), x[MASK])).any():
+        raise ValueError(f"{MASK} allows no action{'' if single else f' in row {int(np.argmax(none))}'}")
+    return x, single
 
 
 def _from_row(box: Box, x: np.ndarray) -> np.ndarray:

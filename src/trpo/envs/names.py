@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from trpo.envs.device.brax import make_brax, make_playground
 from trpo.envs.device.gymnax import make_gymnax
 from trpo.envs.device.hosted import HostedJaxEnvs
 from trpo.envs.device.probes import make_probe
-from trpo.envs.device.protocol import Flattened, JaxEnv
+from trpo.envs.device.protocol import Flattened, JaxEnv, Without
 from trpo.envs.host.envpool import EnvPoolEnvs
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv, make_one, make_registered
 from trpo.envs.host.probes import Probe
@@ -119,6 +119,7 @@ class Origin:
     env: EnvLike
     rescale_actions: bool = True
     flatten: bool = False
+    drop: tuple[str, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
@@ -130,6 +131,7 @@ class Origin:
     def device(self) -> JaxEnv | None:
         """The environment in JAX, None if it is one for the host."""
         env = as_jax_env(self.env, self.kwargs)
+        env = Without(env, self.drop) if env is not None and self.drop else env
         return Flattened(env) if env is not None and self.flatten else env
 
     @functools.cached_property
@@ -152,7 +154,7 @@ class Origin:
         """Return environments that are stepped together from the host: new ones, or those that were handed in."""
         if isinstance(self.env, HostEnv):
             return self.env
-        return make_envs(self.env, count, workers, self.rescale_actions, self.flatten, self.kwargs)
+        return make_envs(self.env, count, workers, self.rescale_actions, self.flatten, self.kwargs, self.drop)
 
 
 def resolve(env: EnvLike, options: Any) -> Origin:
@@ -163,7 +165,8 @@ def resolve(env: EnvLike, options: Any) -> Origin:
     """
     if isinstance(env, type) or not isinstance(env, HostEnv | JaxEnv):
         _maker(env, {})
-    return Origin(env, options.rescale_actions, options.flatten, options.kwargs if isinstance(env, str) else {})
+    kwargs = options.kwargs if isinstance(env, str) else {}
+    return Origin(env, options.rescale_actions, options.flatten, options.drop, kwargs)
 
 
 def require_name(env: Any, kwargs: Mapping[str, Any]) -> None:
@@ -239,6 +242,7 @@ def make_envs(
     rescale_actions: bool = True,
     flatten: bool = False,
     kwargs: Mapping[str, Any] | None = None,
+    drop: Sequence[str] = (),
 ) -> HostEnv:
     """Make ``count`` environments that are stepped together from the host.
 
@@ -251,6 +255,7 @@ def make_envs(
         rescale_actions: map [−1, 1] onto finite Box bounds.
         flatten: make every observation one vector of float32.
         kwargs: what an environment that is named is made with, such as ``{"ctrl_cost_weight": 0.2}``.
+        drop: parts of a Dict observation that are left out, such as ``["mission"]``.
 
     Raises:
         UnknownEnvironmentError: no such id; the message names the nearest.
@@ -265,19 +270,19 @@ def make_envs(
     if known is not None:
         if workers:
             raise ValueError(f"env.workers={workers}: environments in JAX need no processes; use 0")
-        return HostedJaxEnvs(known, count, rescale_actions, flatten)
+        return HostedJaxEnvs(Without(known, tuple(drop)) if drop else known, count, rescale_actions, flatten)
     if workers < 0:
         raise ValueError(f"env.workers={workers}: must be ≥ 0; 0 steps all environments in this process")
     if isinstance(env, str) and env.startswith("envpool:"):
         if workers:
             raise ValueError(f"env.workers={workers}: EnvPool has threads of its own; use 0")
-        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs)
+        return EnvPoolEnvs(env.removeprefix("envpool:"), count, rescale_actions, flatten, kwargs, drop)
     name, make = _maker(env, kwargs)
     if workers:
         from trpo.envs.host.workers import WorkerEnvs
 
-        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten)
-    return GymnasiumEnvs(name, make, count, rescale_actions, flatten)
+        return WorkerEnvs(name, make, count, workers, rescale_actions, flatten, drop)
+    return GymnasiumEnvs(name, make, count, rescale_actions, flatten, drop)
 
 
 def make_single(env: EnvLike, **kwargs: Any) -> gym.Env:

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +17,10 @@ Tree: TypeAlias = Any
 """Arrays in the form of a :class:`Space`: nested dicts and tuples of NumPy's on the host, of JAX's in compiled code."""
 
 _DOUBLE = np.dtype(np.float64)
+
+
+TANH = "tanh"
+"""An action of a Box may be ``{"tanh": u}``: then tanh(u) is mapped onto the bounds. Near them u has more to say."""
 
 
 class UnsupportedSpaceError(ValueError):
@@ -72,6 +76,51 @@ def flat(space: Space, x: Tree) -> Any:
         numbers = leaf.to_numbers(part)
         parts.append(rows(numbers, numbers.ndim - part.ndim + len(leaf.shape)))
     return parts[0] if len(parts) == 1 else parts[0].__array_namespace__().concatenate(parts, axis=-1)
+
+
+def without(space: Space, drop: Sequence[str], path: str = "") -> Space:
+    """Return a space without the parts of Dicts that ``drop`` names, such as ``mission`` or ``arm/joints``."""
+    if not path and drop:
+        require_parts(drop, _names(space))
+    if not drop or not isinstance(space, Dict):
+        return space
+    parts = [(name, part) for name, part in space.items if f"{path}{name}" not in drop]
+    return Dict(tuple((name, without(part, drop, f"{path}{name}/")) for name, part in parts))
+
+
+def _names(space: Space, path: str = "") -> list[str]:
+    if not isinstance(space, Dict):
+        return []
+    return [n for name, part in space.items for n in (f"{path}{name}", *_names(part, f"{path}{name}/"))]
+
+
+def require_parts(drop: Sequence[str], known: Collection[str]) -> None:
+    """Raise ValueError for names that are no part of an observation."""
+    for name in drop:
+        if name not in known:
+            has = ", ".join(known) or "none: it is no Dict"
+            raise ValueError(f"env.drop={name}: an observation has no such part; those that may be left out: {has}")
+
+
+def by_name(space: Dict | Tuple) -> list[tuple[str | int, Space]]:
+    """Return the parts of a space with their keys, in an order that a Dict's own does not matter to."""
+    return sorted(space.items) if isinstance(space, Dict) else list(enumerate(space.items))
+
+
+def each(space: Space, x: Tree, count: int) -> Any:
+    """Return ``count`` rows, one after the other: each of the form of ``space``."""
+    return x if isinstance(space, Leaf) else [space.map(lambda leaf, part, i=i: part[i], x) for i in range(count)]
+
+
+def changed(space: Space, f: Callable[[Leaf], Space]) -> Space:
+    """Return the space with ``f(leaf)`` in the place of each leaf."""
+    match space:
+        case Dict():
+            return Dict(tuple((name, changed(part, f)) for name, part in space.items))
+        case Tuple():
+            return Tuple(tuple(changed(part, f) for part in space.items))
+    assert isinstance(space, Leaf)
+    return f(space)
 
 
 def rows(x: Any, ndim: int) -> Any:
@@ -160,10 +209,15 @@ class Box(Leaf):
     def to_env_action(self, action: Any) -> Any:
         # Only what the simulator gets is clipped; in the data the policy's own action stays as it is. A NaN becomes 0:
         # the batch is refused anyway, and a simulator that is fed NaN may never recover.
+        box = self
+        if isinstance(action, dict):
+            action, box = action[TANH], dataclasses.replace(self, rescale=True)
+            action = action.__array_namespace__().tanh(action)
         xp = action.__array_namespace__()
         dtype = np.dtype(self.dtype)
-        low, high, middle, half = affine(self, _DOUBLE if xp is np else action.dtype)
-        value = middle + half * action
+        low, high, middle, half = affine(box, _DOUBLE if xp is np else action.dtype)
+        with np.errstate(invalid="ignore"):  # 0 · ∞, where a Box has one number alone
+            value = middle + half * action
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
         if dtype.kind in "iub":
             value = xp.rint(value)

@@ -7,7 +7,22 @@ import math
 import reprlib
 from typing import Any
 
-from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf, Space, Tuple, UnsupportedSpaceError
+from trpo.envs.masks import MASK, choices
+from trpo.envs.spaces import (
+    Bits,
+    Box,
+    Choice,
+    Choices,
+    Dict,
+    Leaf,
+    Space,
+    Tree,
+    Tuple,
+    UnsupportedSpaceError,
+    by_name,
+    changed,
+    flat,
+)
 
 DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"} | {"bool"}
 ELEMENTS = 2**28
@@ -71,6 +86,12 @@ def _whole(values: Any, least: int, most: int = 2**64) -> bool:
     return isinstance(values, tuple) and all(type(x) is int and least <= x <= most for x in values)
 
 
+def _has_parts(space: Space) -> bool:
+    if not isinstance(space, Dict | Tuple):
+        return True
+    return len(space.items) > 0 and all(_has_parts(part) for _, part in by_name(space))
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
     """All that a policy must know of an environment; stored with it, so that loading needs no simulator."""
@@ -83,21 +104,66 @@ class EnvSpec:
         for what, space in (("observation", self.observation), ("action", self.action)):
             sizes = [leaf.size for _, leaf in space.leaves()]
             # A part of an observation may be empty; a part of an action that is has no distribution.
-            if not sum(sizes) or (what == "action" and not all(sizes)):
+            if not sum(sizes) or (what == "action" and not (all(sizes) and _has_parts(space))):
                 raise UnsupportedSpaceError(
                     f"environment {self.id!r}: its {what} space {space} is empty: it must have at least one element"
                 )
 
+        if self.masked:
+            object.__setattr__(self, "observation", self._with_mask())
+
+    def _with_mask(self) -> Dict:
+        """Return the observations with a mask that is bits, whatever the environment calls them."""
+        size, parts = sum(choices(self.action)), self._parts
+        mask = parts[MASK]
+        if not isinstance(mask, Box | Bits) or mask.shape != (size,):
+            raise UnsupportedSpaceError(
+                f"environment {self.id!r}: the part {MASK!r} of its observations is {mask}: masks of its actions "
+                f"{self.action} have shape ({size},); call it otherwise if it is none"
+            )
+        if not any(leaf.size for name, part in parts.items() if name != MASK for _, leaf in part.leaves()):
+            raise UnsupportedSpaceError(f"environment {self.id!r}: its observations have nothing but {MASK!r}")
+        return Dict(tuple({**parts, MASK: Bits(mask.shape, mask.dtype)}.items()))
+
+    @property
+    def _parts(self) -> dict[str, Space]:
+        return dict(self.observation.items) if isinstance(self.observation, Dict) else {}
+
+    @property
+    def masked(self) -> bool:
+        """Whether observations tell which actions are allowed, see :mod:`trpo.envs.masks`."""
+        return MASK in self._parts and bool(choices(self.action))
+
+    @property
+    def features(self) -> Space:
+        """All of an observation but its mask."""
+        if not self.masked:
+            return self.observation
+        return Dict(tuple(part for part in self._parts.items() if part[0] != MASK))
+
+    def seen(self, sees: str) -> Space:
+        """Return the space that an encoder is made of: where ``sees`` names no parts, without the mask."""
+        return self.observation if sees else self.features
+
     def flattened(self) -> EnvSpec:
-        """Return the same with the numbers of an observation as one vector, see :func:`flat`."""
-        return dataclasses.replace(self, observation=Box((self.observation.number_count,)))
+        """Return the same with the numbers of an observation as one vector, see :meth:`flatten`."""
+        numbers = Box((self.features.number_count,))
+        masked = self.masked and Dict((("observation", numbers), (MASK, self._parts[MASK])))
+        return dataclasses.replace(self, observation=masked or numbers)
+
+    def flatten(self, observation: Tree) -> Tree:
+        """Return the numbers of an observation as one vector, beside its mask where there is one."""
+        numbers = flat(self.features, observation)
+        return {"observation": numbers, MASK: observation[MASK]} if self.masked else numbers
 
     def with_options(self, rescale: bool, flatten: bool) -> EnvSpec:
-        """Return the spaces behind a door with these options: a Box of actions rescaled, observations flattened."""
+        """Return the spaces behind a door with these options: boxes of actions rescaled, observations flattened."""
+
+        def rescaled(leaf: Leaf) -> Leaf:
+            return dataclasses.replace(leaf, rescale=rescale) if isinstance(leaf, Box) else leaf
+
         spec = self.flattened() if flatten else self
-        if isinstance(spec.action, Box):
-            return dataclasses.replace(spec, action=dataclasses.replace(spec.action, rescale=rescale))
-        return spec
+        return dataclasses.replace(spec, action=changed(self.action, rescaled))
 
     def to_json(self) -> dict[str, Any]:
         """Return strict JSON data; infinite bounds become None."""

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
+from trpo.envs.images import Image, image_of, layout_of
 from trpo.envs.spaces import Bits, Box, Choice, Choices, Leaf, Space, at, rows
+from trpo.policies.convolutions import Convolutions
 from trpo.trees import namespace
 
 Path = tuple[str | int, ...]
+Encoding = Literal["auto", "cnn", "flat"]
+"""What images go through."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A callable pytree from the numbers of one leaf ``[..., *number_shape]`` to features ``[..., size]``."""
+    """A callable pytree from what is shown of one leaf ``[..., *number_shape]`` to features ``[..., size]``."""
 
     @property
     def size(self) -> int:
@@ -29,7 +37,7 @@ class Encoder(Protocol):
 
 
 class Flatten(eqx.Module):
-    """x ↦ its elements ``begin`` to ``end`` in one row."""
+    """x ↦ its elements ``begin`` to ``end`` in one row; those of an image are divided by its unit."""
 
     ndim: int = eqx.field(static=True)
     """Axes of one x."""
@@ -37,12 +45,13 @@ class Flatten(eqx.Module):
     end: int = eqx.field(static=True)
     whole: bool = eqx.field(static=True)
     """Whether that is all of them."""
+    unit: float = eqx.field(static=True, default=1.0)
 
     @classmethod
-    def of(cls, leaf: Leaf, begin: int, end: int) -> Flatten:
+    def of(cls, leaf: Leaf, begin: int, end: int, unit: float = 1.0) -> Flatten:
         """Make one for a leaf of a space."""
         shape = leaf.number_shape
-        return cls(len(shape), begin, end, (begin, end) == (0, math.prod(shape)))
+        return cls(len(shape), begin, end, (begin, end) == (0, math.prod(shape)), unit)
 
     @property
     def size(self) -> int:
@@ -51,11 +60,13 @@ class Flatten(eqx.Module):
     def __call__(self, x: Any) -> Any:
         if self.ndim != 1:
             x = rows(x, self.ndim)
-        return x if self.whole else x[..., self.begin : self.end]
+        x = x if self.whole else x[..., self.begin : self.end]
+        return x if self.unit == 1.0 else namespace(x).asarray(x, "float32") / self.unit
 
 
 ENCODERS: dict[type[Leaf], Any] = {Box: Flatten.of, Bits: Flatten.of, Choice: Flatten.of, Choices: Flatten.of}
-"""What makes an encoder for a kind of leaf: called with the leaf and the range of its elements that is seen."""
+"""What makes an encoder for a kind of leaf that is no image: called with the leaf, the range of its elements that is
+seen, and the unit of those."""
 
 
 class Join(eqx.Module):
@@ -74,14 +85,29 @@ class Join(eqx.Module):
         return seen[0] if len(seen) == 1 else namespace(seen[0]).concatenate(seen, axis=-1)
 
 
-def make_encoder(space: Space, sees: str = "") -> Encoder:
+def make_encoder(
+    space: Space,
+    sees: str = "",
+    encoding: Encoding = "auto",
+    key: PRNGKeyArray | None = None,
+    scaled: bool = True,
+    dtype: Any = jnp.float32,
+) -> Encoder:
     """Make the encoder of a space, in the order of its leaves.
 
-    ``sees`` names the parts that are seen, separated by spaces: a leaf by its path (``camera``, ``arm/joints``), with a
-    range of its elements (``joints[:7]``); the range alone where the observation is one leaf (``:27``). All, if empty.
+    Args:
+        space: of observations.
+        sees: the parts that are seen, separated by spaces: a leaf by its path (``camera``, ``arm/joints``), with a
+            range of its elements (``joints[:7]``); the range alone where the observation is one leaf (``:27``). All, if
+            empty.
+        encoding: ``auto`` makes convolutions for images (:func:`~trpo.envs.images.image_of`) that are seen whole,
+            ``cnn`` for whatever may be one; with ``flat``, and for all else, elements are put in a row.
+        key: draws the weights of convolutions; None leaves them zero, for those who ask for sizes.
+        scaled: whether pixels are divided by their unit.
+        dtype: of the weights.
 
     Raises:
-        ValueError: there is no such part; the message names those there are.
+        ValueError: there is no such part, or with ``cnn`` no image; the message names those there are.
     """
     leaves = {"/".join(map(str, path)): (path, leaf) for path, leaf in space.leaves()}
     chosen: dict[Path, Encoder] = {}
@@ -98,9 +124,34 @@ def make_encoder(space: Space, sees: str = "") -> Encoder:
             first, last = begin or 0, size if end is None else end
             if not 0 <= first < last <= size:
                 raise ValueError(f"sees={sees!r}: {word!r} is not within the {size} elements of that part")
-            chosen[path] = ENCODERS[type(leaf)](leaf, first, last)
+            image = None if encoding == "flat" or (first, last) != (0, size) else _image(leaf, encoding, scaled)
+            if image is not None:
+                drawn = None if key is None else jax.random.fold_in(key, list(leaves).index("/".join(map(str, path))))
+                chosen[path] = Convolutions.of(image, len(leaf.shape), drawn, dtype)
+                continue
+            chosen[path] = ENCODERS[type(leaf)](leaf, first, last, _unit(leaf, scaled))
+    if encoding == "cnn" and not any(type(encoder) is Convolutions for encoder in chosen.values()):
+        raise ValueError(f"encoder='cnn': no part of {space} that is seen may be an image; use auto, or flat")
     paths = tuple(path for path, _ in space.leaves() if path in chosen)
     return chosen[()] if paths == ((),) else Join(paths, tuple(chosen[path] for path in paths))
+
+
+def flattened(encoder: Encoder) -> list[tuple[Path, int]]:
+    """Return which parts of an observation an encoder puts in a row, and how many of their elements."""
+    parts = zip(encoder.paths, encoder.parts, strict=True) if isinstance(encoder, Join) else [((), encoder)]
+    return [(path, part.size) for path, part in parts if isinstance(part, Flatten)]
+
+
+def _image(leaf: Leaf, encoding: Encoding, scaled: bool) -> Image | None:
+    image = image_of(leaf)
+    if image is None and encoding == "cnn" and isinstance(leaf, Box | Bits) and len(leaf.shape) == 3:
+        image = layout_of(leaf.shape)
+    return image if image is None or scaled else dataclasses.replace(image, unit=1.0)
+
+
+def _unit(leaf: Leaf, scaled: bool) -> float:
+    image = image_of(leaf) if scaled else None
+    return 1.0 if image is None else image.unit
 
 
 def _parsed(word: str, sees: str) -> tuple[str, int | None, int | None]:

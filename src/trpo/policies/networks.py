@@ -9,6 +9,7 @@ import equinox as eqx
 import numpy as np
 
 from trpo.distributions import Distribution
+from trpo.envs.masks import MASK
 from trpo.policies.encoders import Encoder, Flatten
 from trpo.policies.heads import GaussianHead, Head
 from trpo.policies.protocol import Observed
@@ -31,6 +32,8 @@ class Policy(eqx.Module):
     trunk: Any
     """A callable from features to outputs, or a :class:`~trpo.policies.trunks.Recurrent`."""
     head: Head
+    masked: bool = eqx.field(static=True, default=False)
+    """Whether observations tell which actions are allowed (:mod:`trpo.envs.masks`), which the head is then told."""
 
     def start(self, count: int) -> Any:
         return _start(self.trunk, count)
@@ -38,7 +41,8 @@ class Policy(eqx.Module):
     def __call__(self, carry: Any, observed: Observed) -> tuple[Distribution, Any]:
         observation, reset = observed
         outputs, carry = _apply(self.trunk, carry, self.encoder(observation), reset)
-        return self.head(outputs), carry
+        head: Any = self.head
+        return head(outputs, observation[MASK]) if self.masked else head(outputs), carry
 
 
 class ValueFunction(eqx.Module):
@@ -70,7 +74,7 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
     # Exactly these classes: what another one, or a subclass, does is its own business.
     if type(policy) is not Policy or type(policy.trunk) is not MLP:
         return None
-    encoder, head, tanh = policy.encoder, policy.head, policy.trunk.activation == "tanh"
+    encoder, head, tanh, masked = policy.encoder, policy.head, policy.trunk.activation == "tanh", policy.masked
     # Through the classes: binding a method of an Equinox module costs more than the arithmetic of a small batch.
     encode, distribution_of = type(encoder).__call__, type(head).__call__
     plain = type(encoder) is Flatten and encoder.ndim == 1 and encoder.whole
@@ -89,6 +93,7 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
             x = (observation - mean) * scale
             np.maximum(x, low, out=x)
             np.minimum(x, high, out=x)
+        mask = (x[MASK],) if masked else ()
         x = x if plain else encode(encoder, x)
         for weight, bias in hidden:
             x = x @ weight
@@ -101,7 +106,7 @@ def host_pass(policy: Any, see: Callable[[Any], Any], normaliser: Any) -> HostPa
         x += last_bias
         if std is not None:
             return x if noise is None else x + std * noise
-        distribution = distribution_of(head, x)
+        distribution = distribution_of(head, x, *mask)
         kind = type(distribution)
         return kind.mode(distribution) if noise is None else kind.transform(distribution, noise)
 

@@ -82,7 +82,7 @@ class MLP(eqx.Module):
         return x
 
 
-def _orthogonal(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def orthogonal(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Return a uniformly random matrix with orthonormal rows or columns, whichever are fewer."""
     q, r = np.linalg.qr(random.normal(size=(max(shape), min(shape))))
     q = q * np.sign(np.diag(r))  # without it QR's own sign convention would bias the draw
@@ -111,7 +111,7 @@ def mlp(
     # In NumPy: XLA takes seconds to compile a QR decomposition, which is used once.
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     weights = tuple(
-        jnp.asarray(gain * _orthogonal(random, shape), dtype)
+        jnp.asarray(gain * orthogonal(random, shape), dtype)
         for gain, shape in zip(gains, itertools.pairwise(sizes), strict=True)
     )
     return MLP(weights, tuple(jnp.zeros(n, dtype) for n in sizes[1:]), activation)

@@ -19,14 +19,13 @@ import jax
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
-from trpo.envs import EnvironmentFailure, EnvSpec, MissingExtraError
+from trpo.envs import EnvironmentFailure, MissingExtraError
 from trpo.envs.host.closing import close_all
-from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, space_of
+from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, with_spec
 from trpo.envs.host.returned import WrongAnswerError, begun, described, stepped, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
 from trpo.envs.names import is_in_jax, make_single
 from trpo.envs.protocol import UnusableEnvironmentError
-from trpo.envs.spaces import flat
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.rollout.whole_episodes import MAX_STEPS
 from trpo.training.agent import Agent
@@ -178,9 +177,9 @@ def _frames(
     tell: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     """Yield every ``every``-th frame of the episodes."""
-    step, space, name = 0, space_of(env.observation_space), agent.spec.id
-    here = EnvSpec(name, space, space_of(env.action_space, of_actions=True))
-    options, write = agent.config.env, writer(space)
+    step, name, options = 0, agent.spec.id, agent.config.env
+    (env,), here = with_spec(name, [env], options.drop)
+    space, write = here.observation, writer(here.observation)
     require_same_spaces(agent.spec, here.with_options(options.rescale_actions, options.flatten))
 
     def seen(observation: Any) -> Any:
@@ -188,7 +187,7 @@ def _frames(
         write(columns, 0, observation)
         if bad := not_finite(space, columns):
             raise WrongAnswerError(f"gave an observation that is not finite: {bad}")
-        columns = flat(space, columns) if options.flatten else columns
+        columns = here.flatten(columns) if options.flatten else columns
         return jax.tree.map(lambda column: column[0], columns)
 
     for episode in range(episodes):

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
+from trpo.envs.images import image_of
+from trpo.envs.masks import MASK, blocked, choices
 from trpo.envs.plain import from_plain
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
-from trpo.rollout.trajectory import Actor, Seat, Snapshot, Trajectory
+from trpo.rollout.trajectory import Actor, Seat, Snapshot, Successors, Trajectory
 from trpo.trees import from_named_arrays
 
 BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
@@ -52,16 +54,21 @@ def run_fragment(
     seat: Seat,
     noise: Any,
     after: Callable[[Transition], Transition] | None = None,
+    rows: int = 0,
     before: Callable[[int, Seat], None] | None = None,
 ) -> tuple[Trajectory, Seat]:
     """Act and step as often as ``noise`` has rows, from ``seat``; return what happened, and what the policy meets next.
 
-    ``after`` sees each step and may change it; ``before`` sees what the policy meets at each time.
+    ``after`` sees each step and may change it; ``before`` sees what the policy meets at each time. With ``rows``,
+    successors are kept once, with room for the ends of as many truncated episodes, or for twice as many and so on.
     """
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
-    length = len(jax.tree.leaves(noise)[0])
+    length, masked = len(jax.tree.leaves(noise)[0]), envs.spec.masked
+    finals: list[tuple[int, int, Any]] = []
     met, actions, following, *columns = (_Rows(length) for _ in range(7))
     for t, now in enumerate(_steps(noise)):
+        if masked:
+            require_allowed(envs, observation)
         if before is not None:
             before(t, Seat(observation, carry, reset))
         action, carry = act(observation, carry, reset, now)
@@ -70,7 +77,10 @@ def run_fragment(
         if after is not None:
             step = after(step)
         actions.put(t, action)
-        following.put(t, step.final_observation)
+        if not rows:
+            following.put(t, step.final_observation)
+        elif t < length - 1:
+            finals += [(t, i, at_index(step.final_observation, i)) for i in np.flatnonzero(step.truncated).tolist()]
         for column, row in zip(columns, (step.reward, step.terminated, step.truncated, step.valid), strict=True):
             column.put(t, row)
         observation = step.observation
@@ -85,13 +95,29 @@ def run_fragment(
         reward=reward,
         terminated=terminated,
         truncated=truncated,
-        next_observation=following.columns,
+        next_observation=_successors(step.final_observation, finals, rows, length) if rows else following.columns,
         valid=valid,
         carry=seat.carry,
         reset=seat.reset,
     )
     last = step.terminated | step.truncated | ~step.valid
     return trajectory, Seat(jax.tree.map(np.copy, observation), carry, last)
+
+
+def at_index(tree: Any, i: int) -> Any:
+    """Return a copy of one row of every leaf."""
+    return jax.tree.map(lambda x: x[i].copy(), tree)
+
+
+def _successors(last: Any, finals: list[tuple[int, int, Any]], rows: int, length: int) -> Successors:
+    while rows < len(finals):
+        rows *= 2
+    step, env = np.full(rows, length, np.int32), np.zeros(rows, np.int32)
+    final = jax.tree.map(lambda x: np.zeros((rows, *x.shape[1:]), x.dtype), last)
+    for row, (t, i, seen) in enumerate(finals):
+        step[row], env[row] = t, i
+        jax.tree.map(lambda column, x: column.__setitem__(row, x), final, seen)  # noqa: B023
+    return Successors(jax.tree.map(np.copy, last), final, step, env)
 
 
 def step_all(envs: HostEnv, action: Any) -> Transition:
@@ -114,6 +140,16 @@ def step_all(envs: HostEnv, action: Any) -> Transition:
 
     ends = {name: mended(name, "biuf", bool) for name in ("terminated", "truncated", "valid")}
     return step._replace(reward=mended("reward", "biuf", np.float32), **ends)
+
+
+def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
+    """Refuse states in which no action is allowed; environments that are not ``going`` may show what they like."""
+    bad = blocked(choices(envs.spec.action), observation[MASK]) & going
+    if bad.any():
+        which = int(np.argmax(bad)) + getattr(envs, "first", 0)
+        raise EnvironmentFailure(
+            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end episodes where none is left"
+        )
 
 
 def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:
@@ -149,6 +185,8 @@ class HostSource:
         if stagger and isinstance(envs, RestartableEnv) and envs.time_limit:
             self._cuts = np.maximum(1, np.arange(1, envs.count + 1) * envs.time_limit // envs.count)
         self._apart: bool | None = None
+        self._rows = envs.count if any(image_of(leaf) for _, leaf in self.spec.observation.leaves()) else 0
+        """Of successors that are kept once; 0: large observations alone are worth it."""
 
     def restart(self, seeds: list[int]) -> None:
         memory = to_numpy(self._start(self.count))
@@ -159,14 +197,21 @@ class HostSource:
         """Run as many steps in every environment as ``noise`` has rows."""
         if self._cuts is not None and self.episodes.first.any():
             cut = partial(self._cut_first_episodes, self._cuts)
-            trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, cut)
-            return trajectory
+            trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, cut, self._rows)
+            return self._grown(trajectory)
         shares = self._shares(policy)
         if shares is None:
-            trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise)
+            trajectory, self.seat = run_fragment(self.envs, policy, self.seat, noise, rows=self._rows)
+            self._grown(trajectory)
         else:
             trajectory = self._collect_shares(shares, policy, noise)
         self.episodes.add(trajectory.reward, trajectory.terminated | trajectory.truncated, trajectory.valid)
+        return trajectory
+
+    def _grown(self, trajectory: Trajectory) -> Trajectory:
+        """Keep as many rows from now on as were needed: every other number is another program."""
+        if isinstance(trajectory.next_observation, Successors):
+            self._rows = len(trajectory.next_observation.step)
         return trajectory
 
     def snapshot(self) -> Snapshot | None:

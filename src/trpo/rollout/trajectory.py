@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Bool, Float, PyTree, Shaped
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
-from trpo.envs.spaces import Space
+from trpo.envs.images import image_of
+from trpo.envs.spaces import Leaf, Space
 from trpo.types import Params
 
 ArrayLike = Any
@@ -37,6 +38,21 @@ class Snapshot:
     """Of the environments; empty where that is not known."""
 
 
+class Successors(eqx.Module):
+    """True successors that are not the next row of a trajectory: what large observations need to keep beside it.
+
+    After a step that ended no episode comes the next row; after a terminated one, nothing of worth.
+    """
+
+    last: PyTree[Shaped[ArrayLike, "env ..."]]
+    """After the last step."""
+    final: PyTree[Shaped[ArrayLike, "rows ..."]]
+    """After truncated steps, in as many rows as may be needed."""
+    step: Int[ArrayLike, "rows"]
+    """Of each row; the number of steps where the row is of no use."""
+    env: Int[ArrayLike, "rows"]
+
+
 class Trajectory(eqx.Module):
     """Fragments of T steps from N environments, in time order; episodes may begin and end anywhere inside."""
 
@@ -48,8 +64,9 @@ class Trajectory(eqx.Module):
     """Raw, undiscounted."""
     terminated: Bool[ArrayLike, "time env"]
     truncated: Bool[ArrayLike, "time env"]
-    next_observation: PyTree[Shaped[ArrayLike, "time env ..."]]
-    """The true successor, before any reset: the final observation where an episode ended."""
+    next_observation: Any
+    """The true successor, before any reset: the final observation where an episode ended; a tree of arrays
+    ``[time, env, …]``, or :class:`Successors`."""
     valid: Bool[ArrayLike, "time env"]
     """False for an auto-reset step, whose action was ignored."""
     carry: Any
@@ -59,7 +76,8 @@ class Trajectory(eqx.Module):
 
     def steps(self) -> dict[str, Any]:
         """Return what has an axis of time, by field."""
-        return {name: x for name, x in vars(self).items() if name not in ("carry", "reset")}
+        apart = ("carry", "reset", *(["next_observation"] if isinstance(self.next_observation, Successors) else []))
+        return {name: x for name, x in vars(self).items() if name not in apart}
 
 
 class Actor(eqx.Module):
@@ -67,13 +85,21 @@ class Actor(eqx.Module):
 
     params: Params
     normalisers: Any
-    """A :class:`~trpo.running_statistics.Normaliser` for each leaf of an observation; None: it is shown as it is."""
+    """A :class:`~trpo.running_statistics.Normaliser` for each leaf of an observation, None for those that have no
+    statistics; None: none has."""
     space: Space = eqx.field(static=True)
     """Of observations."""
 
     def see(self, observation: Any) -> Any:
-        """Return what the policy is shown: the observation's numbers, normalised."""
-        numbers = self.space.numbers(observation)
+        """Return what the policy is shown: images as they are, else numbers, normalised where there is a normaliser."""
         if self.normalisers is None:
-            return numbers
-        return self.space.map(lambda leaf, normalise, x: normalise(x), self.normalisers, numbers)
+            return self.space.map(_shown, observation)
+
+        def shown(leaf: Leaf, normalise: Any, x: Any) -> Any:
+            return _shown(leaf, x) if normalise is None else normalise(leaf.to_numbers(x))
+
+        return self.space.map(shown, self.normalisers, observation)
+
+
+def _shown(leaf: Leaf, x: Any) -> Any:
+    return x if image_of(leaf) else leaf.to_numbers(x)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, Shaped
 
 from trpo.envs import Space
 from trpo.envs.device.returned import stepped
+from trpo.envs.masks import MASK
 from trpo.envs.spaces import Box, Choice
 from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import act, noise_of
@@ -42,6 +43,8 @@ class Plan:
     """K, branches of a root."""
     proposal: str
     """``all``, ``policy`` or ``uniform``."""
+    masked: bool
+    """Whether some of all the actions may be forbidden: these are not followed."""
     over_trunk: bool
     """Whether KL and Fisher products are over all states of the trunk."""
     fit_roots: bool
@@ -98,6 +101,7 @@ def follow(
     keys: Key[Array, "r"],
     discount: float | Scalar,
     branch_lambda: float | Scalar | None,
+    allowed: Bool[Array, "r k"] | None = None,
 ) -> tuple[Float[Array, "r k"], Int[Array, ""]]:
     """Take each of K actions in each of R states, then follow the policy for the rest of ``length`` steps.
 
@@ -114,6 +118,7 @@ def follow(
         keys: the environment's randomness, one key a root.
         discount: γ.
         branch_lambda: λ inside the branch; None is 1, with V asked at the branches' ends alone.
+        allowed: which of the actions may be taken, all if None. Q̂ of the others is 0.
 
     Returns:
         Q̂ (:func:`~trpo.vine.branch_returns`), and how many steps were taken.
@@ -126,11 +131,13 @@ def follow(
         return jax.tree.map(lambda leaf: jnp.repeat(leaf, k, axis=0), tree)
 
     first = jax.tree.map(lambda leaf: leaf.reshape(roots * k, *leaf.shape[2:]), first)
+    taken = jnp.ones(roots * k, bool) if allowed is None else allowed.ravel()
 
     def step(now: tuple, given: tuple[Array, Any]) -> tuple[tuple, tuple]:
         (here, alive, terminated), (t, noise_t) = now, given
         action, carry = act(here.observation, here.carry, here.reset, spread(noise_t))
-        action = jax.tree.map(lambda a, b: jnp.where(t == 0, a.astype(b.dtype), b), first, action)
+        begins = (t == 0) & taken  # in place of a forbidden action the policy's own is taken, which counts for nothing
+        action = jax.tree.map(lambda a, b: jnp.where(per_state(begins, b), a.astype(b.dtype), b), first, action)
         key = spread(jax.vmap(lambda one: jax.random.fold_in(one, t))(keys))
         state, seen = jax.vmap(partial(stepped, env))(here.env, to_env(action), key)
         after = Start(state, seen.observation, carry, jnp.zeros_like(here.reset))
@@ -140,7 +147,7 @@ def follow(
         ends = seen.terminated | seen.truncated
         return (here, alive & ~ends, terminated | (alive & seen.terminated)), met
 
-    begin = spread(start), jnp.ones(roots * k, bool), jnp.zeros(roots * k, bool)
+    begin = spread(start), taken, jnp.zeros(roots * k, bool)
     (here, _, terminated), (reward, alive, v) = jax.lax.scan(step, begin, (jnp.arange(length), noise))
     if branch_lambda is None:
         v, branch_lambda = value(here.observation)[None], 1.0
@@ -179,6 +186,7 @@ def collect(
         jax.random.split(env_key, time.size),
         discount,
         None if plan.monte_carlo else branch_lambda,
+        start.observation[MASK] > 0 if plan.masked else None,
     )
     action, q = jax.tree.map(lambda leaf: leaf.reshape(*time.shape, *leaf.shape[1:]), (first, q))
     return rollout, trajectory, episodes, Branches(time, action, q, steps)

@@ -11,8 +11,9 @@ import numpy as np
 from trpo.envs import SplitEnv
 from trpo.envs.host.gymnasium import GymnasiumEnvs
 from trpo.envs.host.saving import UnsavableError
+from trpo.envs.masks import MASK
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
-from trpo.rollout.host import HostSource, run_fragment, share_of
+from trpo.rollout.host import HostSource, replaced, require_allowed, run_fragment, share_of
 from trpo.rollout.trajectory import Actor, Seat, Trajectory
 
 
@@ -51,8 +52,8 @@ class Outcome(eqx.Module):
     one, where no more is needed."""
 
 
-def require_savable(source: Any) -> None:
-    """Raise ValueError for a source that has no environments whose states can be taken and put back."""
+def require_branching(source: Any, policy: HostPolicy) -> None:
+    """Raise ValueError unless states of a source's environments, begun, can be put back where the policy can act."""
     envs = getattr(source, "envs", None)
     try:
         if isinstance(envs, SplitEnv):
@@ -66,6 +67,8 @@ def require_savable(source: Any) -> None:
             f"rollout='vine': branches begin in states of environment {source.spec.id!r} that are put back, but "
             f"{error}; use rollout='single-path'"
         ) from error
+    if isinstance(envs, SplitEnv) and not policy.can_travel:
+        raise ValueError("rollout='vine': this policy does not act in NumPy, so only here; set env.workers=0")
 
 
 def collect_vine(
@@ -133,15 +136,20 @@ def _branches(envs: GymnasiumEnvs, act: Act, roots: list, drawn: Drawn, every_st
     reward, alive = np.zeros((length, pairs), np.float32), np.zeros((length, pairs), bool)
     terminated = np.zeros(pairs, bool)
     following = envs.spec.observation.zeros(length if every_step else 1, pairs)
+    allowed = np.ones(pairs, bool)
+    if envs.spec.masked and drawn.first is not None:
+        allowed = at.observation[MASK].ravel() > 0
     for begin in range(0, pairs, envs.count):
         # As many rows as there are environments, so that a compiled policy has one shape to act in.
         rows = np.minimum(np.arange(begin, begin + envs.count), pairs - 1)
-        going = np.arange(min(envs.count, pairs - begin))
+        going = np.flatnonzero(allowed[begin : begin + envs.count])
         for j in going:
             envs.keepers()[j].restore(roots[rows[j] // k][0])
         here: Seat = jax.tree.map(lambda x: x[rows // k], at)  # noqa: B023
         observation, carry, reset = here.observation, here.carry, here.reset
-        for t in range(length):
+        for t in range(length if going.size else 0):
+            if envs.spec.masked:
+                require_allowed(envs, observation, np.isin(np.arange(envs.count), going))
             now = jax.tree.map(lambda x: x[t, rows // k], noise)  # noqa: B023
             action, carry = act(observation, carry, reset, now)
             action = jax.tree.map(lambda x: x[rows], begun) if t == 0 else action  # noqa: B023
@@ -149,7 +157,8 @@ def _branches(envs: GymnasiumEnvs, act: Act, roots: list, drawn: Drawn, every_st
             reset, pair, put = np.zeros_like(reset), rows[going], t if every_step else 0
             reward[t, pair], alive[t, pair], terminated[pair] = step.reward[going], True, step.terminated[going]
             jax.tree.map(lambda column, x: column.__setitem__((put, pair), x[going]), following, step.observation)  # noqa: B023
-            observation = step.observation
+            # Of those that have ended the last observation stays: the policy must be able to act there.
+            observation = replaced(observation, going, jax.tree.map(lambda x: x[going], step.observation))  # noqa: B023
             going = going[~(step.terminated | step.truncated)[going]]
             if not going.size:
                 break

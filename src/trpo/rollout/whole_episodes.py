@@ -16,7 +16,7 @@ from trpo.policies.function import to_numpy
 from trpo.policies.protocol import PolicyFunction
 from trpo.programs import compiled
 from trpo.rollout.acting import HostPolicy, noise_of
-from trpo.rollout.host import replaced, step_all
+from trpo.rollout.host import replaced, require_allowed, step_all
 from trpo.rollout.trajectory import Actor
 
 NOISE = 200
@@ -86,6 +86,8 @@ def whole_episodes(
     missing = quota.copy()
     while (missing > 0).any():
         _require_finite(envs, observation, missing > 0)
+        if envs.spec.masked:
+            require_allowed(envs, observation, missing > 0)
         action, carry = policy(observation, carry, reset, None if noise is None else noise(step))
         after = step_all(envs, action)
         total += np.where(after.valid, after.reward, 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from trpo._version import __version__
 from trpo.runs.disk import remove_leftovers
-from trpo.runs.first_format import config_today
+from trpo.runs.first_format import before_encoders, config_today
 from trpo.runs.interrupts import Interrupted
 from trpo.runs.lock import HOLDER, LOCK, DirectoryLostError, RunLock
 from trpo.runs.schema import CONFIG_FILE, conform, explained, read_json, write_json
@@ -39,6 +39,8 @@ def read_config(run: Path) -> dict[str, Any]:
     with explained(str(path)):
         data = data | config_today(data) if data["format"] == 1 else data
         conform(data, CONFIG_FILE)
+        if "normalise_all" not in data["config"]:
+            data = data | {"config": before_encoders(data["config"])}
     return data
 
 

@@ -40,6 +40,12 @@ def settings_today(settings: dict[str, Any]) -> dict[str, Any]:
     return today | {group: {**today[group], "sees": f":{first}"} for group in ("policy", "value") if first}
 
 
+def before_encoders(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a run from before images had encoders: all parts were normalised and put in a row."""
+    flat = {group: {**settings.get(group, {}), "encoder": "flat"} for group in ("policy", "value")}
+    return settings | flat | {"normalise_all": True}
+
+
 def _action_today(action: dict[str, Any], rescale: bool) -> dict[str, Any]:
     common = {"kind": _KINDS[action["kind"]], "shape": action["shape"], "dtype": action["dtype"]}
     match action["kind"]:

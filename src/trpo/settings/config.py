@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from trpo.envs.images import image_of
+from trpo.envs.spaces import Space
+from trpo.policies.encoders import Encoding
 from trpo.policies.trunks import Activation, Gain
 from trpo.rules import TRPO, NaturalGradient, Penalty
 from trpo.settings.values import converted, require
@@ -21,6 +24,8 @@ from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
 
 RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}
+PIXELS = 2**23
+"""Pixels that a block has if nothing else is said."""
 FITS: dict[str, Any] = {"adam": AdamFit, "gauss-newton": GaussNewtonFit}
 
 
@@ -35,6 +40,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "> 0, inf for none": lambda x: single(x) > 0,
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
+    "≥ 0, or auto": lambda x: x == "auto" or 0 <= x < 2**63,
     "> 0, or auto": lambda x: x == "auto" or (_is_number(x) and 0 < single(x) < math.inf),
     "positive widths, such as 64 64": lambda x: all(width >= 1 for width in x),
 }
@@ -94,6 +100,8 @@ class EnvConfig:
     """Map [-1, 1] onto finite Box bounds."""
     flatten: bool = False
     """Make every observation one vector of numbers, whatever its space."""
+    drop: tuple[str, ...] = ()
+    """Parts of a Dict observation that are left out at the environment's door, such as mission."""
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     """What is passed to the environment when it is made by name, such as ctrl_cost_weight=0.2; values are JSON."""
 
@@ -150,6 +158,9 @@ class PolicyConfig:
     with d elements of an action, so that the noise's length is at least 0.25 whatever d, and never below 0.1."""
     state_dependent_std: bool = False
     """Let the network output σ too."""
+    distribution: Literal["auto", "beta", "squashed"] = "auto"
+    """Of actions in a Box: auto is a Gaussian, clipped where it is beyond the bounds; the others stay within them: a
+    Beta, whose initial σ is initial_std but at most 0.48, or a Gaussian squashed by tanh."""
     last_layer_scale: Annotated[float, "≥ 0; {} is usual"] = 0.01
     """Gain of the last layer's initial weights."""
     hidden_layer_scale: LayerGain = 2**0.5
@@ -157,12 +168,17 @@ class PolicyConfig:
     inputs than the first layer has units."""
     sees: str = ""
     """Parts of an observation that it sees, such as "joints[:7] goal", or ":27"; all if empty."""
+    encoder: Encoding = "auto"
+    """What images go through: auto gives each a convolutional network, cnn asks for one, flat flattens them."""
     averaging: Annotated[float, "in [0, 1); {} is usual, 0 is none"] = 0.05
     """The result is an average of training's policies over about this share of the iterations so far; 0: the last."""
 
     def __post_init__(self) -> None:
         _check(self, "policy.")
         self._require_min_std(self.min_std if self.min_std != "auto" else 0.0)
+        for name, value in (("min_std", self.min_std), ("state_dependent_std", self.state_dependent_std)):
+            allowed = "left as it is with policy.distribution=beta, whose σ always depends on the state"
+            require(self.distribution != "beta" or not value, f"policy.{name}", value, allowed)
 
     def _require_min_std(self, bound: Any) -> None:
         allowed = f"≥ 0 and below policy.initial_std={self.initial_std}, or auto; 0 sets no bound"
@@ -186,6 +202,8 @@ class ValueConfig:
     """Gain of the hidden layers' initial weights; auto as for the policy's."""
     sees: str = ""
     """Parts of an observation that it sees, as for the policy; it may see more."""
+    encoder: Encoding = "auto"
+    """What images go through, as for the policy; each network has an encoder of its own."""
     method: Literal["adam", "gauss-newton"] = "adam"
     learning_rate: float = float(AdamFit.learning_rate)
     """Adam's."""
@@ -232,6 +250,18 @@ class VineConfig:
 
 
 @dataclass(frozen=True)
+class ProblemConfig:
+    """The trust-region problem of a batch."""
+
+    block: Annotated[int | Literal["auto"], "≥ 0, or auto; 0 is one block"] = "auto"
+    """States of a batch that are worked on at a time, so that memory is that of a block; 0: all at once. auto: as many
+    as have 2²³ pixels (297 stacks of four Atari frames) where there are images, else all."""
+
+    def __post_init__(self) -> None:
+        _check(self, "problem.")
+
+
+@dataclass(frozen=True)
 class Config:
     """A training run."""
 
@@ -248,6 +278,7 @@ class Config:
     rule: RuleConfig = field(default_factory=RuleConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
+    problem: ProblemConfig = field(default_factory=ProblemConfig)
     discount: Annotated[float, "in [0, 1]; {} is usual"] = 0.99
     """γ; with ``final_discount``, at the start."""
     final_discount: Annotated[float | None, "in [0, 1); 0.998 is usual"] = None
@@ -264,6 +295,8 @@ class Config:
     normalise_observations: bool = True
     observation_clip: Annotated[float, "> 0, inf for none; {} is usual"] = 10.0
     """Bound on normalised observations, in standard deviations."""
+    normalise_all: Annotated[bool, tyro.conf.Suppress] = False
+    """Normalise integers, truth values and images too, as runs did that were begun before images had encoders."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
     checkpoint_every: Annotated[int, "≥ 1; {} is usual"] = 50
@@ -278,6 +311,13 @@ class Config:
             require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
         self.rule.build()
         self.value.build()
+
+    def block_of(self, observation: Space) -> int:
+        """Return how many states of this space a block has; 0: all."""
+        if self.problem.block != "auto":
+            return self.problem.block
+        pixels = sum(leaf.size for _, leaf in observation.leaves() if image_of(leaf))
+        return max(1, PIXELS // pixels) if pixels else 0
 
     @property
     def batch(self) -> int:

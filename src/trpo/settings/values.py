@@ -20,7 +20,8 @@ _WORDS = {
     int: "of type int",
     float: "of type float",
     str: "of type str",
-    tuple: "a list of integers",
+    tuple[int, ...]: "a list of integers",
+    tuple[str, ...]: "a list of names",
     dict: "names with values that JSON has: numbers, texts, true, false, null, lists and objects",
     type(None): "None",
 }
@@ -54,7 +55,7 @@ def _words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"
-    return _WORDS.get(typing.get_origin(hint) or hint) or f"a trpo.{hint.__name__}"
+    return _WORDS.get(hint) or _WORDS.get(typing.get_origin(hint)) or f"a trpo.{hint.__name__}"
 
 
 def _scalar(value: Any) -> Any:
@@ -75,7 +76,7 @@ def _as(hint: Any, value: Any) -> Any:
     if kind is Literal and isinstance(value, str) and value in typing.get_args(hint):
         return str.__str__(value)
     if kind is tuple and not isinstance(value, str | bytes | Mapping):
-        return tuple(_number(int, _scalar(each)) for each in value)
+        return tuple(_as(typing.get_args(hint)[0], _scalar(each)) for each in value)
     if kind is dict and isinstance(value, Mapping):
         return _json(value)
     if (kind in (bool, type(None)) or kind not in _WORDS) and isinstance(value, kind):

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.capacity import require_room
-from trpo.envs.meeting import require_same_spaces, taken
+from trpo.envs.images import is_normalised
+from trpo.envs.masks import MASK, choices
+from trpo.envs.meeting import observed, require_same_spaces
 from trpo.envs.names import EnvLike, resolve
+from trpo.envs.spaces import Leaf
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import as_policy
 from trpo.policies.make import make_policy, make_value
@@ -64,16 +67,26 @@ class Agent:
         check_networks(spec, config, own)
         require_no_fork()
         policy_key, value_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0x7290))
-        function, params = as_policy(make_policy(spec, config.policy, policy_key) if policy is None else policy)
-        value_function, value_params = as_policy(make_value(spec, config.value, value_key) if value is None else value)
+        scaled = not (config.normalise_observations and config.normalise_all)
+        policy = make_policy(spec, config.policy, policy_key, scaled) if policy is None else policy
+        value = make_value(spec, config.value, value_key, scaled) if value is None else value
+        (function, params), (value_function, value_params) = as_policy(policy), as_policy(value)
         if jax.tree.leaves(value_function.start(1)):
             raise ValueError("value: a value function with memory is not supported yet; the policy may have one")
         dtype = jnp.result_type(float)
+
+        def statistics(leaf: Leaf) -> RunningStatistics | None:
+            normalised = config.normalise_all or is_normalised(leaf)
+            return RunningStatistics.zeros(leaf.number_shape, dtype) if normalised else None
+
+        observations = spec.observation.map(statistics)
+        if spec.masked:
+            observations[MASK] = None
         learner = Learner(
             policy=params,
             rule=(config.rule.build() if rule is None else rule).init(params),
             value=ValueState(value_params, config.value.build().init(value_params), RunningStatistics.zeros((), dtype)),
-            observations=spec.observation.map(lambda leaf: RunningStatistics.zeros(leaf.number_shape, dtype)),
+            observations=observations,
             average=params if config.policy.averaging else None,
         )
         return cls(spec, config, function, value_function, learner, rule, env, own)
@@ -86,7 +99,8 @@ class Agent:
 
     def program(self, strata: int = 1) -> Program:
         """Return what an iteration of this agent is compiled from."""
-        return Program.of(self.policy, self.value, self.spec, self.config, strata)
+        masked = choices(self.spec.action) if self.spec.masked else ()
+        return Program.of(self.policy, self.value, self.spec, self.config, strata, masked)
 
     def at(self, state: TrainingState) -> Agent:
         """Return the same agent with what ``state`` (of :func:`trpo.iterations`) has learned."""
@@ -108,7 +122,15 @@ class Agent:
         carry = self._host_policy.start(count or 1)
         return carry if count is not None else jax.tree.map(lambda x: x[0], carry)
 
-    def act(self, observation: Any, carry: Any = None, *, deterministic: bool = True, seed: int | None = None) -> Any:
+    def act(
+        self,
+        observation: Any,
+        carry: Any = None,
+        *,
+        deterministic: bool = True,
+        seed: int | None = None,
+        action_mask: Any = None,
+    ) -> Any:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
 
         Observations are taken as the environment gives them, in the form of ``spec.observation``: see
@@ -116,10 +138,12 @@ class Agent:
         The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the
         distribution's mode, otherwise a sample (from ``seed``, or fresh randomness). With the ``carry`` of a policy
         with memory, from :meth:`start` or the call before, ``(action, carry)`` is returned.
+        Where the environment tells in ``info`` or by a method which actions are allowed, ``action_mask`` is what it
+        tells, in any of the forms that :func:`~trpo.envs.masks.flat_mask` takes.
         """
         if isinstance(carry, bool):
             raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
-        x, single = taken(self.spec.observation, observation)
+        x, single = observed(self.spec, observation, action_mask)
         host, count = self._host_policy, len(jax.tree.leaves(x)[0])
         memory = host.start(count) if carry is None else carry
         if carry is not None and single:

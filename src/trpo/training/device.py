@@ -170,9 +170,8 @@ class DeviceLoop:
                 self._fits[m] = row.value if row.info.finite else None
                 if not (row.info.finite and row.value.finite):
                     which = f"seed {config.seed}, " if self.setup.stacked else ""
-                    bad.append(
-                        which + nonfinite_message(state.iteration, bool(row.info.finite), self.setup.source.spec.id)
-                    )
+                    bad_fit, env = bool(row.info.finite), self.setup.source.spec.id
+                    bad.append(which + nonfinite_message(state.iteration, bad_fit, env, None, row.info.blocked))
             self.states[m] = dataclasses.replace(state, episodes=self.episodes[m].to_json(), value_fit=self._fits[m])
             metrics.append(records)
         return metrics, bad[0] if bad and self.setup.stop else None

@@ -16,7 +16,7 @@ from trpo.envs.meeting import require_same_spaces
 from trpo.programs import compiled
 from trpo.rollout import EpisodeStatistics, HostPolicy, HostSource, Snapshot, Source, Trajectory, noise_of
 from trpo.rollout.vine import Branches, chosen_times, listed_actions, vine_keys
-from trpo.rollout.vine_host import Drawn, Outcome, collect_vine, require_savable
+from trpo.rollout.vine_host import Drawn, Outcome, collect_vine, require_branching
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper, Learner, Program, improve, prepare, refit, value_now
@@ -98,7 +98,6 @@ class HostLoop:
         self._refit = partial(_refit, program, self.hyper)
         self._plan = program.vine
         if self._plan is not None:
-            require_savable(source)
             self._prepare_vine = partial(_prepare_vine, program)
             self._close = partial(_close, program, self.hyper)
         self._restart(state.iteration)
@@ -114,6 +113,8 @@ class HostLoop:
         if state.source is None or self.begins_anew:
             source.episodes.restart()  # the episodes that were under way are gone
         self.policy = HostPolicy(agent.policy, program.freeze(state.learner.policy, state.learner.observations))
+        if self._plan is not None:
+            require_branching(source, self.policy)
 
     def _restart(self, iteration: int) -> None:
         self.source.restart(env_seeds(self.config.seed, iteration, self.source.count))
@@ -179,4 +180,6 @@ class HostLoop:
             yield self.state, metrics
             if stops:
                 at = iteration - bad_fit  # a fit is seen to have failed in the iteration after it
-                raise NonFiniteBatchError([self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory))
+                raise NonFiniteBatchError(
+                    [self.state], nonfinite_message(at, bad_fit, self.source.spec.id, trajectory, info.blocked)
+                )

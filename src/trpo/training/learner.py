@@ -17,11 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from trpo.advantages import gae, lambda_returns, standardise
+from trpo.blocks import InBlocks, Split
+from trpo.distributions import Product
+from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
 from trpo.envs.spec import EnvSpec
 from trpo.policies.protocol import PolicyFunction
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
+from trpo.rollout.trajectory import Successors
 from trpo.rollout.vine import Branches, Plan
 from trpo.rules import Repeated
 from trpo.rules.protocol import Rule, UpdateInfo
@@ -42,7 +46,7 @@ class Learner(eqx.Module):
     """State of the update rule."""
     value: ValueState
     observations: PyTree[RunningStatistics]
-    """Of the numbers of each leaf of raw observations, merged after each update."""
+    """Of the numbers of each leaf of raw observations that is normalised, merged after each update; None for others."""
     average: Params | None = None
     """Of the policies so far (:func:`averaged`); None without averaging."""
 
@@ -67,14 +71,24 @@ class Program:
     standardise_advantages: bool
     normalise_returns: bool
     fisher_subsample: int
+    block: int = 0
+    """States that a larger batch is worked on at a time; 0: all."""
     strata: int = 1
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+    choices: tuple[int, ...] = ()
+    """Of the actions that observations tell to be allowed or not (:func:`trpo.envs.masks.choices`); empty if none."""
     vine: Plan | None = None
     """None for single-path rollouts."""
 
     @classmethod
     def of(
-        cls, policy: PolicyFunction, value: PolicyFunction, spec: EnvSpec, config: Config, strata: int = 1
+        cls,
+        policy: PolicyFunction,
+        value: PolicyFunction,
+        spec: EnvSpec,
+        config: Config,
+        strata: int = 1,
+        choices: tuple[int, ...] = (),
     ) -> Program:
         """Take it from a configuration, and from the spaces that it is for."""
         return cls(
@@ -87,7 +101,9 @@ class Program:
             standardise_advantages=config.standardise_advantages,
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
+            block=config.block_of(spec.observation),
             strata=strata,
+            choices=choices,
             vine=plan_of(config, spec, value),
         )
 
@@ -102,11 +118,19 @@ class Program:
         if self.clip is None:
             return Actor(params, None, self.space)
         clip = self.clip
-        return Actor(params, self.space.map(lambda leaf, s: s.freeze(clip), statistics), self.space)
+        frozen = self.space.map(lambda leaf, s: None if s is None else s.freeze(clip), statistics)
+        return Actor(params, frozen, self.space)
 
     def value_of(self, params: Params, seen: Any) -> Float[Array, "*batch"]:
         """Return the value network's output for what it is shown."""
-        return self.value(params, (), (seen, None))[0]
+
+        def of(params: Params, seen: Any) -> Any:
+            return self.value(params, (), (seen, None))[0]
+
+        split = Split.of(jax.eval_shape(of, params, seen).shape, self.block, self.strata)
+        if split is None:
+            return of(params, seen)
+        return InBlocks(jax.tree_util.Partial(of), jax.tree.map(split.split, seen), split)(params)
 
 
 class Hyper(eqx.Module):
@@ -161,7 +185,9 @@ class IterationInfo(eqx.Module):
     std: Float[Array, ""] | None
     """Mean σ of a Gaussian policy over the batch before the update; None for other distributions."""
     finite: Bool[Array, ""]
-    """False if the batch had a NaN or infinity."""
+    """False if the batch had a NaN or infinity, or a state in which no action is allowed."""
+    blocked: Bool[Array, ""] | None = None
+    """Whether it had such a state; None where all actions always are."""
 
 
 class Estimates(eqx.Module):
@@ -169,7 +195,7 @@ class Estimates(eqx.Module):
 
     trajectory: Trajectory
     """With zeros where a step is not valid."""
-    seen: PyTree[Float[Array, "time env ..."]]
+    seen: PyTree[Shaped[Array, "time env ..."]]
     """Observations as policy and value function are shown them."""
     value: Float[Array, "time env"]
     """V(s), in units of reward."""
@@ -213,17 +239,29 @@ def improve(
     problem = local_problem(program, learner, estimates)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
+    no_action = _blocked(program, estimates)
+    if no_action is not None:
+        new, finite = tree_where(no_action, learner, new), finite & ~no_action
     info = IterationInfo(
         update=tree_where(finite, update, update.refused()),
         explained_variance=explained_variance(estimates.value, estimates.target, estimates.weight),
         std=_mean_std(problem.old),
         finite=finite,
+        blocked=no_action,
     )
     rows = partial(_rows, strata=program.strata)
     data = ValueBatch(jax.tree.map(rows, estimates.seen), rows(estimates.target), rows(estimates.weight))
     if estimates.roots is not None and program.vine is not None and program.vine.fit_roots:
         data = with_roots(data, program.vine, estimates.roots, problem.old, rows)
     return new, data, info
+
+
+def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
+    """Return whether some state of a batch has no allowed action; None where no observation says."""
+    if not program.choices:
+        return None
+    mask = estimates.trajectory.observation[MASK]
+    return jnp.any(blocked(program.choices, mask) & (estimates.weight > 0))
 
 
 def value_now(program: Program, learner: Learner) -> Any:
@@ -238,9 +276,17 @@ def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Traje
     steps = jax.tree.map(lambda leaf: _where_valid(trajectory.valid, leaf), trajectory.steps())
     clean = dataclasses.replace(trajectory, **steps)
     see = program.freeze(learner.policy, learner.observations).see
-    seen, following = see(clean.observation), see(clean.next_observation)
-    v = predict(program.value_of, learner.value, seen, program.normalise_returns)
-    next_v = predict(program.value_of, learner.value, following, program.normalise_returns)
+    seen = see(clean.observation)
+
+    def value(seen: Any) -> Array:
+        return predict(program.value_of, learner.value, seen, program.normalise_returns)
+
+    v = value(seen)
+    if isinstance(after := clean.next_observation, Successors):
+        next_v = jnp.concatenate([v[1:], value(see(after.last))[None]])
+        next_v = next_v.at[after.step, after.env].set(value(see(after.final)), mode="drop")
+    else:
+        next_v = value(see(after))
     discount = hyper.discount_at(iteration)
     advantage = gae(clean.reward, v, next_v, clean.terminated, clean.truncated, discount, hyper.gae_lambda)
     return Estimates(clean, seen, v, advantage, lambda_returns(advantage, v), weight)
@@ -255,7 +301,8 @@ def local_problem(program: Program, learner: Learner, estimates: Estimates) -> L
     reset = jnp.concatenate([steps.reset[None], begins[:-1]])
     if estimates.roots is not None and program.vine is not None:
         trunk = Trunk(estimates.seen, weight, steps.carry, reset) if program.vine.over_trunk else None
-        return vine_problem(program.policy, learner.policy, estimates.roots, trunk, program.standardise_advantages)
+        unit, blocks = program.standardise_advantages, (program.block, program.strata)
+        return vine_problem(program.policy, learner.policy, estimates.roots, trunk, unit, *blocks)
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,
@@ -264,7 +311,8 @@ def local_problem(program: Program, learner: Learner, estimates: Estimates) -> L
         carry=steps.carry,
         reset=reset,
     )
-    return sampled_problem(program.policy, learner.policy, batch, program.fisher_subsample)
+    how = program.fisher_subsample, program.block, program.strata
+    return sampled_problem(program.policy, learner.policy, batch, *how)
 
 
 def settle(
@@ -280,7 +328,9 @@ def settle(
     steps, statistics = estimates.trajectory, learner.observations
     if program.clip is not None:
         statistics = program.space.map(
-            lambda leaf, s, x: s.merge(x, estimates.weight), statistics, program.space.numbers(steps.observation)
+            lambda leaf, s, x: None if s is None else s.merge(leaf.to_numbers(x), estimates.weight),
+            statistics,
+            steps.observation,
         )
     # The statistics too: finite numbers at the very end of the type's range have sums that are not.
     met = steps.observation, steps.next_observation, steps.reward, estimates.roots and estimates.roots.q
@@ -318,9 +368,17 @@ def _rows(leaf: Shaped[Array, "time env ..."], strata: int) -> Shaped[Array, "..
 
 
 def _where_valid(valid: Array, leaf: Array) -> Array:
+    if leaf.ndim > 3 and leaf.dtype in (jnp.uint8, jnp.bool_):
+        return leaf  # an image has no NaN, and a copy of it takes memory
     return jnp.where(per_state(valid, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
 def _mean_std(distribution: Any) -> Scalar | None:
-    log_std = getattr(distribution, "log_std", None)
-    return None if log_std is None else jnp.mean(jnp.exp(log_std))
+    found = _log_stds(distribution)
+    return jnp.mean(jnp.exp(found[0] if len(found) == 1 else jnp.concatenate(found, -1))) if found else None
+
+
+def _log_stds(distribution: Any) -> list[Any]:
+    if isinstance(distribution, Product):
+        return [x for part in distribution.parts for x in _log_stds(part)]
+    return [distribution.log_std] if hasattr(distribution, "log_std") else []

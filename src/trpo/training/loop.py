@@ -19,7 +19,7 @@ from trpo.training.agent import Agent
 from trpo.training.device import ROWS, DeviceLoop, check_rollout, setup_for
 from trpo.training.host import HostLoop
 from trpo.training.record import Metrics
-from trpo.training.sizes import check_training
+from trpo.training.sizes import check_training, flat_images
 from trpo.training.state import TrainingState
 
 
@@ -112,6 +112,8 @@ def advance(
         ending: closes the environments that are made here; None: they are closed as soon as this ends or fails.
     """
     require_no_fork()
+    for text in flat_images(agents[0].spec, agents[0].config, agents[0].own):
+        warnings.warn(text, stacklevel=3) if tell is None else tell(text)
     if isinstance(env, Source):
         check_runs(env, agents)
         yield from _on_host(env, agents, states, tell)

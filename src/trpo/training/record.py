@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from trpo.envs.masks import MASK
 from trpo.rollout.episodes import RecentEpisodes
-from trpo.rollout.trajectory import Trajectory
+from trpo.rollout.trajectory import Successors, Trajectory
 from trpo.rules.protocol import Result, Rule
 from trpo.training.learner import IterationInfo
 from trpo.training.state import TrainingState
@@ -58,8 +59,12 @@ def record_of(
     return metrics
 
 
-def nonfinite_message(iteration: int, bad_fit: bool, env: str, trajectory: Trajectory | None = None) -> str:
+def nonfinite_message(
+    iteration: int, bad_fit: bool, env: str, trajectory: Trajectory | None = None, no_action: Any = None
+) -> str:
     """Say what was not finite; ``trajectory``, in NumPy, shows which of the environment's numbers."""
+    if no_action is not None and bool(no_action):
+        return f"iteration {iteration}: environment {env} showed a state in which its {MASK} allows no action"
     if bad_fit:
         return f"iteration {iteration}: its value fit gave a NaN or infinite loss and was refused"
     found = "" if trajectory is None else _culprit(trajectory)
@@ -68,7 +73,8 @@ def nonfinite_message(iteration: int, bad_fit: bool, env: str, trajectory: Traje
 
 def _culprit(trajectory: Trajectory) -> str:
     for name in ("reward", "observation", "next_observation"):
-        for leaf in jax.tree.leaves(getattr(trajectory, name)):
+        part = getattr(trajectory, name)
+        for leaf in () if isinstance(part, Successors) else jax.tree.leaves(part):
             for step, which, *rest in np.argwhere(~np.isfinite(leaf)):
                 if trajectory.valid[step, which]:
                     found = leaf[(step, which, *rest)]

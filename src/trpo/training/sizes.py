@@ -6,6 +6,7 @@ An estimate counts only what is certain to be there at the same time, so that no
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo.capacity import machine_memory, require_room
+from trpo.envs.images import image_of, is_normalised
+from trpo.envs.spaces import Box
 from trpo.envs.spec import EnvSpec
-from trpo.policies.encoders import make_encoder
+from trpo.policies.encoders import flattened, make_encoder
 from trpo.settings.config import Config
 from trpo.training.layout import capacity
 
@@ -22,6 +25,8 @@ SOLVE = 6
 """Vectors as long as θ that an update has beside it: the gradient, the solve's x, r, p and F p, and the trial."""
 INFO = 60
 """Bytes of what one update of a batch tells."""
+FLAT = 4000
+"""Elements of one part of an observation in a row of which a run says how large they make a network."""
 RUN = 4096
 """Bytes of a run's settings, and of the objects that hold its arrays."""
 
@@ -37,17 +42,42 @@ def size_of(tree: Any) -> int:
 
 def _outputs(spec: EnvSpec, config: Config) -> int:
     """Return the numbers that the parameters of a distribution over actions are."""
-    return spec.action.number_count * (2 if config.policy.state_dependent_std else 1)
+    twice = config.policy.state_dependent_std or config.policy.distribution == "beta"
+    leaves = [leaf for _, leaf in spec.action.leaves()]
+    return sum(math.prod(leaf.number_shape) * (2 if twice and isinstance(leaf, Box) else 1) for leaf in leaves)
 
 
 def networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> dict[str, list[tuple[int, int]]]:
-    """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``."""
+    """Return inputs and outputs of each layer of the networks that ``config`` describes, but for the user's ``own``.
+
+    A layer of kernels has the inputs that one of its outputs sees.
+    """
     parts: dict[str, tuple[Any, int]] = {"policy": (config.policy, _outputs(spec, config)), "value": (config.value, 1)}
-    return {
-        name: list(itertools.pairwise((make_encoder(spec.observation, part.sees).size, *part.hidden, outputs)))
-        for name, (part, outputs) in parts.items()
-        if name not in own
-    }
+    found = {}
+    for name, (part, outputs) in parts.items():
+        if name not in own:
+            encoder = make_encoder(spec.seen(part.sees), part.sees, part.encoder)
+            kernels = [x.shape for x in jax.tree.leaves(encoder) if np.ndim(x) > 1]
+            found[name] = [(math.prod(shape[:-1]), shape[-1]) for shape in kernels]
+            found[name] += itertools.pairwise((encoder.size, *part.hidden, outputs))
+    return found
+
+
+def flat_images(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> list[str]:
+    """Return a line for each network that takes very many elements of one part of an observation in a row."""
+    said = []
+    for name in ("policy", "value"):
+        part = getattr(config, name)
+        for path, size in () if name in own else flattened(make_encoder(spec.seen(part.sees), part.sees, part.encoder)):
+            if size > FLAT:
+                units = (*part.hidden, _outputs(spec, config) if name == "policy" else 1)[0]
+                where = "/".join(map(str, path)) or "observation"
+                said.append(
+                    f"{name}: {where} is put in a row of {size:,} elements, so that its first layer has {size:,} × "
+                    f"{units} = {size * units:,} weights; images, of three axes and of uint8 or with the bounds 0 and "
+                    f"255 or 1, go through convolutions with {name}.encoder=auto"
+                )
+    return said
 
 
 def count_parameters(spec: EnvSpec, config: Config, own: frozenset[str] = frozenset()) -> int:
@@ -63,9 +93,8 @@ def check_networks(spec: EnvSpec, config: Config, own: frozenset[str] = frozense
         # An orthogonal matrix is drawn and decomposed in double precision.
         drawing = 2 * 8 * max(inputs * outputs for inputs, outputs in layers)
         hidden = getattr(config, name).hidden
-        what = (
-            f"{name}.hidden={hidden}, with {layers[0][0]:,} inputs and {layers[-1][1]:,} outputs: {count:,} parameters"
-        )
+        inputs, outputs = layers[-1 - len(hidden)][0], layers[-1][1]
+        what = f"{name}.hidden={hidden}, with {inputs:,} inputs and {outputs:,} outputs: {count:,} parameters"
         require_room(f"{what} take", max(_width() * count, drawing), "use narrower layers, or smaller spaces")
 
 
@@ -84,8 +113,12 @@ def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -
     config, spec, learner, batch = agent.config, agent.spec, agent.learner, agent.config.batch
     met = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in spec.observation.leaves())
     # What a step keeps: observations and successors, reward, ends; what the policy was shown, and its gradient needs.
-    trajectory = 2 * met + width + 3
-    kept = spec.observation.number_count if config.normalise_observations else 0
+    once = on_host and any(image_of(leaf) for _, leaf in spec.observation.leaves())
+    trajectory = (1 if once else 2) * met + width + 3
+    kept = 0
+    if config.normalise_observations:
+        shown = (leaf for _, leaf in spec.observation.leaves() if config.normalise_all or is_normalised(leaf))
+        kept = sum(math.prod(leaf.number_shape) for leaf in shown)
     if "policy" not in agent.own:
         kept += sum(config.policy.hidden) + _outputs(spec, config)
     size = f"env.count={config.env.count}, fragment={config.fragment}: a batch of {batch:,} steps"
@@ -97,6 +130,14 @@ def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -
         room, where = machine_memory(), "this machine"
     if room is None:
         return
+    if (plan := agent.program().vine) is not None:
+        vine, steps = config.vine, plan.branch_steps(config.env.count, config.fragment)
+        every, length = min(vine.every, config.fragment), vine.length
+        what = f"vine.every={every}, vine.length={length}: {steps // length:,} branches of {length:,} steps take"
+        # Of each step reward and whether it was taken; of each branch what followed it.
+        require_room(
+            what, (steps * (width + 1) + steps // length * met) // devices, "use fewer or shorter ones", room, where
+        )
     learned = size_of(learner) * runs // devices + SOLVE * size_of(learner.policy)
     per_step = (trajectory if on_host else met) + width * kept
     what = f"{size} and an update of {size_of(learner.policy) // width:,} parameters take"

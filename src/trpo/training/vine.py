@@ -37,6 +37,12 @@ def plan_of(config: Config, spec: EnvSpec, value: PolicyFunction) -> Plan | None
         raise ValueError(
             f"vine.every={vine.every}: leaves no root in a fragment of {config.fragment} steps; use at most that"
         )
+    for name, given, usual in (
+        ("env.stagger", config.env.stagger, False),
+        ("fisher_subsample", config.fisher_subsample, 1),
+    ):
+        if given != usual:
+            raise ValueError(f"{name}={given}: rollout='vine' does not use it; leave it at {usual}")
     if jax.tree.leaves(value.start(1)):
         raise ValueError("rollout='vine': branches need a value function without memory; the policy may have one")
     proposal = vine.proposal
@@ -48,6 +54,8 @@ def plan_of(config: Config, spec: EnvSpec, value: PolicyFunction) -> Plan | None
         k = space.n
     elif k < 2:
         raise ValueError(f"vine.actions={k}: one sampled action is compared with none; use at least 2, 8 is usual")
+    if proposal == "uniform" and spec.masked:
+        raise ValueError(f"vine.proposal='uniform': environment {spec.id!r} forbids actions; use all or policy")
     if proposal == "uniform" and not _is_bounded(space):
         raise ValueError(f"vine.proposal='uniform': actions of {space} have no uniform distribution; use policy")
     return Plan(
@@ -56,6 +64,7 @@ def plan_of(config: Config, spec: EnvSpec, value: PolicyFunction) -> Plan | None
         length=vine.length,
         actions=k,
         proposal=proposal,
+        masked=spec.masked and proposal == "all",
         over_trunk=vine.kl == "trunk",
         fit_roots=vine.targets == "both",
         monte_carlo=vine.branch_lambda == 1,

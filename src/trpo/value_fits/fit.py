@@ -110,7 +110,7 @@ def fit_value(
     # unit, catches up; the running deviation changes slowly.
     scale = jnp.where(after.scale > 0, after.scale, 1.0) if normalise else 1.0
     scaled = ValueBatch(
-        jax.tree.map(lambda x: jnp.where(per_state(batch.weight > 0, x), x, 0), batch.observation),
+        jax.tree.map(lambda x: _where_present(batch.weight, x), batch.observation),
         jnp.where(batch.weight > 0, batch.target, 0) / scale,
         batch.weight,
     )
@@ -118,3 +118,8 @@ def fit_value(
     loss = 2 * squared_loss(apply, params, scaled)
     finite = all_finite((scaled.target, returns, params, loss))
     return tree_where(finite, ValueState(params, optimiser, returns), state), ValueInfo(loss, finite)
+
+
+def _where_present(weight: Float[Array, "*n"], x: Array) -> Array:
+    # Integers have no NaN, and a copy of images takes memory.
+    return jnp.where(per_state(weight > 0, x), x, 0) if jnp.issubdtype(x.dtype, jnp.inexact) else x

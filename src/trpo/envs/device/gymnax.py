@@ -94,7 +94,15 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
 def from_gymnax(env: Any, params: Any, name: str) -> GymnaxEnv:
     """Adapt an environment object of gymnax's form, with parameters of your own."""
     seen = jax.eval_shape(lambda key: _tree(env.reset_env(key, params)[0]), jax.random.key(0))
-    return GymnaxEnv(env, params, EnvSpec(name, _space(seen), _actions(env.action_space(params), name)))
+    space, told = _space(seen), getattr(env, "observation_space", lambda params: None)(params)
+    if isinstance(space, Box) and len(space.shape) == 3:  # an image is one by its bounds
+        space = dataclasses.replace(space, **_bounds(told, space.shape))
+    return GymnaxEnv(env, params, EnvSpec(name, space, _actions(env.action_space(params), name)))
+
+
+def _bounds(space: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    ends = {end: np.asarray(getattr(space, end), float) for end in ("low", "high") if hasattr(space, end)}
+    return {end: bound_of(np.broadcast_to(bound, shape)) for end, bound in ends.items()}
 
 
 def _actions(space: Any, name: str) -> Space:
@@ -102,6 +110,11 @@ def _actions(space: Any, name: str) -> Space:
     if kind == "Discrete":
         return Choice(int(space.n), dtype=str(np.dtype(space.dtype)))
     if kind == "Box":
-        low, high = (bound_of(np.broadcast_to(np.asarray(bound, float), shape)) for bound in (space.low, space.high))
-        return Box(shape, str(np.dtype(space.dtype)), low, high)
-    raise UnsupportedSpaceError(f"action space {space} of {name} is not supported; supported are Box and Discrete")
+        return Box(shape, str(np.dtype(space.dtype)), **_bounds(space, shape))
+    if kind == "Dict":
+        return Dict(tuple((key, _actions(part, name)) for key, part in space.spaces.items()))
+    if kind == "Tuple":
+        return Tuple(tuple(_actions(part, name) for part in space.spaces))
+    raise UnsupportedSpaceError(
+        f"action space {space} of {name} is not supported; supported are Box, Discrete, and Dict or Tuple of these"
+    )

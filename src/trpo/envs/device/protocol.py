@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from trpo.envs.spaces import Tree, flat
+from trpo.envs.spaces import Tree, without
 from trpo.envs.spec import EnvSpec
 
 
@@ -53,18 +54,36 @@ class JaxEnv(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Without:
+    """An environment of whose observations some parts are left out; what is returned may still have them."""
+
+    env: JaxEnv
+    drop: tuple[str, ...]
+
+    cheap_reset = property(lambda self: self.env.cheap_reset, doc="As the environment says.")
+    reset = property(lambda self: self.env.reset, doc="The environment's.")
+    step = property(lambda self: self.env.step, doc="The environment's.")
+
+    @functools.cached_property
+    def spec(self) -> EnvSpec:
+        """The environment's, with such an observation."""
+        spec = self.env.spec
+        return dataclasses.replace(spec, observation=without(spec.observation, self.drop))
+
+
+@dataclasses.dataclass(frozen=True)
 class Flattened:
-    """An environment whose observations are made one vector, see :func:`~trpo.envs.spaces.flat`."""
+    """An environment whose observations are made one vector, see :meth:`trpo.EnvSpec.flatten`."""
 
     env: JaxEnv
 
     spec = property(lambda self: self.env.spec.flattened(), doc="The environment's, with such an observation.")
     cheap_reset = property(lambda self: self.env.cheap_reset, doc="As the environment says.")
 
-    def _flat(self, observation: Tree) -> Array:
-        return flat(self.env.spec.observation, jax.tree.map(jnp.asarray, observation))
+    def _flat(self, observation: Tree) -> Tree:
+        return self.env.spec.flatten(jax.tree.map(jnp.asarray, observation))
 
-    def reset(self, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Tree]:
         state, observation = self.env.reset(key)
         return state, self._flat(observation)
 

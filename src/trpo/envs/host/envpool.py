@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from trpo.envs.host.gymnasium import space_of
+from trpo.envs.host.gymnasium import space_of, without
 from trpo.envs.protocol import EnvironmentFailure, MissingExtraError, Transition, UnknownEnvironmentError, made_with
-from trpo.envs.spaces import Tree, flat
+from trpo.envs.spaces import Tree
 from trpo.envs.spec import EnvSpec
 from trpo.spelling import nearest
 
@@ -30,6 +30,7 @@ class EnvPoolEnvs:
         rescale_actions: bool = True,
         flatten: bool = False,
         kwargs: Mapping[str, Any] | None = None,
+        drop: Sequence[str] = (),
     ):
         try:
             import envpool
@@ -48,8 +49,10 @@ class EnvPoolEnvs:
             raise UnknownEnvironmentError(f"unknown EnvPool environment {env_id!r}; {near}")
         with made_with(f"envpool:{env_id}", kwargs):
             self._envs = self._make(0)
-        self._space = space_of(self._envs.observation_space)
-        spec = EnvSpec(f"envpool:{env_id}", self._space, space_of(self._envs.action_space, of_actions=True))
+        action = space_of(self._envs.action_space, of_actions=True)
+        seen = space_of(without(self._envs.observation_space, drop))
+        spec = self._plain_spec = EnvSpec(f"envpool:{env_id}", seen, action)
+        self._space = spec.observation
         self.spec = spec.with_options(rescale_actions, flatten)
         self.time_limit: int | None = getattr(self._envs.spec.config, "max_episode_steps", None)
         self._ended = np.zeros(count, bool)
@@ -64,7 +67,7 @@ class EnvPoolEnvs:
 
     def _seen(self, observation: Tree) -> Tree:
         seen = self._space.map(lambda leaf, x: np.asarray(x, leaf.dtype).reshape(len(x), *leaf.shape), observation)
-        return flat(self._space, seen) if self._flatten else seen
+        return self._plain_spec.flatten(seen) if self._flatten else seen
 
     def reset(self, seeds: list[int]) -> Tree:
         self._envs = self._make(int(seeds[0]) % 2**31)

@@ -6,14 +6,28 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from trpo.envs.spaces import Bits, Box, Leaf, Space, Tree, Tuple
+from trpo.envs.spaces import Bits, Box, Dict, Leaf, Space, Tree, Tuple
 from trpo.envs.spec import EnvSpec
 
 
-def exchanged(spec: EnvSpec, action: np.ndarray) -> Tuple:
+def exchanged(spec: EnvSpec, action: Tree) -> Tuple:
     """What a step exchanges: the policy's actions, and the fields of a :class:`Transition`."""
     flag, seen = Bits((), "bool"), spec.observation
-    return Tuple((Box(action.shape[1:], str(action.dtype)), Tuple((seen, Box(()), flag, flag, seen, flag))))
+    return Tuple((_space(action), Tuple((seen, Box(()), flag, flag, seen, flag))))
+
+
+def _space(x: Tree) -> Space:
+    """Return what rows of ``x`` are kept in."""
+    if isinstance(x, dict):
+        return Dict(tuple((name, _space(part)) for name, part in x.items()))
+    return Box(x.shape[1:], str(x.dtype)) if isinstance(x, np.ndarray) else Tuple(tuple(map(_space, x)))
+
+
+def rows_of(x: Tree, rows: slice) -> Tree:
+    """Return some rows of every leaf."""
+    if isinstance(x, dict):
+        return {name: rows_of(part, rows) for name, part in x.items()}
+    return x[rows] if isinstance(x, np.ndarray) else tuple([rows_of(part, rows) for part in x])
 
 
 def size_of(leaf: Leaf, count: int) -> int:

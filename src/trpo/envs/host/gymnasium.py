@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +17,10 @@ import numpy as np
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tree, Tuple, UnsupportedSpaceError
 from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
+from trpo.envs.host.masks import told_by, with_masks
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
 from trpo.envs.host.saving import Keeper, UnsavableError
+from trpo.envs.meeting import require_alike
 from trpo.envs.packages import PREFIXES, package_of
 from trpo.envs.protocol import (
     EnvironmentFailure,
@@ -26,15 +30,12 @@ from trpo.envs.protocol import (
     UnusableEnvironmentError,
     made_with,
 )
-from trpo.envs.spaces import Leaf, flat
+from trpo.envs.spaces import Leaf, each, require_parts
 from trpo.spelling import nearest
 
 MakeEnv = Callable[[], gym.Env]
 
-SUPPORTED = (
-    "observations: Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these (flattened); "
-    "actions: Box, Discrete, MultiDiscrete, MultiBinary"
-)
+SUPPORTED = "Box of any shape, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
 def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") -> Space:
@@ -48,10 +49,10 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
     shape = tuple(space.shape or ())
     dtype = str(space.dtype if of_actions else _kept(space))
     match space:
-        case gym.spaces.Dict() if not of_actions:
-            return Dict(tuple((k, space_of(v, part=f"{part}[{k!r}]")) for k, v in space.spaces.items()))
-        case gym.spaces.Tuple() if not of_actions:
-            return Tuple(tuple(space_of(child, part=f"{part}[{i}]") for i, child in enumerate(space.spaces)))
+        case gym.spaces.Dict():
+            return Dict(tuple((k, space_of(v, of_actions, f"{part}[{k!r}]")) for k, v in space.spaces.items()))
+        case gym.spaces.Tuple():
+            return Tuple(tuple(space_of(child, of_actions, f"{part}[{i}]") for i, child in enumerate(space.spaces)))
         case gym.spaces.Discrete() | gym.spaces.MultiDiscrete() if not of_actions and not _has_room(space):
             where = f"observation space{f' at {part}' if part else ''}: {space}"
             raise UnsupportedSpaceError(f"{where}: its numbers must fit 32 bits; begin at 0")
@@ -66,8 +67,60 @@ def space_of(space: gym.Space | None, of_actions: bool = False, part: str = "") 
             return Choices(sizes, start, shape, dtype)
         case gym.spaces.MultiBinary():
             return Bits(shape, dtype)
-    where = f"action space {space}" if of_actions else f"observation space{f' at {part}' if part else ''}: {space}"
-    raise UnsupportedSpaceError(f"{where} is not supported; supported are {SUPPORTED}")
+    kind, at = "action" if of_actions else "observation", f" at {part}:" if part else "" if of_actions else ":"
+    cure = "" if of_actions else _cure_of(space, part)
+    raise UnsupportedSpaceError(f"{kind} space{at} {space} is not supported; {cure}supported are {SUPPORTED}")
+
+
+def _cure_of(space: gym.Space, part: str) -> str:
+    """Return what to do about a space that has no arrays of a fixed shape."""
+    if not isinstance(space, gym.spaces.Text | gym.spaces.Sequence | gym.spaces.Graph):
+        return ""
+    name = "/".join(re.findall(r"\['([^']*)'\]", part))
+    leave_out = f"leave it out (--env.drop {name})" if name and name.count("/") + 1 == part.count("[") else ""
+    if isinstance(space, gym.spaces.Text):
+        return f"{leave_out or 'wrap the environment so that it shows numbers'}; "
+    padded = "wrap the environment so that it shows arrays of one shape, padded"
+    return f"{f'{leave_out}, or {padded}' if leave_out else padded}; "
+
+
+def without(space: Any, drop: Sequence[str]) -> Any:
+    """Return a space of observations without the parts of Dicts that ``drop`` names (``mission``, ``arm/joints``)."""
+    if not drop:
+        return space
+
+    def kept(space: Any, path: str = "") -> Any:
+        if not isinstance(space, gym.spaces.Dict):
+            return space
+        known.update({f"{path}{key}": None for key in space.spaces})
+        parts = space.spaces.items()
+        left = [(key, kept(part, f"{path}{key}/")) for key, part in parts if f"{path}{key}" not in drop]
+        return gym.spaces.Dict(collections.OrderedDict(left))
+
+    known: dict[str, None] = {}
+    left = kept(space)
+    require_parts(drop, known)
+    return left
+
+
+def with_spec(name: str, envs: list[Any], drop: Sequence[str] = ()) -> tuple[list[Any], EnvSpec]:
+    """Return copies of an environment, their masks in their observations if they tell any, and their spaces."""
+    action = space_of(getattr(envs[0], "action_space", None), of_actions=True)
+    told = told_by(envs[0], action)
+    envs = [with_masks(env, action, told) for env in envs]
+
+    def spec_of(env: Any) -> EnvSpec:
+        seen = space_of(without(getattr(env, "observation_space", None), drop))
+        return EnvSpec(name, seen, space_of(getattr(env, "action_space", None), of_actions=True))
+
+    spec = spec_of(envs[0])
+    require_alike(spec, [spec_of(env) for env in envs[1:] if not _same_spaces(envs[0], env)])
+    return envs, spec
+
+
+def _same_spaces(a: Any, b: Any) -> bool:
+    """Return whether two environments have equal spaces, as is usual: describing them would take longer."""
+    return all(getattr(a, x, None) == getattr(b, x, None) for x in ("observation_space", "action_space"))
 
 
 def _has_room(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> bool:
@@ -204,24 +257,33 @@ class GymnasiumEnvs:
 
     This differs from ``gymnasium.vector.SyncVectorEnv`` in: 1. an observation is copied before any environment is
     touched again, so that those which hand out the same array every time, even all of them one, still have true
-    observations; 2. ``info`` is ignored, so its shapes and types may vary.
+    observations; 2. of ``info`` only an ``action_mask`` is read, so the shapes and types of the rest may vary.
     """
 
-    def __init__(self, name: str, make: MakeEnv, count: int, rescale_actions: bool = True, flatten: bool = False):
+    def __init__(
+        self,
+        name: str,
+        make: MakeEnv,
+        count: int,
+        rescale_actions: bool = True,
+        flatten: bool = False,
+        drop: Sequence[str] = (),
+    ):
         self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
         self._keepers: list[Keeper] = []
         self._unsavable = False
+        self.first = 0
+        """What messages call the first of these copies: others may be in other processes."""
         try:
             for _ in range(count):
                 self._envs.append(make_one(name, make))
-            first = self._envs[0]
-            self._space = space_of(getattr(first, "observation_space", None))
+            self._envs, spec = with_spec(name, self._envs, drop)
+            first, self._plain_spec, self._space = self._envs[0], spec, spec.observation
             self._write, self._flatten = writer(self._space), flatten
             leaf = self._space if isinstance(self._space, Leaf) else None
             self._shape: tuple[int, ...] | None
             self._shape, self._plain = (None, "") if leaf is None else (leaf.shape, plain(leaf))
-            spec = EnvSpec(name, self._space, space_of(getattr(first, "action_space", None), of_actions=True))
             self.spec = spec.with_options(rescale_actions, flatten)
             self.time_limit = None if first.spec is None else first.spec.max_episode_steps
         except BaseException:
@@ -229,7 +291,7 @@ class GymnasiumEnvs:
             raise
 
     def _seen(self, columns: Tree) -> Tree:
-        return flat(self._space, columns) if self._flatten else columns
+        return self._plain_spec.flatten(columns) if self._flatten else columns
 
     def _begin(self, keywords: dict[int, dict[str, Any]]) -> Tree:
         columns = self._space.zeros(len(keywords))
@@ -245,7 +307,7 @@ class GymnasiumEnvs:
         return self._begin({i: {} for i in which.tolist()})
 
     def step(self, action: Tree) -> Transition:
-        converted = self.spec.action.to_env(action)
+        converted = each(self.spec.action, self.spec.action.to_env(action), self.count)
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
         gains: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
@@ -266,7 +328,7 @@ class GymnasiumEnvs:
             )
         return Transition(observation, reward, terminated, truncated, final, self._valid.copy())
 
-    def _step_one(self, i: int, action: Tree, following: Tree, terminated: np.ndarray, truncated: np.ndarray) -> Any:
+    def _step_one(self, i: int, action: Any, following: Tree, terminated: np.ndarray, truncated: np.ndarray) -> Any:
         """Step one environment and write its row of what follows and of how it ended; return its reward."""
         answer = self._envs[i].step(action[i])
         try:
@@ -283,7 +345,8 @@ class GymnasiumEnvs:
 
     def step_some(self, which: np.ndarray, action: Tree) -> Transition:
         """Step the environments with the indices ``which``, with no new episode where one ends; other rows are 0."""
-        converted, following = self.spec.action.to_env(action), self._space.zeros(self.count)
+        converted = each(self.spec.action, self.spec.action.to_env(action), self.count)
+        following = self._space.zeros(self.count)
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
         reward = np.zeros(self.count, np.float32)
         with named(self._name):

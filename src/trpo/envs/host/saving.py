@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
+from trpo.envs.host.masks import MaskedEnv
 from trpo.envs.plain import from_plain, to_plain
 
 LAYERS = "layers"
@@ -162,9 +163,9 @@ class Keeper:
         UnsavableError: one of its layers has none that can be taken.
     """
 
-    def __init__(self, env: gym.Env):
+    def __init__(self, env: Any):
         self._parts: list[Part] = []
-        layer: Any = env
+        layer: Any = env.unmasked if isinstance(env, MaskedEnv) else env
         while True:
             self._parts.append(_part(layer))
             if isinstance(self._parts[-1], Own) or not isinstance(layer, gym.Wrapper):

@@ -22,11 +22,12 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
-from trpo.envs.host.exchange import copied, exchanged, size_of, views_of, write_rows
+from trpo.envs.host.exchange import copied, exchanged, rows_of, size_of, views_of, write_rows
 from trpo.envs.host.families import GRACE, ask_to_close, end, end_left, end_own, lead, signals_held
 from trpo.envs.host.gymnasium import GymnasiumEnvs, MakeEnv
 from trpo.envs.host.returned import described
 from trpo.envs.host.signals import LINE, PATIENCE, Signals, can_look
+from trpo.envs.meeting import require_alike
 from trpo.envs.protocol import EnvironmentFailure, Transition, UnknownEnvironmentError, UnusableEnvironmentError
 from trpo.envs.spaces import Tree, UnsupportedSpaceError
 
@@ -73,6 +74,7 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
     try:
         name, make, rows, *options = cloudpickle.loads(pickled)
         envs = GymnasiumEnvs(name, make, rows.stop - rows.start, *options)
+        envs.first = rows.start
         pipe.send(("ok", (envs.spec, envs.time_limit)))
         while True:
             stepping = signals is not None and signals.wait(pipe)
@@ -86,7 +88,7 @@ def work(pipe: Connection, pickled: bytes, signals: Signals | None) -> None:
                 memory = SharedMemory(memory_name)
                 views = views_of(memory, *of_step)
             elif command == "step":
-                write_rows(views[1], rows, envs.step(views[0][rows]))
+                write_rows(views[1], rows, envs.step(rows_of(views[0], rows)))
             elif command == "call":
                 function, arguments = cloudpickle.loads(argument)
                 answer = function(envs, *arguments)
@@ -118,7 +120,14 @@ class WorkerEnvs:
     """N environments spread evenly over this process and K others; environment i is seeded and ordered as in one."""
 
     def __init__(
-        self, name: str, make: MakeEnv, count: int, workers: int, rescale_actions: bool = True, flatten: bool = False
+        self,
+        name: str,
+        make: MakeEnv,
+        count: int,
+        workers: int,
+        rescale_actions: bool = True,
+        flatten: bool = False,
+        drop: Sequence[str] = (),
     ):
         if workers > count:
             raise ValueError(f"env.workers={workers}: must be ≤ env.count={count}, several environments per process")
@@ -143,7 +152,7 @@ class WorkerEnvs:
         try:
             for rows, signals in zip(self._rows, self._signals, strict=True):
                 ours, theirs = context.Pipe()
-                pickled = _pickled(name, make, rows, rescale_actions, flatten)
+                pickled = _pickled(name, make, rows, rescale_actions, flatten, drop)
                 process = context.Process(target=work, args=(theirs, pickled, signals), daemon=True)
                 with signals_held():
                     process.start()
@@ -151,8 +160,9 @@ class WorkerEnvs:
                     self._pipes.append(ours)
                     self._processes.append(process)
             if self._own.stop:
-                self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten)
-            self.spec, self.time_limit = self._collect()[0]
+                self._envs = GymnasiumEnvs(name, make, self._own.stop, rescale_actions, flatten, drop)
+            (self.spec, self.time_limit), *others = self._collect()
+            require_alike(self.spec, [spec for spec, _ in others] + [envs.spec for envs in [self._envs] if envs])
             self._begun = True
         except UnknownEnvironmentError as error:
             self.close()
@@ -213,7 +223,7 @@ class WorkerEnvs:
         mine = [] if self._envs is None else [function(self._envs, *arguments[0])]
         return mine + self._collect()
 
-    def _attach(self, action: np.ndarray) -> None:
+    def _attach(self, action: Tree) -> None:
         of_step = exchanged(self.spec, action), self.count
         size = sum(size_of(leaf, self.count) for _, leaf in of_step[0].leaves())
         self._memory = SharedMemory(create=True, size=size)
@@ -238,14 +248,14 @@ class WorkerEnvs:
     def step(self, action: Tree) -> Transition:
         if self._memory is None:
             self._attach(action)
-        self._views[0][...] = action
+        write_rows(self._views[0], slice(None), action)
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._send(i, "step", None)
             elif signals.ask():
                 self._send(i, "wake", None)
         if self._envs is not None:
-            write_rows(self._views[1], self._own, self._envs.step(action[self._own]))
+            write_rows(self._views[1], self._own, self._envs.step(rows_of(action, self._own)))
         for i, signals in enumerate(self._signals):
             if signals is None:
                 self._answer(i)
