@@ -160,7 +160,7 @@ def vine_problem(
     """
     policy = memoryless(policy)
     if trunk is None:
-        seen, weight, memory = roots.observation, roots.weight, ()
+        seen, weight, memory = roots.observation, roots.weight, ((), None)
     else:
         seen, weight, memory = trunk.observation, trunk.weight, (trunk.carry, trunk.reset)
     distributions = distributions_on(policy, seen, weight, *memory, block=block, strata=strata)

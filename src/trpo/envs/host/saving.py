@@ -22,7 +22,19 @@ from trpo.envs.plain import from_plain, to_plain
 LAYERS = "layers"
 """The key of a state as plain data: before it, files had what the environment's own ``snapshot`` returned."""
 _CONSTANT = {
-    *("env", "spec", "metadata", "render_mode", "_metadata", "_cached_spec", "_saved_kwargs", "model", "data", "ale"),
+    *(
+        "env",
+        "spec",
+        "metadata",
+        "render_mode",
+        "_metadata",
+        "_action_set",
+        "_cached_spec",
+        "_saved_kwargs",
+        "model",
+        "data",
+        "ale",
+    ),
     *("_ezpickle_args", "_ezpickle_kwargs", "mujoco_renderer", "init_qpos", "init_qvel", "observation_structure"),
     *("P", "desc", "initial_state_distrib", "screen", "clock", "window", "window_surface", "surf", "_np_random_seed"),
 }
@@ -216,10 +228,10 @@ def _put_back(present: Any, value: Any, where: str) -> Any:
             fits = isinstance(value, np.ndarray | np.generic)
             fits = fits and value.shape == present.shape and value.dtype == present.dtype
             value = np.asarray(value)
-        case bool() | int() | float() | np.generic():
-            fits = value is None or isinstance(value, _NUMBERS)
         case str():
             fits = isinstance(value, str)
+        case bool() | int() | float() | np.generic():
+            fits = value is None or isinstance(value, _NUMBERS)
         case dict():
             fits = isinstance(value, dict)
         case collections.deque():
