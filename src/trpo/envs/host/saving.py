@@ -22,21 +22,10 @@ from trpo.envs.plain import from_plain, to_plain
 LAYERS = "layers"
 """The key of a state as plain data: before it, files had what the environment's own ``snapshot`` returned."""
 _CONSTANT = {
-    *(
-        "env",
-        "spec",
-        "metadata",
-        "render_mode",
-        "_metadata",
-        "_action_set",
-        "_cached_spec",
-        "_saved_kwargs",
-        "model",
-        "data",
-        "ale",
-    ),
-    *("_ezpickle_args", "_ezpickle_kwargs", "mujoco_renderer", "init_qpos", "init_qvel", "observation_structure"),
-    *("P", "desc", "initial_state_distrib", "screen", "clock", "window", "window_surface", "surf", "_np_random_seed"),
+    *("env", "spec", "metadata", "render_mode", "model", "data", "ale", "mujoco_renderer", "observation_structure"),
+    *("_metadata", "_action_set", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"),
+    *("init_qpos", "init_qvel", "_np_random_seed", "P", "desc", "initial_state_distrib"),
+    *("screen", "clock", "window", "window_surface", "surf"),
 }
 """Attributes that never change after an environment was made, that only drawing needs, or that a simulator has."""
 _OTHERS = (gym.Space, gym.envs.registration.EnvSpec, gym.Env, types.FunctionType, types.MethodType, type)
