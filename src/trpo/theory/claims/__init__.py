@@ -1,4 +1,4 @@
-"""The ten claims, a folder each, in the order of the argument.
+"""The eleven claims, a folder each, in the order of the argument.
 
     text.md      all that is said: explanation, captions, which code and which tests
     claim.py     ``run(size, figures, seed)``
@@ -26,6 +26,7 @@ CLAIMS = (
     "minorization",
     "mean_kl",
     "importance_sampling",
+    "rollouts",
     "solving",
     "sample_reuse",
 )
