@@ -71,7 +71,8 @@ def test_branches_that_are_not_closed_are_noticed(failing, monkeypatch):
         return original(reward, alive, terminated, jnp.zeros_like(value), *others)
 
     monkeypatch.setattr(trpo.rollout.vine, "branch_returns", cut)
-    assert {"surrogate: unbiased, exact σ", "gradient: unbiased, exact σ"} & failing()
+    another = {"surrogate, another V: unbiased, exact σ", "gradient, another V: unbiased, exact σ"}
+    assert another <= failing()
 
 
 def test_a_policy_left_out_of_the_sum_is_noticed(failing, monkeypatch):

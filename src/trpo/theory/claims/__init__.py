@@ -26,9 +26,9 @@ CLAIMS = (
     "minorization",
     "mean_kl",
     "importance_sampling",
-    "rollouts",
     "solving",
     "sample_reuse",
+    "rollouts",
 )
 """A claim's number is its place here."""
 

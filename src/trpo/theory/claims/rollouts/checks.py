@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trpo.theory.claims.rollouts.measure import KS, LENGTH, LENGTHS, Cases, Measured
+from trpo.theory.claims.rollouts.measure import KS, LENGTH, LENGTHS, OFF, Cases, Measured
 from trpo.theory.records import Check, at_most
 from trpo.theory.shared.laws import rounding, slope, spread
 from trpo.theory.shared.noise import bias_check, noise_checks
@@ -34,7 +34,9 @@ def _branches(m: Measured) -> Iterator[Check]:
         statement = f"{closed} and closed with V_π: {what} → the exact one"
         yield from noise_checks(name, what, m.noises[name], statement)
         name = f"{name}, another V"
-        statement = f"closed with a V that is off by N(0, 1): {what} → that of the exact Q of {LENGTH} steps and this V"
+        statement = (
+            f"closed with a V that is off by N(0, {OFF:g}²): {what} → that of the exact Q of {LENGTH} steps and this V"
+        )
         yield bias_check(name, what, m.noises[name], statement)
     tail = m.cases.tail
     says = (
@@ -61,10 +63,10 @@ def _sampled(cases: Cases) -> Iterator[Check]:
         rate = float(slope(KS[-2:].astype(float), np.median(np.abs(bias), axis=0)[-2:]))
         says = (
             "K actions, self-normalised, Q exact: K times the bias → −E_q[ρ²(Q − E_π̃ Q)], ρ = π̃/q, where ρ and "
-            f"1/ρ < {NARROW:g}; bias summed over all draws, extrapolated from K = 2 … 16 (in units of E_q ρ²|Q − E_π̃ Q|)"
+            f"1/ρ < {NARROW:g}; bias over all draws, extrapolated from K = 2 … 16 (in units of E_q ρ²|Q − E_π̃ Q|)"
         )
         law = f"median bias ∝ K^{rate:.2f} from K = 8 to 16; deviations {spread(off, 4)}"
-        yield at_most(f"self-normalised, from {proposal}", says, off, 0.02, law)
+        yield at_most(f"self-normalised, from {proposal}", says, off, 0.05, law)
 
 
 def findings(m: Measured) -> tuple[str, ...]:

@@ -30,8 +30,10 @@ STEP = 0.5
 """π̃ is π with ``STEP`` times standard normal numbers added to the logits."""
 SAMPLES = np.array([32, 128, 512])
 """N, roots drawn from d_π."""
-LENGTH = 6
-"""n, steps of a branch."""
+LENGTH = 3
+"""n, steps of a branch: few, so that it matters what closes it."""
+OFF = 5.0
+"""Standard deviation of the error of another V."""
 LENGTHS = np.array([1, 2, 4, 8, 16])
 """n, where the bias of the tail is looked at."""
 KS = np.array([2, 4, 8, 16])
@@ -203,7 +205,7 @@ def _normalised(given: tuple[Any, ...]) -> Any:
 def self_normalised(
     run: Programs, proposal: np.ndarray, new: np.ndarray, q: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the library's bias in one state of each MDP, exactly, ``[n, ks]``, its coefficient, and how far ρ is from 1."""
+    """Return the bias in one state of each MDP, exactly, ``[n, ks]``, its coefficient, and how far ρ is from 1."""
     mean = (new * q).sum(axis=-1, keepdims=True)
     squares = new**2 / proposal
     size = (squares * np.abs(q - mean)).sum(axis=-1)
@@ -228,7 +230,7 @@ def study(run: Programs, group: Group, rng: np.random.Generator) -> Cases:
     new_logits, u = group.logits + STEP * rng.standard_normal(group.logits.shape), rng.standard_normal(policy.shape)
     new = exact.softmax(new_logits)
     weight, v = exact.state_weight(mdp, policy), exact.value(mdp, policy)
-    other = v + rng.standard_normal(v.shape)
+    other = v + OFF * rng.standard_normal(v.shape)
     roots = (rng.random((n, SAMPLES[-1], 1)) >= np.cumsum(weight, axis=-1)[:, None, :-1]).sum(axis=-1)
     which = np.arange(n)[:, None], roots
     noise: list[np.ndarray] = []
