@@ -74,12 +74,12 @@ class Job:
     @property
     def env(self) -> str:
         """The environment's id in Gymnasium."""
-        return self.task.partition(":")[0]
+        return self.task.rpartition(":")[0]
 
     @property
     def steps(self) -> int:
         """How long to train."""
-        return int(self.task.partition(":")[2])
+        return int(self.task.rpartition(":")[2])
 
     @property
     def path(self) -> Path:
