@@ -419,7 +419,7 @@ def test_an_iteration_is_compiled_from_its_settings() -> None:
         assert {field.name: getattr(made, field.name) for field in dataclasses.fields(made)} == expected
     assert agent.program().strata == 1
     without = dataclasses.replace(SETTINGS, normalise_observations=False, policy=trpo.PolicyConfig(averaging=0.0))
-    assert Program.of(agent.policy, agent.value, agent.spec.observation, without).clip is None
+    assert Program.of(agent.policy, agent.value, agent.spec, without).clip is None
     assert Hyper.of(without).averaging is None
     own = trpo.NaturalGradient(max_kl=0.5)
     assert Hyper.of(SETTINGS, own).rule == Repeated(own, 2)

@@ -191,10 +191,16 @@ def test_a_state_is_not_changed_by_later_iterations() -> None:
 
 
 def test_resuming_without_snapshots_begins_new_episodes() -> None:
+    class Opaque(gym.Wrapper):
+        """Of which nothing is known."""
+
+    def make() -> gym.Env:
+        return Opaque(gym.make("CartPole-v1"))
+
     config = configure("CartPole-v1", iterations=3)
-    _, states, _ = run(config)
+    _, states, _ = run(config, make)
     assert states[0].source is None
-    _, resumed, metrics = run(config, state=states[0])
+    _, resumed, metrics = run(config, make, states[0])
     assert [state.iteration for state in resumed] == [2, 3]
     assert metrics[-1]["steps"] == config.steps
     assert resumed[-1].episodes["episodes"] >= states[0].episodes["episodes"]
