@@ -135,10 +135,11 @@ def _evaluate(
     stochastic: bool = False,
     seed: int = 0,
     max_steps: int = 30_000,
+    checkpoint: str = "last",
     as_json: Annotated[bool, arg(name="json")] = False,
     trust: bool = False,
 ) -> int:
-    """Run whole episodes with the newest checkpoint and report undiscounted returns.
+    """Run whole episodes with a checkpoint, the newest by default, and report undiscounted returns.
 
     Args:
         run: Directory of the run.
@@ -146,6 +147,7 @@ def _evaluate(
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environments and of sampled actions.
         max_steps: Steps after which an episode that has not ended is cut; how many were is said.
+        checkpoint: last, best (where training evaluated), or the iteration of one.
         as_json: Print one JSON object.
         trust: Import the module that the run names for its environment, although it was not trained here.
     """
@@ -157,7 +159,7 @@ def _evaluate(
     results = {}
     for place in [run / variant.name for variant in plan] or [run]:
         with foreign():
-            agent, state, problems = read_run(place, trust=trust)
+            agent, state, problems = read_run(place, trust=trust, checkpoint=checkpoint)
             for problem in problems:
                 say(f"{problem}; using the one before")
             results[place.name] = result = agent.evaluate(episodes, not stochastic, seed, max_steps)
@@ -189,9 +191,10 @@ def _record(
     stochastic: bool = False,
     seed: int = 0,
     max_steps: int = 30_000,
+    checkpoint: str = "last",
     trust: bool = False,
 ) -> int:
-    """Render episodes of the newest checkpoint to a video, headless.
+    """Render episodes of a checkpoint, the newest by default, to a video, headless.
 
     Args:
         run: Directory of the run.
@@ -200,6 +203,7 @@ def _record(
         stochastic: Sample actions instead of taking the distribution's mode.
         seed: Of the environment and of sampled actions.
         max_steps: Steps after which an episode that has not ended is cut, which is said.
+        checkpoint: last, best (where training evaluated), or the iteration of one.
         trust: Import the module that the run names for its environment, although it was not trained here.
     """
     from trpo.report.recording import record
@@ -207,7 +211,7 @@ def _record(
 
     how: dict[str, Any] = {"episodes": episodes, "deterministic": not stochastic, "seed": seed, "max_steps": max_steps}
     with foreign():
-        file = record(load(run, trust=trust), out, run=run, **how, tell=say)
+        file = record(load(run, trust=trust, checkpoint=checkpoint), out, run=run, **how, tell=say)
     print(file)
     return 0
 

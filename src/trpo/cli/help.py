@@ -26,7 +26,7 @@ from trpo.settings.config import Config
 WIDTH = 80
 FEW = (
     "steps", "seed", "out", "preset", "env.count", "env.workers", "env.kwargs", "fragment", "rule.max_kl",
-    "policy.hidden", "discount", "gae_lambda", "seeds", "vary", "quiet",
+    "policy.hidden", "discount", "gae_lambda", "evaluate.every", "seeds", "vary", "quiet",
 )  # fmt: skip
 """Of Train's fields and the settings, those that people use."""
 

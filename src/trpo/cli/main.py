@@ -27,6 +27,7 @@ usage: trpo COMMAND …
              several runs, each with a directory of its own
   trpo resume RUN [--steps N]        go on from the newest checkpoint
   trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
+             [--checkpoint last|best|N]
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]      curves (PNG)
   trpo presets [NAME or ENV]         best-known settings, and for what

@@ -20,6 +20,7 @@ from trpo.report.figure import (
     shortened,
     style,
 )
+from trpo.runs.evaluating import read_evaluations
 from trpo.runs.files import METRICS, read_config
 from trpo.runs.sinks import read_metrics
 
@@ -30,7 +31,8 @@ ACTUAL, PREDICTED, BOUND = "-", (0, (2.5, 1.5)), (0, (6, 3))
 def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     """Draw return, KL, surrogate gain, explained variance, σ and entropy of ``runs`` over steps into one PNG.
 
-    Thin lines are single iterations, thick lines running medians. Crosses are iterations whose update was rejected.
+    Thin lines are single iterations, thick lines running medians. Crosses are iterations whose update was rejected,
+    dots are evaluations.
 
     Args:
         runs: directories of runs; one that is named twice is drawn once.
@@ -67,9 +69,14 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     _legend(figure, curves, len(tasks) > 1)
     window = max(run.window for run in curves)
     notes = [f"thin: every iteration · thick: running median of {window} iterations"] if window > 1 else []
+    notes += ["dots: evaluations"] if any(run.evaluations for run in curves) else []
     notes += ["× update rejected"] if any(run.rejected.any() for run in curves) else []
     note(figure, " · ".join(notes))
     return save_png(figure, out)
+
+
+DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "alpha": 0.7}
+"""How evaluations are drawn."""
 
 
 class _Run:
@@ -77,6 +84,7 @@ class _Run:
 
     def __init__(self, label: str, colour: Any, run: Path):
         self.label, self.colour, self.records, self.env = label, colour, read_metrics(run), env_name(run)
+        self.evaluations = read_evaluations(run)
         n = len(self.records)
         if not n:
             raise ValueError(f"{run / METRICS} has no iteration yet; plot the run after its first one")
@@ -147,6 +155,9 @@ def _return_in(env: str) -> Callable[[Any, Sequence[_Run]], None]:
         style(axes, title, "undiscounted, last 100 episodes" if env else "undiscounted")
         for run in curves:
             _line(axes, run, run["episode_return"], 1.8)
+            if run.evaluations:
+                steps, found = (column(run.evaluations, name) for name in ("steps", "mean_return"))
+                axes.plot(steps, found, color=run.colour, **DOTS)
         if not _known(curves, "episode_return").size:
             _message(axes, "no episode has ended yet")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 TEMPORARY = ".tmp-"
 """Begins the name of what is not complete, or about to be removed."""
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""Directories of checkpoints in that of a run."""
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Opening a pipe must not wait for its other end."""
@@ -56,7 +57,7 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Remove what a crash has left half written in a run's directory."""
-    for directory in (run,) if is_link(run / CHECKPOINTS) else (run, run / CHECKPOINTS):
+    for directory in (run, *(run / name for name in (CHECKPOINTS, BEST) if not is_link(run / name))):
         for left in directory.glob(f"{TEMPORARY}*"):
             remove(left)
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trpo.runs.callbacks import Callback, Moment
 from trpo.runs.checkpoint import prune, write_checkpoint
 from trpo.runs.disk import CHECKPOINTS, is_regular
+from trpo.runs.evaluating import EvaluateEvery
 from trpo.runs.files import CONFIG, read_config, write_config
 from trpo.runs.lock import RunLock
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
@@ -18,6 +20,7 @@ from trpo.runs.trust import Untrusted, remember
 from trpo.settings.config import merge
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
+from trpo.training.record import Metrics
 from trpo.training.state import TrainingState
 
 
@@ -75,6 +78,16 @@ class Run:
                 TensorBoard(self.directory, self.state.steps),
             ]
         return self.sinks
+
+    def callbacks(self) -> list[Callback]:
+        """Return the callbacks that its settings ask for."""
+        asked = self.agent.config.evaluate
+        return [EvaluateEvery(**vars(asked))] if asked.every else []
+
+    def beginning(self) -> Moment:
+        """Return the moment before its next iteration."""
+        metrics: Metrics = {"iteration": self.state.iteration, "steps": self.state.steps}
+        return Moment(metrics, self.agent, lambda: self.state, self.directory, self.sinks)
 
     @property
     def finished(self) -> bool:

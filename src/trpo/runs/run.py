@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trpo.envs.names import EnvLike
 from trpo.rollout import Source
+from trpo.runs.callbacks import Callback, Moment, begin, call, iterations_until
 from trpo.runs.disk import replace_durably
 from trpo.runs.interrupts import Interrupted, Stop, end_soon, graceful_stop
 from trpo.runs.lock import DirectoryLostError
@@ -19,6 +22,7 @@ from trpo.runs.progress import Reporter, joint_metrics
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.loop import advance
+from trpo.training.record import Metrics
 from trpo.training.state import NonFiniteBatchError, TrainingState
 
 
@@ -32,7 +36,7 @@ CHECKPOINT_SHARE = 0.1
 """The most of a run's time that checkpoints may take where iterations are faster than the disk."""
 
 
-class _Saver:
+class Saver:
     """When to save: every so many iterations, but where many pass in a second not so often that it holds up the run."""
 
     def __init__(self, runs: list[Run], place: Path | None):
@@ -103,10 +107,17 @@ class _Saver:
         return not many or time.perf_counter() - self._ended >= self._took / CHECKPOINT_SHARE
 
 
-def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path | None = None) -> list[Agent]:
+def train_runs(
+    env: EnvLike | Source,
+    runs: list[Run],
+    quiet: bool,
+    place: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> list[Agent]:
     """Train ``runs`` to their configured steps, with sinks, checkpoints, a progress line and a graceful end.
 
-    ``place`` is what a user resumes: the runs' common directory, by default the only one's.
+    ``place`` is what a user resumes: the runs' common directory, by default the only one's. Each run has copies of
+    ``callbacks`` of its own where there are several.
     """
     place = place or runs[0].directory
     if all(run.finished for run in runs):
@@ -116,13 +127,15 @@ def train_runs(env: EnvLike | Source, runs: list[Run], quiet: bool, place: Path 
             print(f"{which} is finished: {run.state.steps:,} steps; {more}", file=sys.stderr, flush=True)
         return [run.agent.at(run.state) for run in runs]
     show = Reporter(sum(run.total for run in runs), quiet)
-    saver = _Saver(runs, place)
+    saver = Saver(runs, place)
     # All is saved before anything is closed: environments may never end to close, and from what sinks hold is written
     # again what was deleted meanwhile.
     with contextlib.closing(show), graceful_stop() as stop:
         with contextlib.ExitStack() as ending:
             try:
-                _train_and_save(env, runs, show, saver, stop, ending)
+                reason = _train_and_save(env, runs, show, saver, stop, ending, callbacks)
+                if reason:
+                    show.say(f"stopped at {runs[0].state.steps:,} steps: {reason}")
             except BaseException as error:
                 if isinstance(error, ValueError | OSError) and not saver.began and not stop.raised:
                     raise  # refused before anything happened
@@ -137,19 +150,48 @@ def _train_and_save(
     env: EnvLike | Source,
     runs: list[Run],
     show: Reporter,
-    saver: _Saver,
+    saver: Saver,
     stop: Stop,
     ending: contextlib.ExitStack,
-) -> None:
+    callbacks: Sequence[Callback],
+) -> str | None:
     sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
-    for progress in advance(env, [r.agent for r in runs], [r.state for r in runs], tell=show.say, ending=ending):
+    called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
+    agents, states = [run.agent for run in runs], [run.state for run in runs]
+    for progress in advance(env, agents, states, called[0].iterations, tell=show.say, ending=ending):
         for its_sinks, records in zip(sinks, progress.metrics, strict=True):
             for sink in its_sinks:
                 sink.write(records)
-        saver.finished(progress.states)
+        fetch = functools.cache(progress.states)
+        saver.finished(fetch)
         stop.iterating = True
         show.update(joint_metrics([records[-1] for records in progress.metrics]))
         stop.check()
+        for i, one in enumerate(called):
+            one.look(progress.metrics[i][-1], lambda i=i, fetch=fetch: fetch()[i])  # type: ignore[misc]
         if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
             saver.save()
+        if all(one.reason for one in called):  # runs that train together end together
+            break
     saver.save()
+    return called[0].reason
+
+
+class _Called:
+    """The callbacks of one run."""
+
+    def __init__(self, run: Run, callbacks: Sequence[Callback]):
+        self._run, self._callbacks, self._steps = run, (*run.callbacks(), *callbacks), run.state.steps
+        self.reason: str | None = None
+        """Why it is to stop, if one said so."""
+        begin(self._callbacks, run.beginning())
+
+    def iterations(self, most: int) -> int:
+        """Return after how many iterations, of at most ``most``, the next is to be called."""
+        return iterations_until(self._callbacks, self._steps, self._run.agent.config.batch, most)
+
+    def look(self, metrics: Metrics, fetch: Callable[[], TrainingState]) -> None:
+        """Call those that are due."""
+        moment = Moment(metrics, self._run.agent, fetch, self._run.directory, self._run.sinks)
+        self.reason = call(self._callbacks, moment, self._steps) or self.reason
+        self._steps = moment.steps

@@ -113,6 +113,9 @@ class JsonLines:
             self._file.write("".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in records).encode())
             self._file.flush()
 
+    def add(self, group: str, steps: int, values: dict[str, Any]) -> None:
+        """Leave out what is not of every iteration."""
+
     def renew(self) -> None:
         """Write all of it again, if the file was deleted or replaced meanwhile."""
         if not is_same(self._path, os.fstat(self._file.fileno())):
@@ -157,6 +160,16 @@ class TensorBoard:
         for name, value in records[-1].items():
             if isinstance(value, int | float):
                 event.summary.value.add(tag=name, simple_value=value)
+        self._pass_on(event)
+
+    def add(self, group: str, steps: int, values: dict[str, Any]) -> None:
+        """Write further numbers, in a group of their own."""
+        event = self._event(wall_time=time.time(), step=steps)
+        for name, value in values.items():
+            event.summary.value.add(tag=f"{group}/{name}", simple_value=value)
+        self._pass_on(event)
+
+    def _pass_on(self, event: Any) -> None:
         with _naming(self._name):
             self._writer.write_event(event)
             if time.monotonic() >= self._due:

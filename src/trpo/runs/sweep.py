@@ -7,6 +7,7 @@ which, and ``summary.json``, written at the end.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
@@ -23,6 +24,7 @@ from trpo.envs.names import EnvLike, is_in_jax, is_jax_name
 from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
+from trpo.runs.callbacks import Callback
 from trpo.runs.disk import is_regular, refuse_link
 from trpo.runs.files import new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
@@ -100,6 +102,7 @@ def sweep(
     preset: str = AUTO,
     policy: PolicyLike | None = None,
     value: PolicyLike | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> list[Agent]:
     """Train several independent runs and return their agents, in the order of :func:`variants`.
@@ -118,6 +121,8 @@ def sweep(
         preset: as in :func:`trpo.train`.
         policy: a policy of your own, the same beginning for all.
         value: a value function of your own, the same beginning for all.
+        callbacks: as in :func:`trpo.train`; each run has copies of its own. Runs in JAX end together, when all are to
+            stop.
         quiet: show nothing.
 
     Raises:
@@ -146,7 +151,7 @@ def sweep(
         runs = [
             Run.begin(a, lock and members.enter_context(_member(lock, v))) for v, a in zip(plan, agents, strict=True)
         ]
-        return _train(env, runs, quiet, lock, plan)
+        return _train(env, runs, quiet, lock, plan, callbacks)
 
 
 def _member(lock: RunLock, variant: Variant) -> RunLock:
@@ -196,14 +201,21 @@ def _varied(env: EnvLike, vary: Mapping[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _train(env: EnvLike, runs: list[Run], quiet: bool, lock: RunLock | None, plan: Sequence[Variant]) -> list[Agent]:
+def _train(
+    env: EnvLike,
+    runs: list[Run],
+    quiet: bool,
+    lock: RunLock | None,
+    plan: Sequence[Variant],
+    callbacks: Sequence[Callback],
+) -> list[Agent]:
     if lock is not None:
         _describe(lock, plan)
         for run in runs:
             run.renew_above = functools.partial(_describe, lock, plan)
     place = None if lock is None else lock.directory
     together = [runs] if is_in_jax(env) else [[run] for run in runs]
-    agents = [agent for group in together for agent in train_runs(env, group, quiet, place)]
+    agents = [agent for group in together for agent in train_runs(env, group, quiet, place, copy.deepcopy(callbacks))]
     if place is not None:
         try:
             write_json(place / SUMMARY, summarise(place))
@@ -263,6 +275,7 @@ def resume_sweep(
     policy: PolicyLike | None = None,
     env: EnvLike | None = None,
     value: PolicyLike | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     trust: bool = False,
 ) -> list[Agent]:
@@ -297,4 +310,4 @@ def resume_sweep(
         if steps is not None:
             for run in runs:
                 run.change_steps(steps)
-        return _train(target, runs, quiet, lock, plan)
+        return _train(target, runs, quiet, lock, plan, callbacks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.rollout import Seat, Snapshot, Source
 from trpo.rules.protocol import Rule
-from trpo.runs.checkpoint import CheckpointError, largest_checkpoint, newest_checkpoint
-from trpo.runs.disk import CHECKPOINTS
+from trpo.runs.callbacks import Callback
+from trpo.runs.checkpoint import CheckpointError, checkpoints, largest_checkpoint, newest_checkpoint
+from trpo.runs.disk import BEST, CHECKPOINTS, refuse_link
 from trpo.runs.files import CONFIG, new_directory, read_config, used_directory
 from trpo.runs.one import Run
 from trpo.runs.run import train_runs
@@ -45,13 +46,14 @@ def read_run(
     not_after: int | None = None,
     trust: bool = False,
     going_on: bool = False,
+    checkpoint: str | int = "last",
 ) -> tuple[Agent, TrainingState, list[str]]:
     """Return agent and state of a run's newest intact checkpoint, and a line about each newer one that is damaged.
 
     ``not_after`` leaves out checkpoints of later iterations. The others are needed again where the run was given them:
     code is never stored, so loading never executes any. With ``trust``, or if the run was trained here, its environment
     may be made although it is imported. For ``going_on``, one in JAX is made, and a checkpoint of other environments is
-    damaged; if all are, the run has another environment now.
+    damaged; if all are, the run has another environment now. ``checkpoint`` is that of :func:`load`.
     """
     run = Path(run)
     data = read_config(run)
@@ -63,7 +65,8 @@ def read_run(
         env = _env_of_run(run, data, trust) if env is None else env
         own = frozenset(part for part, module in (("policy", policy), ("value", value)) if module is not None)
         least = 4 * count_parameters(spec, config, own)
-    _check_sizes(run, least)
+    place, not_after = (run / CHECKPOINTS, not_after) if checkpoint == "last" else _chosen(run, checkpoint)
+    _check_sizes(run, place, least)
     jax.devices()  # where there is none, that is not a fault of the file
     with explained(str(run / CONFIG)):
         agent = Agent.create(spec, config, policy, None if isinstance(env, Source) else env, rule, value)
@@ -71,21 +74,37 @@ def read_run(
         agent = dataclasses.replace(agent, own=agent.own | {"env"})
     check = functools.partial(_check_state, agent, bool(data["custom"]["env"]))
     fits = check_of_state(env if isinstance(env, Source) else env_of(agent), agent) if going_on else None
-    newest = functools.partial(newest_checkpoint, run / CHECKPOINTS, agent.learner, not_after)
+    newest = functools.partial(newest_checkpoint, place, agent.learner, not_after)
     try:
         state, problems = newest(functools.partial(check, fits=fits))
     except CheckpointError:
         if fits is None:
             raise
         state, problems = newest(check)
+    if problems and checkpoint != "last":
+        raise CheckpointError(problems[0])
     return agent.at(state), state, problems
 
 
-def _check_sizes(run: Path, least: int) -> None:
+def _chosen(run: Path, checkpoint: str | int) -> tuple[Path, int]:
+    """Return the directory in which ``checkpoint``, best or an iteration, is looked for, and its iteration."""
+    best, all_of_it = ([int(path.name) for path in checkpoints(refuse_link(run / of))] for of in (BEST, CHECKPOINTS))
+    if checkpoint == "best" and best:
+        return run / BEST, best[0]
+    if checkpoint == "best":
+        raise ValueError(f"{run} has no best checkpoint: it is kept where training evaluates (--evaluate.every 50000)")
+    for place, found in ((CHECKPOINTS, all_of_it), (BEST, best)):
+        if str(checkpoint) in map(str, found):
+            return run / place, int(checkpoint)
+    there = ", ".join(map(str, sorted({*all_of_it, *best}))) or "none"
+    raise ValueError(f"checkpoint={checkpoint!r}: must be last, best or an iteration that {run} has: {there}")
+
+
+def _check_sizes(run: Path, place: Path, least: int) -> None:
     """Refuse settings that call for more parameters than a checkpoint has, before they are made."""
-    found = largest_checkpoint(run / CHECKPOINTS)
+    found = largest_checkpoint(place)
     if found is None:
-        newest_checkpoint(run / CHECKPOINTS, None)  # says what is wrong
+        newest_checkpoint(place, None)  # says what is wrong
     elif least > found:
         raise ValueError(
             f"{run / CONFIG}: its networks have at least {gigabytes(least)} of parameters, which do not fit its "
@@ -136,6 +155,7 @@ def load(
     rule: Rule | None = None,
     value: PolicyLike | None = None,
     trust: bool = False,
+    checkpoint: str | int = "last",
 ) -> Agent:
     """Load the agent of a run from its newest intact checkpoint. Never executes code; needs no simulator.
 
@@ -147,11 +167,19 @@ def load(
         value: a module of the same structure, if the run was trained with a value function of your own.
         trust: the agent may import the module that the run names for its environment (``module:Id``, ``jax:…``) when
             it is evaluated; runs that you trained here may anyway.
+        checkpoint: ``last``, the newest intact one; ``best``, of the best evaluation (:class:`~trpo.EvaluateEvery`); or
+            the iteration of one that is there.
 
     Raises:
-        ValueError: not a run, or no intact checkpoint.
+        ValueError: not a run, no intact checkpoint, or not the one that was asked for.
     """
-    return read_run(run, policy, env, rule, value, trust=trust)[0]
+    return read_run(run, policy, env, rule, value, trust=trust, checkpoint=checkpoint)[0]
+
+
+def save(agent: Agent, out: str | Path) -> None:
+    """Write an agent to a new directory: what :meth:`trpo.Agent.save` does."""
+    with new_directory(out) as lock:
+        Run.begin(agent, lock)
 
 
 def train(
@@ -165,6 +193,7 @@ def train(
     policy: PolicyLike | None = None,
     rule: Rule | None = None,
     value: PolicyLike | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Agent:
     """Train an agent from the beginning, with a progress line.
@@ -181,6 +210,7 @@ def train(
         policy: a policy of your own: any callable pytree from observations to a distribution.
         rule: an update rule of your own (see :class:`~trpo.rules.protocol.Rule`), in place of the configuration's.
         value: a value function of your own: any callable pytree from observations to numbers.
+        callbacks: called after iterations (see :class:`~trpo.runs.callbacks.Callback`); each may stop the run.
         quiet: show nothing.
 
     Returns:
@@ -204,7 +234,7 @@ def train(
     if out is not None:
         check_runs(env, [agent])
     with new_directory(out) as lock:
-        return train_runs(env, [Run.begin(agent, lock)], quiet)[0]
+        return train_runs(env, [Run.begin(agent, lock)], quiet, callbacks=callbacks)[0]
 
 
 def configure(env: EnvLike | Source, config: Config | None, preset: str, **changes: Any) -> Config:
@@ -230,6 +260,7 @@ def resume(
     env: EnvLike | Source | None = None,
     rule: Rule | None = None,
     value: PolicyLike | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     trust: bool = False,
 ) -> Agent:
@@ -251,7 +282,7 @@ def resume(
                 said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
         if said and not quiet:
             print(*said, sep="\n", file=sys.stderr, flush=True)
-        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet)[0]
+        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet, callbacks=callbacks)[0]
 
 
 def env_of(agent: Agent) -> EnvLike:

@@ -277,6 +277,29 @@ class VineConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on the side of training, in environments of its own."""
+
+    every: Annotated[int, "≥ 0; 50000 is usual, 0 is never"] = 0
+    """Environment steps between two evaluations; the best policy's checkpoint is kept. 0: none."""
+    episodes: Annotated[int, "≥ 1; {} is usual"] = 10
+    """Episodes of each, the same every time."""
+    deterministic: bool = True
+    """Take the distribution's mode; otherwise sample."""
+    seed: int = 0
+    """Of its environments and samples."""
+    max_steps: Annotated[int, "≥ 1"] = 30_000
+    """Steps after which an episode that has not ended is cut."""
+    stop_return: float | None = None
+    """Stop training at this mean return."""
+    patience: Annotated[int | None, "≥ 1"] = None
+    """Stop training after so many evaluations in a row without a better one."""
+
+    def __post_init__(self) -> None:
+        _check(self, "evaluate.")
+
+
+@dataclass(frozen=True)
 class ProblemConfig:
     """The trust-region problem of a batch."""
 
@@ -328,6 +351,7 @@ class Config:
     """Normalise integers, truth values and images too, as runs did that were begun before images had encoders."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What to do when a batch has a NaN or infinity; the old parameters are kept either way."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint_every: Annotated[int, "≥ 1; {} is usual"] = 50
     """Iterations between checkpoints."""
     keep_checkpoints: Annotated[int, "≥ 1; {} is usual"] = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -174,6 +175,12 @@ class Agent:
     ) -> EvaluationResult:
         """Run whole episodes, cut after ``max_steps``, and return their returns and lengths."""
         return evaluate(self, episodes=episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
+
+    def save(self, out: str | Path) -> None:
+        """Write it to a new directory: a run without iterations, for ``trpo.load`` and the commands that take a RUN."""
+        import trpo  # what writes files is in a room above
+
+        trpo.save(self, out)
 
 
 EPISODE = 48

@@ -124,7 +124,9 @@ class DeviceLoop:
             self.layout.place_learned(members.iteration),
         )
 
-    def run(self, longest: int = ROWS) -> Iterator[tuple[list[list[Metrics]], Callable[[], list[TrainingState]]]]:
+    def run(
+        self, longest: int | Callable[[int], int] = ROWS
+    ) -> Iterator[tuple[list[list[Metrics]], Callable[[], list[TrainingState]]]]:
         """Train to ``steps``, coming back about once a second, or after every ``longest`` iterations.
 
         Yields the metrics of each run, one record an iteration, and a function that returns their states.
@@ -133,11 +135,12 @@ class DeviceLoop:
             NonFiniteBatchError: a batch or fit had a NaN or infinity and ``on_nonfinite`` is ``stop``.
         """
         config, length = self.configs[0], 1
-        most = self.setup.program.most_steps
-        while (left := -(-(config.steps - self.states[0].steps) // most)) > 0:
-            length = min(length, left, longest, ROWS)
+        most_steps = self.setup.program.most_steps
+        while (left := -(-(config.steps - self.states[0].steps) // most_steps)) > 0:
+            most = longest(ROWS) if callable(longest) else longest
+            count = min(length, left, most, ROWS)
             started = time.perf_counter()
-            self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(length))
+            self.members, rows, done = self.program(self.hyper, self.keys, self.members, np.int32(count))
             rows, done = jax.device_get((rows, done))
             elapsed = time.perf_counter() - started
             metrics, bad = self._records(rows, int(done), elapsed)

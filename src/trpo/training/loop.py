@@ -96,7 +96,7 @@ def advance(
     env: EnvLike | Source,
     agents: Sequence[Agent],
     states: Sequence[TrainingState],
-    longest: int = ROWS,
+    longest: int | Callable[[int], int] = ROWS,
     tell: Callable[[str], None] | None = None,
     ending: contextlib.ExitStack | None = None,
 ) -> Iterator[Progress]:
@@ -106,7 +106,7 @@ def advance(
         env: as :func:`iterations` takes it.
         agents: of the same structure.
         states: where each run goes on.
-        longest: the most iterations without a word.
+        longest: the most iterations without a word, or what returns them, given the most that there can be.
         tell: what to do with a line that a user should see before the first iteration; None: only what is unexpected
             is said, as a warning.
         ending: closes the environments that are made here; None: they are closed as soon as this ends or fails.
