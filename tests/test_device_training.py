@@ -196,7 +196,7 @@ def test_rollout_equals_the_host_s_over_the_same_environments(name: str) -> None
     agent = trpo.make_agent(env, configure())
     actor = (trained_actor(agent)[1]) if env is WALK else agent.actor()
     seeds = [3, 1, 4, 1_000_000_007]
-    noise = [noise_of(agent.policy, actor, len(seeds), (7,), jax.random.key(k)) for k in range(2)]
+    noise = [noise_of(agent.policy, actor, len(seeds), (LIMIT,), jax.random.key(k)) for k in range(2)]
     hosted = HostSource(HostedJaxEnvs(env, len(seeds)))
     hosted.restart(seeds)
     policy = HostPolicy(agent.policy, actor)
@@ -204,15 +204,18 @@ def test_rollout_equals_the_host_s_over_the_same_environments(name: str) -> None
     count, started = len(seeds), batch.start_each(env, jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
     rollout = DeviceRollout(started, jnp.zeros(count), jnp.zeros(count, jnp.int32), (), jnp.ones(count, bool))
     collect = jax.jit(lambda rollout, noise: source.collect(agent.policy, actor, rollout, noise))
-    ended = 0
+    ended, cut = 0, False
     for part in noise:
         theirs = hosted.collect(policy, np.asarray(part))
         rollout, ours, totals = collect(rollout, part)
         for field in dataclasses.fields(ours):
             np.testing.assert_allclose(getattr(ours, field.name), getattr(theirs, field.name), rtol=2e-5, atol=2e-5)
         np.testing.assert_array_equal(rollout.reset, hosted.seat.reset)
+        np.testing.assert_array_equal(rollout.reset, ours.terminated[-1] | ours.truncated[-1])
+        cut = cut or bool(ours.truncated[-1].any())
         ended += int(totals.ended)
     assert ended == hosted.episodes.recent.episodes > 4
+    assert cut or env is not WALK
     np.testing.assert_allclose(rollout.running_return, hosted.episodes.running_return, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(rollout.running_length, hosted.episodes.running_length)
 
@@ -246,7 +249,9 @@ def test_new_episodes_everywhere_are_new() -> None:
     source = source_of(env)
     collect = jax.jit(lambda rollout: source.collect(agent.policy, agent.actor(), rollout, noise))
     rollout, before, _ = collect(source.begin(jax.random.key(0), count, ()))
-    rollout = dataclasses.replace(rollout, running_return=jnp.full(count, 5.0), running_length=jnp.full(count, 5))
+    assert before.reset.all()
+    under_way = {"running_return": jnp.full(count, 5.0), "running_length": jnp.full(count, 5)}
+    rollout = dataclasses.replace(rollout, reset=jnp.zeros(count, bool), **under_way)
     again = source.restart(rollout)
     assert again.reset.all()
     assert not again.running_return.any()
@@ -257,6 +262,14 @@ def test_new_episodes_everywhere_are_new() -> None:
 
 
 # ---------------------------------------------------------------- the update
+
+
+def test_no_environment_has_the_key_of_an_iteration() -> None:
+    """Else the noise of the policy and the randomness of an environment would be the same numbers."""
+    pieces = Pieces(WALK, configure())
+    own = jax.random.key_data(pieces.begin().envs.key)
+    taken = jax.random.key_data(jax.vmap(partial(jax.random.fold_in, pieces.key))(jnp.arange(16)))
+    assert len({tuple(data) for data in np.concatenate([own, taken]).tolist()}) == 4 + 16
 
 
 class Pieces:
@@ -290,7 +303,7 @@ class Pieces:
 @functools.cache
 def walked(final_discount: float | None = None) -> tuple[list[Any], list[Any]]:
     """Rollouts and learners after each of four iterations by hand."""
-    pieces = Pieces(WALK, configure(final_discount=final_discount, discount_steps=60))
+    pieces = Pieces(WALK, configure(final_discount=final_discount, discount_steps=60, seed=3))
     rollout, learner = pieces.begin(), pieces.agent.learner
     rolled, learners = [], []
     for k in range(4):
@@ -304,7 +317,7 @@ def walked(final_discount: float | None = None) -> tuple[list[Any], list[Any]]:
 @pytest.mark.parametrize("final_discount", [None, 0.5])
 def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float | None) -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
-    config = configure(final_discount=final_discount, discount_steps=60)
+    config = configure(final_discount=final_discount, discount_steps=60, seed=3)
     rolled, learners = walked(final_discount)
     agent = trpo.make_agent(WALK, config)
     setup = setup_for(source_of(WALK), agent)
@@ -323,7 +336,7 @@ def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float |
 
 def test_chunks_are_that_iteration_too() -> None:
     """To rounding: within the loop over iterations the compiler may add a sum up in another order."""
-    _, states, _ = run(configure(iterations=3))
+    _, states, _ = run(configure(iterations=3, seed=3))
     rolled, learners = walked()
     assert [(state.iteration, state.steps) for state in states] == [(1, 20), (2, 40), (3, 60)]
     for k, state in enumerate(states):
@@ -463,11 +476,23 @@ def test_only_the_first_chunk_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         counts.append(len(COMPILED))
         traced.append(env.traced)
         chunks.append(len(progress.metrics[0]))
+        assert progress.iteration == sum(chunks)
     assert chunks == [1, 2, 4, 4, 1]  # the same program
     assert counts[0] > 0
     assert traced[0] > 0
     assert counts == [counts[0]] * len(counts)
     assert traced == [traced[0]] * len(traced)
+
+
+def test_no_chunk_is_longer_than_there_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_training, "INTERVAL", 1e9)
+    monkeypatch.setattr(device_training, "ROWS", 3)
+    config = configure(iterations=8)
+    agent = trpo.make_agent(WALK, config)
+    said: list[str] = []
+    going = advance(WALK, [agent], [TrainingState(agent.learner)], tell=said.append)
+    assert [len(progress.metrics[0]) for progress in going] == [1, 2, 3, 2]
+    assert [text.split(";")[0] for text in said] == ["on cpu: batch of 4 environments × 5 steps"]
 
 
 OTHER_FLOATS = {
@@ -592,6 +617,38 @@ def test_a_batch_that_is_not_finite_is_skipped_if_so_configured() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].learner))
 
 
+class Abyss(Walk):
+    """Every episode ends in its seventh step, where there is nothing more to see: no return depends on that."""
+
+    def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Step]:
+        state, seen = super().step(state, action, key)
+        end = state[1] == 7
+        return state, Step(jnp.where(end, jnp.nan, seen.observation), seen.reward, end, jnp.asarray(False))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["continue", "stop"])
+def test_what_comes_after_an_end_must_be_finite_too(on_nonfinite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value function could be fitted, and still all of the batch is given up, and the episodes are."""
+    monkeypatch.setattr(device_training, "INTERVAL", 1e9)
+    env, config = Abyss(), configure(iterations=7, on_nonfinite=on_nonfinite)
+    agent = trpo.make_agent(env, config)
+    good, bad, chunks = "accepted", "nonfinite_batch", []
+
+    def go() -> None:
+        for progress in advance(env, [agent], [TrainingState(agent.learner)]):
+            chunks.append([row["result"] for row in progress.metrics[0]])
+
+    if on_nonfinite == "stop":
+        with pytest.raises(NonFiniteBatchError, match=r"^iteration 2: .*NaN or infinite"):
+            go()
+        assert chunks == [[good], [bad]]
+        return
+    go()
+    assert chunks == [[good], [bad, good], [bad, good, bad, good]]  # new episodes each time; the chunk is not left
+    _, states, _ = run(dataclasses.replace(config, steps=2 * config.batch), env)
+    assert bits(states[1].learner) == bits(states[0].learner)
+
+
 def test_a_refused_value_fit_is_skipped_if_so_configured() -> None:
     """A learning rate that sends V to infinity: the policy has learned, V has not, and new episodes begin."""
     value = trpo.ValueConfig(hidden=(), learning_rate=1e38, minibatch=8)
@@ -681,8 +738,8 @@ def test_every_run_of_a_chunk_has_records_of_its_own(stop: bool) -> None:
     assert bad == ("seed 9, iteration 16: its value fit gave a NaN or infinite loss and was refused" if stop else None)
 
 
-def train_probe(**changes: Any) -> None:
-    trpo.train("jax-probe:both", config=dataclasses.replace(configure(), **changes), quiet=True)
+def train_probe(out: Path, **changes: Any) -> None:
+    trpo.train("jax-probe:both", config=dataclasses.replace(configure(), **changes), out=out, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -699,41 +756,43 @@ def train_probe(**changes: Any) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_settings_are_refused_in_one_line(
-    changes: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_yet(*_: Any) -> None:
         raise AssertionError("refused only after compiling")
 
     monkeypatch.setattr(device_training, "_compile", not_yet)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words are below)
-        train_probe(**changes)
+        train_probe(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_a_batch_beyond_memory_is_refused_by_its_true_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two observations of two floats, an action, a reward and three flags are 27 bytes, for each step."""
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_batch_beyond_memory_is_refused_by_its_true_size(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two observations of two floats, an action, a reward and three flags are 27 bytes, for each step of each run."""
     config = configure(env=trpo.EnvConfig(count=1000), fragment=100)
-    least = 27 * 100 * 1000
+    least = 27 * 100 * 1000 * runs
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: least)
     with pytest.raises(ValueError, match=r"takes at least \d\.\d MiB of memory") as caught:
-        next(trpo.iterations(WALK, agent))
+        setup_for(source_of(WALK), agent, runs)
     said = float(str(caught.value).split("at least ")[1].split()[0])
     assert least / 2**20 < said < 1.2 * least / 2**20  # the environments' own state is not much
 
 
 def test_what_the_program_needs_is_refused_too_and_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configure()
+    config = configure(env=trpo.EnvConfig("walk", count=50), fragment=100)
     agent = trpo.make_agent(WALK, config)
     monkeypatch.setattr(device_training, "capacity", lambda: 2**40)
     loop = DeviceLoop(source_of(WALK), [agent], [TrainingState(agent.learner)])
     learned = sum(leaf.nbytes for leaf in jax.tree.leaves(agent.learner))
-    assert learned < loop.memory < 2**26
-    assert loop.describe().startswith("on cpu: batch of 4 environments × 5 steps; memory ")
+    assert learned + 27 * 50 * 100 < loop.memory < 2**26  # the batch is in the memory that it works in
+    assert loop.describe().startswith("on cpu: batch of 50 environments × 100 steps; memory ")
     assert loop.describe().endswith("of 1024.00 GiB")
-    batch_alone = 27 * 4 * 5 * 2
+    batch_alone = 27 * 50 * 100 * 5 // 4
     monkeypatch.setattr(device_training, "capacity", lambda: batch_alone)
     device_training._compile.cache_clear()
     with pytest.raises(ValueError, match=r"the batch needs at least \d+\.\d MiB of memory"):

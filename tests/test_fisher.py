@@ -56,6 +56,21 @@ def test_symmetric_and_positive_semi_definite(name: str) -> None:
     assert np.linalg.eigvalsh((products + products.T) / 2).min() >= -1e-13 * np.abs(products).max()
 
 
+def test_a_state_that_does_not_count_may_have_an_infinite_fisher_matrix() -> None:
+    """Of a deviation whose inverse square overflows."""
+    x, log_std = jnp.arange(6.0).reshape(3, 2), jnp.array([[0.0], [-60.0], [0.5]])
+
+    def product(rows: Any) -> np.ndarray:
+        weight = jnp.array([0.25, 0.0, 0.75])[rows]
+
+        def policy(w: jax.Array) -> trpo.DiagGaussian:
+            return trpo.DiagGaussian(x[rows] @ w, log_std[rows])
+
+        return np.asarray(jax.jit(trpo.fisher_vp(policy, jnp.ones((2, 1)), weight))(jnp.array([[1.0], [2.0]])))
+
+    np.testing.assert_allclose(product(np.arange(3)), product(np.array([0, 2])), rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["state-dependent-relu", "masked-dict", "recurrent-gru"])
 def test_float32_products_curvature_and_slope(name: str) -> None:
     """Pytree vectors in float32; vᵀF v without a transpose; the slope of D̄ is zero at the sampling policy."""
@@ -150,7 +165,9 @@ def test_subsample_is_fixed_and_is_the_fisher_matrix_of_those_states(x64: None) 
         return rows, model.product_weight, model.gradient, model.kl_along(v)[1]
 
     subsampled, weight, gradient, curvature = assemble(batch)
-    np.testing.assert_array_equal(subsampled, assemble(batch)[0])
+    for _ in range(3):
+        again = trpo.sampled_problem(policy, params, batch, every).product_weight
+        np.testing.assert_array_equal(weight, again)
     assert weight.size == number
     np.testing.assert_allclose(jnp.sum(weight), 1.0, rtol=1e-12)
     # Which states? Ask each one: perturb its observation and see whether the product changes.

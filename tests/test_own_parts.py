@@ -111,6 +111,14 @@ class Bandit:
         self.closed = True
 
 
+def test_an_agent_knows_which_of_its_parts_are_not_in_its_settings() -> None:
+    envs = trpo.make_envs("probe:both", 2)
+    module = trpo.make_agent(envs).module
+    assert trpo.make_agent("probe:both", policy=module).own == {"policy"}
+    assert trpo.make_agent(envs, policy=module).own == {"policy", "env"}
+    assert trpo.make_agent("probe:both").config.env.id == "probe:both"
+
+
 def test_a_source_of_one_s_own_in_iterations() -> None:
     config = dataclasses.replace(CONFIG, steps=40 * COUNT * FRAGMENT, rule=trpo.RuleConfig(max_kl=0.05))
     source = Bandit()

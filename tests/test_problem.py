@@ -93,14 +93,35 @@ def test_a_batch_in_which_no_state_counts_has_no_signal_and_no_nan(subsample: in
     """With masks, for which observations of zeros would be invalid."""
     policy, params, _ = setting("masked-dict")
     batch = dataclasses.replace(batch_of("masked-dict"), weight=jnp.zeros(LEADING))
+    other = jax.tree.map(lambda leaf: leaf * 1.1, params)
 
     @jax.jit
     def compute(batch: trpo.Batch) -> Any:
-        model = trpo.sampled_problem(policy, params, batch, subsample).linearise(params)
-        return model.evaluation, model.gradient, model.fisher_vp(params), model.kl_along(params)
+        problem = trpo.sampled_problem(policy, params, batch, subsample)
+        model = problem.linearise(params)
+        there = problem.evaluate(other)
+        return there, model.evaluation, model.gradient, model.fisher_vp(params), model.kl_along(params)
 
     for leaf in jax.tree.leaves(compute(batch)):
         np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_a_sample_in_which_no_state_counts_has_products_of_zero() -> None:
+    """Half of the states are never in the sample; if one of those is all there is, there is still a gradient."""
+    policy, params, _ = setting("gaussian-tanh")
+    batch = batch_of("gaussian-tanh")
+
+    @jax.jit
+    def compute(weight: jax.Array) -> Any:
+        model = trpo.sampled_problem(policy, params, dataclasses.replace(batch, weight=weight), 2).linearise(params)
+        return [ravel_pytree(tree)[0] for tree in (model.fisher_vp(params), model.gradient, model.product_weight)]
+
+    found = map(compute, np.eye(12, dtype=np.float32).reshape(12, 3, 4))
+    products, gradients, weights = map(np.array, zip(*found, strict=True))
+    assert np.isfinite(products).all()
+    assert sorted(weights.sum(axis=1).tolist()) == [0.0] * 8 + [1.0] * 4
+    assert gradients.any(axis=1).all()
+    assert products.any(axis=1).sum() == 4  # a time of three in each environment
 
 
 # ---------------------------------------------------------------- batches of another policy

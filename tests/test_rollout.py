@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -29,6 +30,7 @@ from trpo.rollout.acting import act, bound, numpy_act
 from trpo.rollout.episodes import RECENT, RecentEpisodes
 from trpo.running_statistics import RunningStatistics
 from trpo.training.agent import Agent
+from trpo.trees import from_plain
 
 FEATURES = 3
 
@@ -334,6 +336,46 @@ def test_a_policy_that_insists_on_jax_still_works() -> None:
     net = jax.tree.map(lambda leaf: leaf + 1 if eqx.is_array(leaf) else leaf, module.net)
     np.testing.assert_allclose(action[0], net(jnp.ones(FEATURES)), rtol=1e-5)
     envs.close()
+
+
+class Fussy(eqx.Module):
+    """A policy that raises something where it is given NumPy's arrays."""
+
+    gain: Any
+    error: Any = eqx.field(static=True)
+
+    def __call__(self, observation: Any) -> Any:
+        if not isinstance(self.gain, jax.Array):
+            raise self.error
+        return trpo.Categorical(self.gain * observation[..., :2])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("no"), AttributeError("no"), jax.errors.UnexpectedTracerError("no")],
+    ids=["TypeError", "AttributeError", "JAXTypeError"],
+)
+def test_a_policy_that_fails_in_numpy_in_any_usual_way_acts_compiled(error: Exception) -> None:
+    agent = Agent.create(EnvSpec("fussy", Box((FEATURES,)), Choice(2)), trpo.Config(), Fussy(jnp.array(5.0), error))
+    policy = HostPolicy(agent.policy, agent.actor())
+    assert not policy.in_numpy
+    seen = np.arange(2.0 * FEATURES, dtype=np.float32).reshape(2, FEATURES)
+    action, _ = policy(seen, (), np.ones(2, bool), None)
+    np.testing.assert_array_equal(action, [1, 1])
+
+
+class Half:
+    """Counts its steps in NumPy, and acts in JAX."""
+
+    def start(self, count: int) -> Any:
+        return np.zeros(count, np.int32)
+
+    def __call__(self, params: Any, carry: Any, step: Any) -> Any:
+        return trpo.Categorical(jnp.asarray(step[0])[..., :2]), carry + 1
+
+
+def test_only_a_policy_that_is_all_in_numpy_acts_there() -> None:
+    assert not HostPolicy(Half(), Actor({}, None, Box((FEATURES,)))).in_numpy
 
 
 def test_loaded_parameters_are_those_that_act() -> None:
@@ -721,16 +763,17 @@ def test_environments_that_cannot_be_restarted_are_left_alone() -> None:
 class Vector:
     """Two environments in one, handed in, which show the same arrays every time: ± the number of steps."""
 
-    def __init__(self, **fields: Any):
-        self.spec, self.count, self.fields = EnvSpec("vector", Dict((("x", Box((1,))),)), Choice(2)), 2, fields
-        self.seen, self.rewards, self.flags = np.zeros((2, 1), np.float32), np.zeros(2, np.float32), np.zeros(2, bool)
+    def __init__(self, count: int = 2, **fields: Any):
+        self.spec, self.count, self.fields = EnvSpec("vector", Dict((("x", Box((1,))),)), Choice(2)), count, fields
+        self.seen, self.rewards = np.zeros((count, 1), np.float32), np.zeros(count, np.float32)
+        self.flags = np.zeros(count, bool)
 
     def reset(self, seeds: list[int]) -> Any:
         self.seen[:] = 0
         return {"x": self.seen}
 
     def step(self, action: Any) -> Transition:
-        self.seen += np.float32([[1], [-1]])
+        self.seen += np.float32([[1], [-1]])[: self.count]
         self.rewards[:] = self.seen[:, 0]
         step = Transition({"x": self.seen}, self.rewards, self.flags, self.flags, {"x": self.seen}, ~self.flags)
         return step._replace(**self.fields)
@@ -745,13 +788,29 @@ class Vector:
         return
 
 
-def gathered(envs: Vector) -> list[Trajectory]:
+def gathered(envs: Vector, noting: Callable[[HostSource], Any] = lambda source: None) -> list[Trajectory]:
     """Two fragments of three steps."""
-    agent = trpo.make_agent(envs, trpo.Config(env=trpo.EnvConfig(count=2)))
+    agent = trpo.make_agent(envs, trpo.Config(env=trpo.EnvConfig(count=envs.count)))
     source, actor = HostSource(envs), agent.actor()
-    source.restart([0, 1])
-    noise = to_numpy(noise_of(agent.policy, actor, 2, (3,), jax.random.key(0)))
-    return [source.collect(HostPolicy(agent.policy, actor), noise) for _ in range(2)]
+    source.restart([0, 1][: envs.count])
+    noise = to_numpy(noise_of(agent.policy, actor, envs.count, (3,), jax.random.key(0)))
+    found = []
+    for _ in range(2):
+        found.append(source.collect(HostPolicy(agent.policy, actor), noise))
+        noting(source)
+    return found
+
+
+def test_a_snapshot_is_not_changed_by_later_steps() -> None:
+    class Live(Vector):
+        def snapshot(self) -> Any:
+            return {"seen": self.seen}
+
+    kept: list[Any] = []
+    gathered(Live(), lambda source: kept.append(source.snapshot()))
+    for snapshot, steps in zip(kept, (3, 6), strict=True):
+        np.testing.assert_array_equal(snapshot.seat.observation["x"], np.float32([[steps], [-steps]]))
+        np.testing.assert_array_equal(from_plain(snapshot.environments)["seen"], np.float32([[steps], [-steps]]))
 
 
 def test_environments_handed_in_may_show_the_same_arrays_every_time() -> None:
@@ -764,8 +823,9 @@ def test_environments_handed_in_may_show_the_same_arrays_every_time() -> None:
         np.testing.assert_array_equal(trajectory.reward, steps + np.float32([1, -1]))
 
 
-def test_columns_of_numbers_are_rows_of_them() -> None:
-    envs = Vector(reward=np.ones((2, 1)), truncated=np.ones(2, np.int8))
+@pytest.mark.parametrize("kinds", [(float, np.int8), (np.float32, bool)], ids=["of other types", "of the usual types"])
+def test_columns_of_numbers_are_rows_of_them(kinds: tuple[Any, Any]) -> None:
+    envs = Vector(reward=np.ones((2, 1), kinds[0]), truncated=np.ones((2, 1), kinds[1]))
     for trajectory in gathered(envs):
         assert (trajectory.reward == np.ones((3, 2))).all()
         assert trajectory.truncated.dtype == bool
@@ -787,9 +847,10 @@ def test_columns_of_numbers_are_rows_of_them() -> None:
     ],
 )
 def test_a_vector_that_tells_something_else_is_named(field: str, what: Any) -> None:
-    envs = Vector(**{field: what})
-    said = rf"^environment vector: step returned {field} of shape .*must be an array of shape \(2,\)"
-    with pytest.raises(EnvironmentFailure, match=said):
-        gathered(envs)
-    with pytest.raises(EnvironmentFailure, match=said):
-        trpo.evaluate(trpo.make_agent(envs), envs, episodes=2, count=2)
+    for count in (2, 1) if np.ndim(what) == 0 else (2,):
+        envs = Vector(count, **{field: what})
+        said = rf"^environment vector: step returned {field} of shape .*must be an array of shape \({count},\)"
+        with pytest.raises(EnvironmentFailure, match=said):
+            gathered(envs)
+        with pytest.raises(EnvironmentFailure, match=said):
+            trpo.evaluate(trpo.make_agent(envs), envs, episodes=2, count=count)

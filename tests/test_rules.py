@@ -24,7 +24,7 @@ import trpo
 from trpo.conjugate_gradient import CGInfo
 from trpo.line_search import Evaluation, SearchInfo
 from trpo.problem import LocalModel
-from trpo.rules.protocol import Result
+from trpo.rules.protocol import Result, UpdateInfo
 from trpo.rules.step import Direction, natural_direction, outcome, step_along, step_length
 
 RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty(), trpo.Repeated(trpo.TRPO(), 2)]
@@ -279,6 +279,7 @@ def test_no_signal_is_no_step(rule: Any) -> None:
     assert_same_bits(state, rule.init(new))
     assert info.result == Result.NO_SIGNAL
     assert info.step_norm == info.mean_kl == info.predicted_gain == info.accepted_updates == 0
+    assert info.backtracks == info.step_fraction == 0  # not even a trial
 
 
 @every_rule
@@ -793,6 +794,37 @@ def test_repeated_is_a_loop_with_a_growing_bound(rule: Any, x64: None) -> None:
     assert info.cg_residual > 1e-6
     np.testing.assert_allclose(info.step_norm, np.linalg.norm(new - theta), rtol=1e-9)
     np.testing.assert_allclose(info.step_fraction, np.mean([one.step_fraction for one in infos]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("result", [Result.ACCEPTED, Result.NO_IMPROVEMENT])
+def test_what_is_reported_of_any_rule(result: Result) -> None:
+    """Whatever a rule of one's own does not say itself."""
+    start, end = (Evaluation(*map(jnp.asarray, x)) for x in ((1.0, 0.25, 0.5, 2.0), (4.0, 0.75, 1.5, 3.0)))
+    gradient, step = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([5.0, 12.0])}
+    info = UpdateInfo.of(jnp.asarray(result), gradient, step, start, end)
+    assert (info.result, info.surrogate_gain, info.predicted_gain) == (result, 3, 63)
+    assert (info.mean_kl, info.max_state_kl, info.entropy) == (0.75, 1.5, 3)
+    assert (info.gradient_norm, info.step_norm) == (5, 13)
+    assert info.step_fraction == info.accepted_updates == (result == Result.ACCEPTED)
+    assert info.cg_iterations == info.cg_residual == info.backtracks == 0
+
+
+def test_updates_of_one_batch_are_reported_together() -> None:
+    """The second of three was accepted alone; every number of a field is another, and falls."""
+    names = [field.name for field in dataclasses.fields(UpdateInfo)]
+    whole = {"result", "cg_iterations", "backtracks", "accepted_updates"}
+    columns = {name: np.array([8, 4, 1], int if name in whole else np.float32) for name in names}
+
+    def together(results: list[Result], step: Any) -> UpdateInfo:
+        infos = jax.vmap(lambda column: UpdateInfo(**column))(columns | {"result": np.array(results)})
+        return jax.jit(UpdateInfo.combined)(infos, step)
+
+    found = together([Result.NO_IMPROVEMENT, Result.ACCEPTED, Result.NONFINITE_TRIAL], {"w": jnp.array([3.0, 4.0])})
+    expected = dict.fromkeys(names, 13.0) | {"mean_kl": 1.0, "max_state_kl": 1.0, "entropy": 1.0}
+    expected |= {"result": 0.0, "gradient_norm": 8.0, "cg_residual": 8.0, "step_norm": 5.0, "step_fraction": 13 / 3}
+    assert {name: float(getattr(found, name)) for name in names} == pytest.approx(expected)
+    none = together([Result.NO_IMPROVEMENT, Result.NONPOSITIVE_CURVATURE, Result.NO_SIGNAL], {"w": jnp.zeros(2)})
+    assert none.result == Result.NO_IMPROVEMENT
 
 
 def test_a_batch_that_is_not_finite_leaves_no_trace() -> None:

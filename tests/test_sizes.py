@@ -16,6 +16,7 @@ from trpo.cli.main import main
 from trpo.envs.spec import Bits, Box, Choice, Choices, Dict, EnvSpec, Tuple
 from trpo.policies import trunks
 from trpo.policies.make import make_policy, make_value
+from trpo.rollout import HostSource
 from trpo.training import host, layout, sizes
 from trpo.training.learner import Hyper
 from trpo.training.sizes import check_training, count_parameters, size_of
@@ -88,11 +89,22 @@ def test_sizes_are_refused_in_python() -> None:
             agent.evaluate(10**12)
 
 
+def test_sizes_are_refused_before_environments_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_yet(*_: Any) -> None:
+        raise AssertionError("opened")
+
+    agent = trpo.make_agent("probe:action", config())
+    monkeypatch.setattr("trpo.envs.names.Origin.open", not_yet)
+    with pytest.raises(ValueError, match="fragment=1000000000: a batch "):
+        next(trpo.iterations("probe:action", agent, config(steps=10**12, fragment=10**9)))
+
+
 def test_a_source_of_ones_own_is_no_way_around() -> None:
     envs = trpo.make_envs("probe:action", 4)
     agent = trpo.make_agent(envs, config())
-    with pytest.raises(ValueError, match="fragment=1000000000: a batch of 4,000,000,000 steps"):
-        next(trpo.iterations(envs, agent, config(fragment=10**9)))
+    for source in (envs, HostSource(envs)):
+        with pytest.raises(ValueError, match="fragment=1000000000: a batch of 4,000,000,000 steps"):
+            next(trpo.iterations(source, agent, config(fragment=10**9)))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import bits, untimed
+from jax.flatten_util import ravel_pytree
 
 import trpo
 import trpo.envs
@@ -29,9 +31,11 @@ from tests.helpers import run_process
 from trpo.envs import EnvironmentFailure, EnvSpec, Transition
 from trpo.envs.host.probes import Probe
 from trpo.envs.spaces import Box, Choice
-from trpo.rollout import EpisodeStatistics, Snapshot
+from trpo.rollout import EpisodeStatistics, HostSource, Snapshot
 from trpo.training.agent import Agent
-from trpo.training.host import env_seeds
+from trpo.training.host import HostLoop, env_seeds
+from trpo.training.learner import Hyper, improve, prepare, refit
+from trpo.training.loop import advance
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.value_fits.fit import predict
 
@@ -244,6 +248,12 @@ def test_going_on_elsewhere_begins_new_episodes_and_says_so() -> None:
     class Bare(gym.Wrapper):
         """What it wraps has snapshots, this has none."""
 
+    class Stateless(HostSource):
+        """Its snapshots tell only what the policy meets next."""
+
+        def snapshot(self) -> Snapshot:
+            return Snapshot(None, self.seat, self.spec.id)
+
     agents, states = {}, {}
     for name in ("probe:action", "jax-probe:action"):
         config = configure(name, iterations=1)
@@ -253,7 +263,14 @@ def test_going_on_elsewhere_begins_new_episodes_and_says_so() -> None:
         ("probe:action", "jax-probe:action", "environments in JAX"),
         ("probe:both", "probe:action", "that of 'probe:action', not of 'probe:both'"),
         (lambda: Bare(Probe("action")), "probe:action", "that of 'probe:action', not of '<lambda>'"),
+        (lambda: Bare(Probe("action")), "lambda", "these environments take no state"),
+        (Stateless(trpo.make_envs("probe:action", 4)), "probe:action", "these environments take no state"),
     ]
+    config = configure("lambda", iterations=1)
+    agents["lambda"], states["lambda"], _ = run(config, env=lambda: Probe("action"))
+    # Whose agent it is does not matter.
+    agents["both"], states["both"] = trpo.make_agent("probe:both", config), states["probe:action"]
+    doors.append(("probe:both", "both", "that of 'probe:action', not of 'probe:both'"))
     for env, before, said in doors:
         agent = agents[before]
         with pytest.warns(UserWarning, match=f"new episodes begin: .*{said}"):
@@ -627,6 +644,42 @@ def test_a_refused_value_fit_stops_or_is_skipped() -> None:
         assert bits(caught.value.state.learner) == bits(states[0].learner)
 
 
+def test_a_refused_value_fit_is_followed_by_new_episodes() -> None:
+    """It is seen in the iteration after it."""
+    value = trpo.ValueConfig(hidden=(), learning_rate=1e38, minibatch=16)
+    config = configure("faulty", iterations=3, value=value, on_nonfinite="continue")
+    make, log = faulty("nothing", 0)
+    agent = Agent.create(FAULTY, config)
+    resets = [log.count("reset") for _ in trpo.iterations(make, agent, config)]
+    assert np.diff(resets).tolist() == [4, 4]
+
+
+def test_a_value_fit_has_the_key_of_its_own_iteration() -> None:
+    """The same fit of the same batch, by hand."""
+    config = configure("faulty", iterations=1, value=trpo.ValueConfig(hidden=(), minibatch=4, learning_rate=0.1))
+    agent, seen = Agent.create(FAULTY, config), {}
+
+    class Noting(HostSource):
+        def collect(self, *arguments: Any) -> Any:
+            seen["trajectory"] = super().collect(*arguments)
+            return seen["trajectory"]
+
+    source = Noting(trpo.make_envs(faulty("nothing", 0)[0], 4))
+    ((state, _),) = HostLoop(source, agent, TrainingState(agent.learner)).run()
+    program, hyper, learner = agent.program(), Hyper.of(config), agent.learner
+    key = jax.random.key(config.seed)
+
+    def fitted(trajectory: Any, iteration: Any) -> Any:
+        _, _, fit_key = prepare(program, learner.policy, learner.observations, key, iteration)
+        _, data, _ = improve(program, hyper, learner, trajectory, 0)
+        return refit(program, hyper, learner.value, data, fit_key)[0].params
+
+    fits = [jax.jit(fitted)(seen["trajectory"], k) for k in (0, 1)]
+    own, other, found = (ravel_pytree(params)[0] for params in (*fits, state.learner.value.params))
+    np.testing.assert_allclose(found, own, rtol=1e-4)
+    assert not np.allclose(found, other, rtol=1e-3)
+
+
 def test_an_environment_that_raises_in_the_middle() -> None:
     config = configure("faulty", iterations=6)
     make, log = faulty("raise", 8 * 2 + 3)
@@ -647,6 +700,16 @@ def test_leaving_the_loop_closes_the_environments() -> None:
     loop = trpo.iterations(make, Agent.create(FAULTY, config), config)
     next(loop)
     loop.close()
+    assert log.count("closed") == 4
+
+
+def test_environments_stay_open_as_long_as_the_caller_says() -> None:
+    """So that what is worth keeping can be written before they are closed, however long that takes."""
+    make, log = faulty("nothing", 0)
+    agent = Agent.create(FAULTY, configure("faulty", iterations=1))
+    with contextlib.ExitStack() as ending:
+        assert len(list(advance(make, [agent], [TrainingState(agent.learner)], ending=ending))) == 1
+        assert "closed" not in log
     assert log.count("closed") == 4
 
 

@@ -95,6 +95,13 @@ def test_adam_on_minibatches_is_a_plain_optax_loop_too(strata: int | None, x64: 
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+def test_a_minibatch_has_at_least_a_row_of_every_stratum() -> None:
+    """Two rows of three strata are three."""
+    batch = jax.tree.map(lambda leaf: leaf.reshape(3, -1, *leaf.shape[1:]), data())
+    few, three = (fit(trpo.AdamFit(epochs=1, minibatch=n), start(trpo.AdamFit()), batch) for n in (2, 3))
+    assert_same_bits(few, three)
+
+
 def test_every_epoch_uses_each_row_once_in_a_new_order() -> None:
     """V notes which rows it is asked about; rows carry their number as the only feature."""
     seen: list[np.ndarray] = []
@@ -120,6 +127,12 @@ def test_every_epoch_uses_each_row_once_in_a_new_order() -> None:
 def test_shuffling_is_a_permutation(n: int) -> None:
     rows = np.asarray(shuffled(jax.random.key(3), n))
     np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+
+
+def test_a_long_permutation_ascends_as_often_as_not() -> None:
+    """The standard deviation of the share of ascents is 1 / √(12 n) = 0.0011."""
+    order = np.asarray(shuffled(jax.random.key(0), 2**16 + 1))
+    assert np.mean(np.diff(order) > 0) == pytest.approx(0.5, abs=0.006)
 
 
 def test_every_permutation_is_equally_likely() -> None:
