@@ -406,6 +406,13 @@ ALTERNATIVES: dict[str, Any] = {
     "normalise_observations": False,
     "observation_clip": 0.5,
     "on_nonfinite": ELSEWHERE,  # test_a_nonfinite_batch_*
+    "evaluate.every": ELSEWHERE,  # changes no bit of training: test_callbacks
+    "evaluate.episodes": ELSEWHERE,
+    "evaluate.deterministic": ELSEWHERE,
+    "evaluate.seed": ELSEWHERE,
+    "evaluate.max_steps": ELSEWHERE,
+    "evaluate.stop_return": ELSEWHERE,
+    "evaluate.patience": ELSEWHERE,
     "checkpoint_every": ELSEWHERE,  # concerns files only
     "keep_checkpoints": ELSEWHERE,
     "policy.distribution": "beta",
