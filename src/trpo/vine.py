@@ -44,12 +44,13 @@ class Roots(eqx.Module):
 
 
 class Trunk(eqx.Module):
-    """All states of the trajectories that the roots are a part of, ``[time, env]``."""
+    """States that KL and Fisher products are over: all of the trajectories that the roots are a part of."""
 
     observation: PyTree[Shaped[Array, "..."]]
-    weight: Float[Array, "time env"]
+    """As the policy takes it, leaves ``[time, env, …]``."""
+    weight: Float[Array, "*states"]
     carry: Any = ()
-    reset: Bool[Array, "time env"] | None = None
+    reset: Bool[Array, "*states"] | None = None
 
 
 def branch_returns(
@@ -159,13 +160,11 @@ def vine_problem(
         strata: parts of the environments, as there.
     """
     policy = memoryless(policy)
-    if trunk is None:
-        seen, weight, memory = roots.observation, roots.weight, ((), None)
-    else:
-        seen, weight, memory = trunk.observation, trunk.weight, (trunk.carry, trunk.reset)
-    distributions = distributions_on(policy, seen, weight, *memory, block=block, strata=strata)
-    old = jax.lax.stop_gradient(distributions(params))
     of_trunk = trunk is not None
+    over = trunk or Trunk(roots.observation, roots.weight)
+    memory, weight = (over.carry, over.reset), over.weight
+    distributions = distributions_on(policy, over.observation, weight, *memory, block=block, strata=strata)
+    old = jax.lax.stop_gradient(distributions(params))
     at = roots_in(old, roots, of_trunk)
     objective = _VineObjective(centred(at, drawn_from(at, roots), unit), of_trunk)
     return LocalProblem(distributions, objective, old, weight)

@@ -11,4 +11,13 @@ from trpo.value_fits.fit import (
     predict,
 )
 
-__all__ = ["ValueBatch", "ValueFit", "ValueInfo", "ValueState", "explained_variance", "fit_value", "in_reward", "predict"]
+__all__ = [
+    "ValueBatch",
+    "ValueFit",
+    "ValueInfo",
+    "ValueState",
+    "explained_variance",
+    "fit_value",
+    "in_reward",
+    "predict",
+]

@@ -66,9 +66,9 @@ class TableEnv:
 class Branches(NamedTuple):
     """The library's estimates from N roots, ``[n, k]``, and Q̂ of every root ``[n, roots, A]``."""
 
-    surrogate: np.ndarray
-    gradient: np.ndarray
-    q: np.ndarray
+    surrogate: Any
+    gradient: Any
+    q: Any
 
 
 class Cases(NamedTuple):
@@ -129,7 +129,8 @@ def _one(arguments: tuple[Any, ...]) -> Branches:
         return problem.surrogate(new_logits), jnp.vdot(u, problem.linearise(logits).gradient)
 
     weights = (np.arange(count) < SAMPLES[:, None]) / SAMPLES[:, None]
-    return Branches(*jax.lax.map(estimate, jnp.asarray(weights)), q)
+    surrogate, gradient = jax.lax.map(estimate, jnp.asarray(weights))
+    return Branches(surrogate, gradient, q)
 
 
 class Programs(NamedTuple):
@@ -250,8 +251,8 @@ def study(run: Programs, group: Group, rng: np.random.Generator) -> Cases:
             ratio = np.take_along_axis((new / policy)[which], drawn[..., None], -1)[..., 0] - 1
             single = (ratio * taken).var(axis=1)
     # The first action's effects for all of them: with common random numbers nothing differs.
-    one = (np.repeat(x[:, :, :1], mdp.actions, 2) for x in (mdp.transition, mdp.reward))
-    alike = MDP(*one, mdp.start, mdp.discount)
+    transition, reward = (np.repeat(x[:, :, :1], mdp.actions, 2) for x in (mdp.transition, mdp.reward))
+    alike = MDP(transition, reward, mdp.start, mdp.discount)
     equal = follow_all(run, group._replace(mdp=alike), new_logits, u, other, roots).q[..., : mdp.actions]
     q = exact.action_value(mdp, policy)
     tails = [_of_roots(policy, new, u, action_values(group, other, k) - q) for k in LENGTHS.tolist()]
