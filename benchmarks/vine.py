@@ -47,6 +47,8 @@ VINES = [
     {**BASE, "branch_lambda": 0.95},
 ]
 """As a function of length, share of roots, K, and of how early V is trusted."""
+LONG = 512
+"""Steps of the reference's fragments, so that few returns are closed with V."""
 TRAINED = (0, 20_000)
 """Steps that policy and V were trained for when gradients are measured: V is poor, then better."""
 
@@ -203,44 +205,45 @@ def trained(task: str, steps: int) -> Any:
 
 
 def variance(task: str, reference: int, each: int) -> dict[str, Any]:
-    """Measure mean squared errors of gradients, times the steps that one took, against a long reference.
+    """Measure variances of gradients, times the steps that one took, and their squared biases.
 
-    Errors are relative to the reference's squared length. Where that is 0 (no reward was met), nothing can be said.
+    Both are relative to the squared length of a reference: single paths with Monte Carlo returns over long fragments.
+    The squared bias is what the noise of both means does not explain, so it may be below 0; it does not fall with the
+    steps, as the variance's share of the error does.
     """
     import numpy as np
 
     import trpo
 
-    rows = []
+    rows, references = [], {}
     for steps in TRAINED:
         learner = trained(task, steps)
-        plain = config_of(task, 1, gae_lambda=1.0, standardise_advantages=False)
 
-        def measured(config: Any, learner: Any = learner, **more: Any) -> tuple[Any, int]:
+        def measured(config: Any, learner: Any = learner, **more: Any) -> tuple[Any, float, int]:
+            """Return the mean, its squared standard error, and the steps of all."""
             agent = trpo.make_agent(task, dataclasses.replace(config, seed=more.pop("seed", 0)))
             found, taken = zip(*gradients(agent, learner, **more), strict=True)
-            return np.stack(found), sum(taken) / len(taken)
+            mean = np.mean(found, axis=0, dtype=float)
+            spread = sum(float(((g - mean) ** 2).sum()) for g in found) / max(len(found) - 1, 1)
+            return mean, spread / len(found), sum(taken)
 
-        truth = measured(plain, least=reference, seed=1)[0].mean(axis=0)
-        size = float(truth @ truth)
+        long = config_of(task, 1, fragment=LONG, gae_lambda=1.0, standardise_advantages=False)
+        truth, unsure, _ = measured(long, least=reference, seed=1)
+        size = max(float(truth @ truth) - unsure, 1e-30)
+        references[steps] = {"squared_length": size, "squared_error": unsure / size}
         kinds = [(name, config_of(task, 1, standardise_advantages=False, **s), False) for name, s in SINGLE.items()]
         kinds += [(json.dumps(s), vine(task, 1, s), False) for s in VINES]
         if task.startswith("gymnax:"):
             kinds.append((json.dumps({**BASE, "common random numbers": False}), vine(task, 1, BASE), True))
         for name, config, independent in kinds:
             more = {"independent": True} if independent else {}
-            g, taken = measured(config, least=each, **more)
-            error, own = ((g - truth) ** 2).sum(axis=1), ((g - g.mean(axis=0)) ** 2).sum(axis=1)
-            row = {"trained": steps, "kind": name, "steps": taken, "batches": len(g)}
-            per = max(size, 1e-30)
-            row |= {"error": float(error.mean()) * taken / per, "variance": float(own.mean()) * taken / per}
-            row["bias"] = float(((g.mean(axis=0) - truth) ** 2).sum()) / per
+            mean, noise, taken = measured(config, least=each, **more)
+            bias = float(((mean - truth) ** 2).sum()) - noise - unsure
+            row = {"trained": steps, "kind": name, "steps": taken}
+            row |= {"variance": noise * taken / size, "squared_bias": bias / size, "unsure": (noise + unsure) / size}
             rows.append(row)
-            print(
-                f"{task:26s} {steps:6d} {name:60s} error {row['error']:10.3g} variance {row['variance']:10.3g}",
-                flush=True,
-            )
-    return {"task": task, "reference": reference, "rows": rows}
+            print(f"{task:26s} {steps:6d} {name:90s} {row['variance']:10.3g} {row['squared_bias']:10.3g}", flush=True)
+    return {"task": task, "reference": reference, "each": each, "references": references, "rows": rows}
 
 
 # ---------------------------------------------------------------- speed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -24,6 +23,7 @@ import trpo
 from trpo.envs.host.saving import Keeper, UnsavableError
 from trpo.envs.names import resolve
 from trpo.envs.plain import from_plain, to_plain
+from trpo.rollout import HostSource
 
 STEPS = 1000
 
@@ -193,36 +193,28 @@ def test_texts_of_wrappers_are_no_state(tmp_path: Path) -> None:
     assert env.folder == "here"
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_state_of_another_environment_begins_new_episodes() -> None:
     """As a state without a simulator's does."""
-    config = trpo.Config(steps=64, fragment=8, env=trpo.EnvConfig(count=4))
+    config = trpo.Config(steps=96, fragment=8, env=trpo.EnvConfig(count=4))
     agent = trpo.make_agent("CartPole-v1", config)
-    *_, (state, _) = trpo.iterations("CartPole-v1", agent, config)
-    environments = copy.deepcopy(state.source.environments)
-    environments[2]["layers"][-1]["gravity"] = "low"
-    broken = dataclasses.replace(state, source=dataclasses.replace(state.source, environments=environments))
-    longer = dataclasses.replace(config, steps=96)
-    with pytest.warns(UserWarning, match="new episodes begin: the state cannot be put back"):
-        next(iter(trpo.iterations("CartPole-v1", agent, longer, broken)))
+    source = HostSource(trpo.make_envs("CartPole-v1", 4))
+    source.restart([1, 2, 3, 4])
+    snapshot = source.snapshot()
+    source.close()
+    assert snapshot is not None
+    snapshot.environments[2]["layers"][-1]["gravity"] = "low"
+    state = trpo.TrainingState(agent.learner, iteration=1, source=snapshot)
+    with pytest.raises(UserWarning, match="new episodes begin: the state cannot be put back"):
+        next(trpo.iterations("CartPole-v1", agent, config, state))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_goes_on_as_if_it_was_not(workers: int, tmp_path: Path) -> None:
     """With MuJoCo in Gymnasium, by kill −9 between two checkpoints."""
-    flags = [
-        "--fragment",
-        "8",
-        "--env.count",
-        "3",
-        "--policy.hidden",
-        "8",
-        "--value.hidden",
-        "8",
-        "--checkpoint-every",
-        "2",
-        "--quiet",
-    ]
-    command = [sys.executable, "-m", "trpo", "train", "Hopper-v5", *flags, "--env.workers", str(workers)]
+    small = "--fragment 8 --env.count 3 --policy.hidden 8 --value.hidden 8 --checkpoint-every 2 --quiet"
+    flags = [*small.split(), "--env.workers", str(workers)]
+    command = [sys.executable, "-m", "trpo", "train", "Hopper-v5", *flags]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = start_process(
         [*command, "--steps", str(10**7), "--out", "run"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL

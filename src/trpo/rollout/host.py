@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
+from trpo.envs.host.gymnasium import GymnasiumEnvs
 from trpo.envs.images import image_of
 from trpo.envs.masks import MASK, blocked, choices
-from trpo.envs.plain import from_plain
+from trpo.envs.plain import from_plain, to_plain
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
@@ -216,6 +217,8 @@ class HostSource:
 
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
+        if not isinstance(self.envs, GymnasiumEnvs | SplitEnv):
+            environments = to_plain(environments)  # copied: a simulator may hand out what it goes on to change
         return None if environments is None else Snapshot(environments, self.seat, self.spec.id)
 
     def restore(self, snapshot: Snapshot) -> None:
