@@ -344,6 +344,8 @@ PENALTY = {"rule.name": "penalty"}
 BACKTRACKING = {"rule.max_kl": 5.0, "rule.damping": 1e-3}
 GAUSS_NEWTON = {"value.method": "gauss-newton", "value.minibatch": 128}
 DEEP_POLICY, DEEP_VALUE = {"policy.hidden": (4,)}, {"value.hidden": (4,)}
+BRANCHES = {"vine.every": 4, "vine.actions": 3, "vine.length": 3}
+VINE = {"rollout": "vine", **BRANCHES}
 ELSEWHERE = "tested elsewhere"
 
 ALTERNATIVES: dict[str, Any] = {
@@ -420,6 +422,14 @@ ALTERNATIVES: dict[str, Any] = {
     "policy.memory": (8, {"policy.trunk": "gru"}),
     "value.trunk": "lstm",
     "value.memory": (8, {"value.trunk": "gru"}),
+    "rollout": ("vine", BRANCHES),
+    "vine.every": (2, VINE),
+    "vine.actions": (2, VINE),
+    "vine.length": (2, VINE),
+    "vine.proposal": ("uniform", VINE),
+    "vine.branch_lambda": (0.5, VINE),
+    "vine.kl": ("roots", VINE),
+    "vine.targets": ("trunk", VINE),
     "env.drop": ELSEWHERE,  # test_names
     "policy.encoder": ELSEWHERE,  # where there are images: test_images
     "value.encoder": ELSEWHERE,
