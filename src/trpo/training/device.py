@@ -136,7 +136,7 @@ class DeviceLoop:
         """
         config, length = self.configs[0], 1
         most_steps = self.setup.program.most_steps
-        while (left := -(-(config.steps - self.states[0].steps) // most_steps)) > 0:
+        while (left := -(-(config.steps - min(state.steps for state in self.states)) // most_steps)) > 0:
             most = longest(ROWS) if callable(longest) else longest
             count = min(length, left, most, ROWS)
             started = time.perf_counter()
