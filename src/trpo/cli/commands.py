@@ -109,22 +109,24 @@ def _fresh_directory(env_id: str, kind: str) -> Path:
     return next(path for name in names if not (path := Path("runs", name)).exists())
 
 
-@_command
-def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, trust: bool = False) -> int:
-    """Go on with a run from its newest intact checkpoint.
-
-    Args:
-        run: Directory of the run.
-        steps: Train to this many steps instead of the configured number.
-        quiet: Show no progress.
-        trust: Import the module that the run names for its environment, although it was not trained here.
-    """
-    from trpo.runs.sweep import is_sweep, resume_sweep
+def _resume(arguments: Sequence[str]) -> int:
+    from trpo.cli.help import resume_flags
+    from trpo.cli.options import Resume, gathered, given
+    from trpo.runs.sweep import is_sweep, resume_sweep, settings_of_run
     from trpo.runs.train import resume
 
-    go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
+    if {"-h", "--help"}.intersection(arguments):
+        print(resume_flags())
+        return 0
+    arguments = gathered(arguments)
+    # Parsed with the run's own settings, in which those that are given must fit.
+    values = [Path(argument) for argument in arguments if not argument.startswith("-")]
+    named = next((path for path in values if path.is_dir()), values[0] if values else None)
+    default = {} if named is None else {"default": Resume(named, settings_of_run(named))}
+    options = _parse(Resume, "resume", arguments, **default)
+    go_on: Callable[..., Any] = resume_sweep if is_sweep(options.run) else resume
     with foreign():
-        go_on(run, steps=steps, quiet=quiet, trust=trust)
+        go_on(options.run, changes=given(arguments, options.config), quiet=options.quiet, trust=options.trust)
     return 0
 
 
@@ -294,9 +296,10 @@ def _completion(shell: Annotated[Positional[str], arg(metavar="bash|zsh|fish")])
         shell: For bash: eval "$(trpo completion bash)".
     """
     from trpo.cli.help import completion
-    from trpo.cli.options import Train
+    from trpo.cli.options import Resume, Train
 
-    commands = {name: getattr(command, "flags", Train) for name, command in COMMANDS.items()}
+    kinds = {"train": Train, "resume": Resume}
+    commands = {name: kinds.get(name) or command.flags for name, command in COMMANDS.items()}  # type: ignore[attr-defined]
     print(completion(shell, commands))
     return 0
 

@@ -25,7 +25,8 @@ usage: trpo COMMAND …
              [any setting as a flag, e.g. --rule.max-kl 0.02]
   trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]
              several runs, each with a directory of its own
-  trpo resume RUN [--steps N]        go on from the newest checkpoint
+  trpo resume RUN [--steps N] [--rule.max-kl 0.02 ...]
+             go on from the newest checkpoint, with other settings
   trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
              [--checkpoint last|best|N]
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)

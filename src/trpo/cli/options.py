@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from trpo.settings.config import Config
+from trpo.runs.changing import setting
+from trpo.settings.config import Config, settings_of
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
 
@@ -36,6 +37,32 @@ class Train:
     """Independent runs, from --seed on, each with a directory of its own; in JAX all at once."""
     vary: tuple[str, ...] = ()
     """Settings to try several values of, in every combination: rule.max-kl=0.01,0.02 discount=0.98,0.99."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run from its newest intact checkpoint, with settings of it that may change as flags."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of the run."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    quiet: bool = False
+    """Show no progress."""
+    trust: bool = False
+    """Import the module that the run names for its environment, although it was not trained here."""
+
+
+def given(arguments: Sequence[str], config: Config) -> dict[str, Any]:
+    """Return the settings that ``arguments`` name as flags, by dotted name, with their values in ``config``."""
+    known, found = settings_of(Config), {}
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        name = flag[2:].replace("-", "_")
+        if name not in known:  # --evaluate.no-deterministic
+            group, _, last = name.rpartition(".")
+            name = f"{group}.{last.removeprefix('no_')}".lstrip(".")
+        if name in known:
+            found[name] = setting(config, name)
+    return found
 
 
 SEVERAL = ("--env.kwargs", "--vary")
