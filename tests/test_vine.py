@@ -17,6 +17,7 @@ from helpers import assert_same_bits, same_bits, untimed
 from test_memory import Recall, recalling
 
 import trpo
+from trpo.cli.main import main
 from trpo.distributions import Categorical, DiagGaussian
 from trpo.envs import Box, Choice, EnvSpec
 from trpo.envs.device import Step
@@ -447,17 +448,17 @@ def test_environments_that_cannot_be_saved_are_refused(env: Any, workers: int, p
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_line(here: Any, tmp_path: Path) -> None:
-    flags = ["--policy.hidden", "8", "--value.hidden", "8", "--env.count", "4", "--fragment", "16", "--quiet"]
-    vine = ["--rollout", "vine", "--vine.every", "16", "--vine.length", "4"]
-    done = here("train", "CartPole-v1", "--steps", 300, "--out", "r", *flags, *vine)
-    assert done.returncode == 0, done.stderr
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--policy.hidden 8 --value.hidden 8 --env.count 4 --fragment 16 --quiet --rollout vine".split()
+    vine = "--vine.every 16 --vine.length 4 --steps 300".split()
+    assert main(["train", "CartPole-v1", "--out", "r", *flags, *vine]) == 0
     agent = trpo.load(tmp_path / "r")
     assert (agent.config.rollout, agent.config.vine.every) == ("vine", 16)
-    assert here("resume", "r", "--steps", 600).returncode == 0
-    refused = here("train", "probe:continuous", "--steps", 300, *flags, *vine, "--vine.proposal", "all")
-    assert refused.returncode == 2
-    assert refused.stderr.strip().count("\n") == 0
+    assert main(["resume", "r", "--steps", "600", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["train", "probe:continuous", *flags, *vine, "--vine.proposal", "all"]) == 2
+    assert capsys.readouterr().err.strip().count("\n") == 0
 
 
 class Masked(Counting):
