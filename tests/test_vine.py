@@ -450,8 +450,20 @@ def test_environments_that_cannot_be_saved_are_refused(env: Any, workers: int, p
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = "--policy.hidden 8 --value.hidden 8 --env.count 4 --fragment 16 --quiet --rollout vine".split()
-    vine = "--vine.every 16 --vine.length 4 --steps 300".split()
+    flags = [
+        "--policy.hidden",
+        "8",
+        "--value.hidden",
+        "8",
+        "--env.count",
+        "4",
+        "--fragment",
+        "16",
+        "--quiet",
+        "--rollout",
+        "vine",
+    ]
+    vine = "--vine.every 16 --vine.length 4 --steps 300".split()  # noqa: SIM905
     assert main(["train", "CartPole-v1", "--out", "r", *flags, *vine]) == 0
     agent = trpo.load(tmp_path / "r")
     assert (agent.config.rollout, agent.config.vine.every) == ("vine", 16)

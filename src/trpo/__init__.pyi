@@ -7,6 +7,7 @@ from trpo.advantages import lambda_returns as lambda_returns
 from trpo.advantages import standardise as standardise
 from trpo.conjugate_gradient import CGInfo as CGInfo
 from trpo.conjugate_gradient import conjugate_gradient as conjugate_gradient
+from trpo.deploy.export import export as export
 from trpo.distributions import Bernoulli as Bernoulli
 from trpo.distributions import Beta as Beta
 from trpo.distributions import Categorical as Categorical

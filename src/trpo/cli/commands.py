@@ -242,6 +242,23 @@ def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] =
 
 
 @_command
+def _export(run: RunDirectory, to: Path | None = None, checkpoint: str = "last", overwrite: bool = False) -> int:
+    """Write a policy that acts without JAX, with its statistics and the conversion of its actions.
+
+    Args:
+        run: Directory of the run.
+        to: A file ending in .npz, beside which policy.py is written: NumPy alone; by default policy.npz in RUN.
+        checkpoint: last, best (where training evaluated), or the iteration of one.
+        overwrite: Replace files that are there.
+    """
+    from trpo.deploy.export import export
+
+    begin_work()
+    print(export(run, to or run / "policy.npz", checkpoint=checkpoint, overwrite=overwrite))
+    return 0
+
+
+@_command
 def _theory(
     out: Path = Path("runs/theory"), mdps: int = 1024, seed: int = 0, only: tuple[str, ...] = (), quiet: bool = False
 ) -> int:
@@ -310,6 +327,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "record": _record,
     "plot": _plot,
+    "export": _export,
     "presets": _presets,
     "theory": _theory,
     "completion": _completion,
