@@ -127,6 +127,7 @@ def test_evaluation_tells_it_and_a_success_rate_stops_the_run(tmp_path, capsys):
     assert "info" not in trpo.train(Telling, config=config(iterations=1), quiet=True).evaluate(2).to_json()
 
 
+@pytest.mark.filterwarnings("ignore:env.info is_success")
 def test_a_resumed_run_has_the_account(tmp_path):
     _, expected = train("is_success", iterations=4, out=tmp_path / "a", env="probe:both")
     train("is_success", iterations=2, out=tmp_path / "b", env="probe:both")

@@ -65,7 +65,7 @@ def test_tags_are_in_groups_and_have_the_metrics(plain):
                 seen.setdefault(value.tag, []).append((event.step, value.simple_value))
     records = read_metrics(run)
     names = {
-        "rollout/episode_return": "episode_return", "policy/mean_kl": "mean_kl", "policy/entropy": "entropy",
+        "rollout/episodes": "episodes", "policy/mean_kl": "mean_kl", "policy/entropy": "entropy",
         "value/explained_variance": "explained_variance", "time/iteration": "iteration",
     }  # fmt: skip
     for tag, name in names.items():

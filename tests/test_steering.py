@@ -159,10 +159,12 @@ def test_every_setting_that_may_change_leaves_what_was_learned_as_it_is():
     """Its arrays and its functions are those of an agent that was made with the new value."""
     values = {
         "env.workers": 2, "env.devices": 1, "on_nonfinite": "continue", "problem.block": 5, "final_discount": 0.995,
+        "log.wandb": "mine", "env.info": ("far",), "evaluate.stop_success": 0.5,
         "evaluate.stop_return": 1.0, "evaluate.patience": 2, "value.minibatch": 16,
         "rollout": "vine", "vine.proposal": "policy", "vine.kl": "roots", "vine.targets": "trunk",
     }  # fmt: skip
     other = {
+        "evaluate.stop_success": {"env": {"count": 4, "info": ["far"]}},
         "rule.inner_steps": {"rule": {"name": "penalty"}},
         "value.steps": {"value": {"method": "gauss-newton"}},
         "value.max_change": {"value": {"method": "gauss-newton"}},
@@ -285,13 +287,14 @@ def test_flags_win_over_the_file_which_wins_over_the_preset(tmp_path, capsys):
     file, out = tmp_path / "my.toml", tmp_path / "run"
     file.write_text('steps = 1_000\ndiscount = 0.9\n[env]\ncount = 4\n[rule]\nname = "penalty"\nmax-kl = 0.03\n')
     assert trpo.Config.from_toml(file).rule.max_kl == 0.03
-    flags = ["train", "CartPole-v1", "--config", str(file), "--steps", "1", "--rule.inner-steps", "2"]
+    flags = ["train", "Pendulum-v1", "--config", str(file), "--steps", "1", "--rule.inner-steps", "2"]
     assert main([*flags, "--out", str(out), "--quiet"]) == 0
     made = trpo.load(out).config
-    preset = apply_preset(trpo.Config(env=trpo.EnvConfig("CartPole-v1")))[0]
+    preset = apply_preset(trpo.Config(env=trpo.EnvConfig("Pendulum-v1")))[0]
     assert (made.steps, made.rule.inner_steps) == (1, 2)  # the flags'
     assert (made.discount, made.env.count, made.rule.max_kl) == (0.9, 4, 0.03)  # the file's
-    assert made.fragment == preset.fragment != trpo.Config().fragment
+    assert made.fragment == preset.fragment != trpo.Config().fragment  # the preset's
+    assert preset.discount != 0.9
     capsys.readouterr()
     for content, said in (
         ("rule.maxkl = 3", "my.toml: unknown setting rule.maxkl; did you mean rule.max_kl?"),
