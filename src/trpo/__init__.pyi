@@ -46,6 +46,7 @@ from trpo.policies.trunks import mlp as mlp
 from trpo.problem import Batch as Batch
 from trpo.problem import LocalProblem as LocalProblem
 from trpo.problem import sampled_problem as sampled_problem
+from trpo.report.check import check_environment as check_environment
 from trpo.rollout import EpisodeStatistics as EpisodeStatistics
 from trpo.rollout import HostSource as HostSource
 from trpo.rollout import Source as Source

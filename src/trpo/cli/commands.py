@@ -103,6 +103,27 @@ def _train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _check(arguments: Sequence[str]) -> int:
+    from trpo.cli.options import Check, gathered
+    from trpo.report.check import check_environment
+    from trpo.runs.train import configure
+    from trpo.settings.config import Config
+    from trpo.settings.presets import NONE, apply_preset
+
+    helps = {"-h", "--help"}.intersection(arguments)
+    if helps:
+        _parse(Check, "check", ["--help"])
+    # Parsed twice, as for train: explicit flags override the preset.
+    first = _parse(Check, "check", gathered(arguments))
+    config = apply_preset(configure(first.env_id, Config(), NONE), first.preset)[0]
+    options = _parse(Check, "check", gathered(arguments), default=dataclasses.replace(first, env=config.env))
+    config = dataclasses.replace(config, env=options.env)
+    with foreign():
+        found = check_environment(options.env_id, config, steps=options.steps, seed=options.seed)
+    print(found)
+    return 1 if found.faults else 0
+
+
 def _fresh_directory(env_id: str, kind: str) -> Path:
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
     names = itertools.chain([f"{safe}-{kind}"], (f"{safe}-{kind}-{number}" for number in itertools.count(2)))
@@ -314,9 +335,9 @@ def _completion(shell: Annotated[Positional[str], arg(metavar="bash|zsh|fish")])
         shell: For bash: eval "$(trpo completion bash)".
     """
     from trpo.cli.help import completion
-    from trpo.cli.options import Resume, Train
+    from trpo.cli.options import Check, Resume, Train
 
-    kinds = {"train": Train, "resume": Resume}
+    kinds: dict[str, Any] = {"check": Check, "train": Train, "resume": Resume}
     commands = {name: kinds.get(name) or command.flags for name, command in COMMANDS.items()}  # type: ignore[attr-defined]
     print(completion(shell, commands))
     return 0
@@ -324,6 +345,7 @@ def _completion(shell: Annotated[Positional[str], arg(metavar="bash|zsh|fish")])
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "check": _check,
     "resume": _resume,
     "evaluate": _evaluate,
     "record": _record,

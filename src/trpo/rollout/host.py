@@ -11,7 +11,7 @@ import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
 from trpo.envs.images import image_of
-from trpo.envs.masks import MASK, blocked, choices
+from trpo.envs.masks import MASK, blocked, choices, none_left
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
@@ -143,9 +143,7 @@ def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
     bad = blocked(choices(envs.spec.action), observation[MASK]) & going
     if bad.any():
         which = int(np.argmax(bad)) + getattr(envs, "first", 0)
-        raise EnvironmentFailure(
-            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end episodes where none is left"
-        )
+        raise EnvironmentFailure(f"environment {envs.spec.id}: {none_left(f' of copy {which}')}")
 
 
 def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:

@@ -227,7 +227,7 @@ def make_one(name: str, make: MakeEnv) -> gym.Env:
         cure = "" if "mujoco" in sys.modules else opengl_cure()
         raise UnusableEnvironmentError(f"environment {name!r} cannot be made: {described(error)}{cure}") from error
     if not isinstance(env, gym.Env):
-        raise ValueError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
+        raise UnusableEnvironmentError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
     return env
 
 

@@ -76,11 +76,15 @@ class MaskedEnv:
         ended = flag(terminated, "terminated") or flag(truncated, "truncated")
         return self._seen(observation, info, ended), reward, terminated, truncated, info
 
-    def _seen(self, observation: Any, info: Any, ended: bool) -> Any:
+    def mask_of(self, observation: Any, info: Any) -> np.ndarray:
+        """Return the mask of a state in which somebody will act, as a vector."""
         try:
-            mask = self._all if ended else flat_mask(self._action, self._ask(observation, info))
+            return flat_mask(self._action, self._ask(observation, info))
         except ValueError as error:
             raise WrongAnswerError(str(error)) from error
+
+    def _seen(self, observation: Any, info: Any, ended: bool) -> Any:
+        mask = self._all if ended else self.mask_of(observation, info)
         if not self._is_dict:
             return {"observation": observation, MASK: mask}
         # What is no dict is refused by name where it is taken apart.
