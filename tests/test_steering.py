@@ -154,6 +154,7 @@ def test_every_setting_that_may_change_leaves_what_was_learned_as_it_is():
     values = {
         "env.workers": 2, "env.devices": 1, "on_nonfinite": "continue", "problem.block": 5, "final_discount": 0.995,
         "evaluate.stop_return": 1.0, "evaluate.patience": 2, "value.minibatch": 16,
+        "rollout": "vine", "vine.proposal": "policy", "vine.kl": "roots", "vine.targets": "trunk",
     }  # fmt: skip
     other = {
         "rule.inner_steps": {"rule": {"name": "penalty"}},

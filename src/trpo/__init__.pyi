@@ -78,6 +78,7 @@ from trpo.settings.config import PolicyConfig as PolicyConfig
 from trpo.settings.config import ProblemConfig as ProblemConfig
 from trpo.settings.config import RuleConfig as RuleConfig
 from trpo.settings.config import ValueConfig as ValueConfig
+from trpo.settings.config import VineConfig as VineConfig
 from trpo.tabular import exact_problem as exact_problem
 from trpo.training.agent import Agent as Agent
 from trpo.training.agent import evaluate as evaluate
@@ -87,3 +88,5 @@ from trpo.training.state import NonFiniteBatchError as NonFiniteBatchError
 from trpo.training.state import TrainingState as TrainingState
 from trpo.value_fits.adam import AdamFit as AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit as GaussNewtonFit
+from trpo.vine import Roots as Roots
+from trpo.vine import vine_problem as vine_problem

@@ -27,9 +27,11 @@ from trpo.envs.host.check import Walk, look_again, look_at_spaces
 from trpo.envs.host.frames import Frames
 from trpo.envs.host.masks import told_by
 from trpo.envs.host.returned import described
+from trpo.envs.host.saving import Keeper, UnsavableError
 from trpo.envs.masks import MASK
 from trpo.envs.meeting import not_finite
 from trpo.envs.names import Origin, make_single, refusal, resolve
+from trpo.envs.plain import from_plain, to_plain
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.envs.spaces import at
 from trpo.report.recording import frame_of, make_drawn
@@ -39,7 +41,6 @@ from trpo.settings.config import Config
 from trpo.settings.presets import AUTO
 from trpo.spelling import in_words
 from trpo.training.sizes import check_networks, flat_images
-from trpo.trees import from_plain, to_plain
 
 STEPS = 1000
 LONGEST = 3.0
@@ -198,16 +199,14 @@ class _Look:
 
     def _look_at_snapshots(self, env: Any, spec: EnvSpec) -> None:
         """See that what is put back goes on as before, and can be written to a checkpoint."""
-        if not (hasattr(env, "snapshot") and hasattr(env, "restore")):
-            self.facts["saved"] = "no snapshot() and restore(): a resumed run begins new episodes"
-            return
-        self.facts["saved"] = "by its snapshot(): a resumed run goes on within its episodes"
         try:
             env.reset(seed=self.seed)
-            kept = to_plain(env.snapshot())
+            keeper = Keeper(env)
+            kept = to_plain(keeper.save())
+            self.facts["saved"] = "whole: a resumed run goes on within its episodes, and vines can branch"
             action = env.action_space.sample()
             first = copy.deepcopy(env.step(action)[:4])
-            env.restore(from_plain(json.loads(json.dumps(kept))))
+            keeper.restore(from_plain(json.loads(json.dumps(kept))))
             if str(first) != str(env.step(action)[:4]):
                 self.found.fault(
                     "snapshot",
@@ -216,6 +215,8 @@ class _Look:
                 )
         except KeyboardInterrupt:
             raise
+        except UnsavableError as error:
+            self.facts["saved"] = f"no, {error}: a resumed run begins new episodes"
         except (TypeError, ValueError, OverflowError) as error:
             self.found.fault("snapshot", f"snapshot() cannot be saved ({described(error)}): return JSON-able data")
         except BaseException as error:

@@ -19,6 +19,8 @@ CHANGEABLE = frozenset({
     "policy.averaging", "value.learning_rate", "value.epochs", "value.minibatch", "value.steps", "value.max_change",
     "problem.block", "discount", "final_discount", "discount_steps", "gae_lambda", "updates_per_batch",
     "fisher_subsample", "standardise_advantages", "on_nonfinite",
+    "rollout", "vine.every", "vine.actions", "vine.length", "vine.proposal", "vine.branch_lambda", "vine.kl",
+    "vine.targets",
     "evaluate.every", "evaluate.episodes", "evaluate.deterministic", "evaluate.seed", "evaluate.max_steps",
     "evaluate.stop_return", "evaluate.patience", "checkpoint_every", "keep_checkpoints",
 })  # fmt: skip

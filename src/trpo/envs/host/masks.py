@@ -52,7 +52,7 @@ class MaskedEnv:
     """
 
     def __init__(self, env: Any, action: Space, told: Told):
-        self._env, self._action, self._told, self._method = env, action, told, _method(env)
+        self.unmasked, self._action, self._told, self._method = env, action, told, _method(env)
         size, space = sum(choices(action)), env.observation_space
         self._all = np.ones(size, np.int8)
         self._is_dict = isinstance(space, gym.spaces.Dict)
@@ -60,16 +60,16 @@ class MaskedEnv:
         self.observation_space = gym.spaces.Dict(collections.OrderedDict({**parts, MASK: gym.spaces.MultiBinary(size)}))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_env":  # not made yet, or being copied
+        if name == "unmasked":  # not made yet, or being copied
             raise AttributeError(name)
-        return getattr(self._env, name)
+        return getattr(self.unmasked, name)
 
     def reset(self, **keywords: Any) -> Any:
-        answer = self._env.reset(**keywords)
+        answer = self.unmasked.reset(**keywords)
         return self._seen(begun(answer), answer[1], ended=False), answer[1]
 
     def step(self, action: Any) -> Any:
-        answer = self._env.step(action)
+        answer = self.unmasked.step(action)
         if not isinstance(answer, tuple | list) or len(answer) != 5:
             return answer  # whoever asked says what is wrong with it
         observation, reward, terminated, truncated, info = answer
