@@ -34,8 +34,8 @@ usage: trpo COMMAND …
              [--checkpoint last|best|N]
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]      curves (PNG)
-  trpo report RUN... [--out FILE]    one HTML file: settings, curves, evaluations,
-             videos, and what the metrics say
+  trpo report RUN... [--out FILE]    one HTML file: settings, curves, videos,
+             evaluations, and what the metrics say
   trpo export RUN [--to FILE]        a policy that acts without JAX
   trpo presets [NAME or ENV]         best-known settings, and for what
   trpo theory [--out DIR]            check every claim of the theory;
