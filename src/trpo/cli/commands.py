@@ -281,7 +281,8 @@ def _export(run: RunDirectory, to: Path | None = None, checkpoint: str = "last",
 
     Args:
         run: Directory of the run.
-        to: A file ending in .npz, beside which policy.py is written: NumPy alone; by default policy.npz in RUN.
+        to: A file ending in .npz, beside which policy.py is written (NumPy alone), or in .onnx; by default policy.npz
+            in RUN.
         checkpoint: last, best (where training evaluated), or the iteration of one.
         overwrite: Replace files that are there.
     """
@@ -289,6 +290,23 @@ def _export(run: RunDirectory, to: Path | None = None, checkpoint: str = "last",
 
     begin_work()
     print(export(run, to or run / "policy.npz", checkpoint=checkpoint, overwrite=overwrite))
+    return 0
+
+
+@_command
+def _report(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (), out: Path | None = None) -> int:
+    """Write one HTML file about runs: settings, curves, evaluations, videos, and what their metrics say.
+
+    Args:
+        runs: Directories of runs, finished or not, or of sweeps.
+        out: The file; by default report.html in the first run's directory.
+    """
+    from trpo.report.page import report_runs
+
+    begin_work()
+    if not runs:
+        raise ValueError("report needs at least one run: trpo report RUN...")
+    print(report_runs(runs, out or runs[0] / "report.html"))
     return 0
 
 
@@ -362,6 +380,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "record": _record,
     "plot": _plot,
+    "report": _report,
     "export": _export,
     "presets": _presets,
     "theory": _theory,

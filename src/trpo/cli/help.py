@@ -28,8 +28,7 @@ from trpo.settings.config import Config
 WIDTH = 80
 FEW = (
     "steps", "seed", "out", "preset", "env.count", "env.workers", "env.kwargs", "fragment", "rule.max_kl",
-    "policy.hidden", "discount", "gae_lambda", "evaluate.every", "env.info", "seeds", "vary",
-    "start_from", "settings", "quiet",
+    "policy.hidden", "discount", "gae_lambda", "evaluate.every", "seeds", "vary", "quiet",
 )  # fmt: skip
 """Of Train's fields and the settings, those that people use."""
 
@@ -122,8 +121,7 @@ def _flag_lines(names: Iterable[str], options: Train | Resume, texts: dict[str, 
     for name in names:
         source = options if hasattr(options, name) else options.config
         value = functools.reduce(getattr, name.split("."), source)
-        flag = {"start_from": "from", "settings": "config"}.get(name, name.replace("_", "-"))
-        head = f"  --{flag} {shown(value)}".rstrip()
+        head = f"  --{name.replace('_', '-')} {shown(value)}".rstrip()
         text = texts.get(name, "").replace("``", "").replace("\n", " ")
         lines = textwrap.wrap(" ".join(text.split()), WIDTH - 28) or [""]
         if len(head) > 26:

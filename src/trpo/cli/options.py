@@ -94,7 +94,7 @@ SEVERAL = ("--env.kwargs", "--env.wrappers", "--env.info", "--vary")
 def flags_of(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return each flag with the value that follows it, if one does."""
     found: list[tuple[str, str | None]] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         flag, sign, value = argument.partition("=")
         if argument.startswith("--"):
             found.append((flag, value if sign else None if following.startswith("--") else following))
