@@ -707,8 +707,10 @@ def test_every_run_of_a_chunk_has_records_of_its_own(stop: bool) -> None:
     real, whole, yes = jnp.zeros(()), jnp.asarray(0), jnp.asarray(True)
     wholes = {"result", "cg_iterations", "backtracks", "accepted_updates"}
     update = UpdateInfo(**{name: whole if name in wholes else real for name in scalars})
-    one = Row(IterationInfo(update, real, None, yes), ValueInfo(real, yes), EpisodeTotals(whole, whole, real, whole))
-    leaves = [*scalars.values(), numbers(0.25), sound, numbers(100), fits, *ended]
+    episodes = EpisodeTotals(whole, whole, real, whole)
+    one = Row(IterationInfo(update, real, None, yes), ValueInfo(real, yes), episodes, whole)
+    steps = np.array([[20, 30], [20, 10], [20, 20]])
+    leaves = [*scalars.values(), numbers(0.25), sound, numbers(100), fits, *ended, steps]
     rows = jax.tree.structure(one).unflatten(leaves)
     loop: Any = object.__new__(DeviceLoop)
     loop.configs = [configure(seed=seed) for seed in (8, 9)]
@@ -723,8 +725,8 @@ def test_every_run_of_a_chunk_has_records_of_its_own(stop: bool) -> None:
     assert bad == ("seed 8, iteration 7: " + Result.NONFINITE_BATCH.reason + "; environment walk" if stop else None)
     for m, records in enumerate(metrics):
         for i, row in enumerate(records):
-            assert (row["iteration"], row["steps"]) == (5 * (m + 1) + i + 1, 70 * (m + 1) + 20 * (i + 1))
-            assert (row["seconds"], row["steps_per_second"]) == (11 * (m + 1) + 2 * (i + 1), 10)
+            assert (row["iteration"], row["steps"]) == (5 * (m + 1) + i + 1, 70 * (m + 1) + steps[: i + 1, m].sum())
+            assert (row["seconds"], row["steps_per_second"]) == (11 * (m + 1) + 2 * (i + 1), steps[i, m] / 2)
             assert row["collect_seconds"] is None
             assert row["max_kl"] == (0.25, 0.5)[m]
             assert row["mean_kl"] == scalars["mean_kl"][i, m]

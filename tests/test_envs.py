@@ -669,7 +669,9 @@ def test_snapshots_pass_through_worker_processes(closing: Callable) -> None:
 
 def test_environments_without_snapshots_say_so(closing: Callable) -> None:
     for workers in (0, 1):
-        assert closing(make_envs("CartPole-v1", 1, workers)).snapshot() is None
+        envs = closing(make_envs(lambda: type("Opaque", (gym.Wrapper,), {})(gym.make("CartPole-v1")), 1, workers))
+        envs.reset([0])
+        assert envs.snapshot() is None
 
 
 def test_a_worker_does_not_import_jax(closing: Callable) -> None:

@@ -297,7 +297,7 @@ def test_what_an_environment_starts_in_a_worker_hears_signals() -> None:
     envs = trpo.make_envs(make, 1, 1)
     try:
         envs.reset([0])
-        assert envs.snapshot() == [True]
+        assert envs.snapshot() == [{"layers": [True]}]
     finally:
         envs.close()
 

@@ -382,6 +382,7 @@ SETTINGS = trpo.Config(
     final_discount=0.9,
     discount_steps=70,
     gae_lambda=0.625,
+    vine=trpo.VineConfig(branch_lambda=0.125),
     updates_per_batch=2,
     fisher_subsample=4,
     standardise_advantages=False,
@@ -398,6 +399,7 @@ def test_an_iteration_is_compiled_from_its_settings() -> None:
         "final_discount": 0.9,
         "discount_iterations": 2.0,  # 70 steps, 5 · 7 at a time
         "gae_lambda": 0.625,
+        "branch_lambda": 0.125,
         "averaging": 0.25,
     }
     program = {
@@ -414,12 +416,13 @@ def test_an_iteration_is_compiled_from_its_settings() -> None:
         "reward_sign": False,
         "strata": 3,
         "choices": (),
+        "vine": None,
     }
     for made, expected in ((Hyper.of(SETTINGS), hyper), (agent.program(3), program)):
         assert {field.name: getattr(made, field.name) for field in dataclasses.fields(made)} == expected
     assert agent.program().strata == 1
     without = dataclasses.replace(SETTINGS, normalise_observations=False, policy=trpo.PolicyConfig(averaging=0.0))
-    assert Program.of(agent.policy, agent.value, agent.spec.observation, without).clip is None
+    assert Program.of(agent.policy, agent.value, agent.spec, without).clip is None
     assert Hyper.of(without).averaging is None
     own = trpo.NaturalGradient(max_kl=0.5)
     assert Hyper.of(SETTINGS, own).rule == Repeated(own, 2)

@@ -260,7 +260,7 @@ def test_missing_drawing_package_names_the_command(tmp_path: Path) -> None:
 def test_envpool_is_drawn_by_gymnasium() -> None:
     agent = trpo.make_agent("Hopper-v5")
     spec = dataclasses.replace(agent.spec, id="envpool:Hopper-v5")
-    env = recording._make_env(dataclasses.replace(agent, spec=spec, env=None))
+    env = recording.make_drawn(spec.id, agent.config.env, spec.id)
     assert env.spec is not None
     assert env.spec.id == "Hopper-v5"
     env.close()

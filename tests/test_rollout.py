@@ -21,6 +21,7 @@ from helpers import assert_same_bits
 import trpo
 from trpo.envs import EnvironmentFailure, Transition
 from trpo.envs.names import make_envs
+from trpo.envs.plain import from_plain
 from trpo.envs.spaces import Bits, Box, Choice, Dict, Space
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
@@ -30,7 +31,6 @@ from trpo.rollout.acting import act, bound, numpy_act
 from trpo.rollout.episodes import RECENT, RecentEpisodes
 from trpo.running_statistics import RunningStatistics
 from trpo.training.agent import Agent
-from trpo.trees import from_plain
 
 FEATURES = 3
 

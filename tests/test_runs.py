@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trpo
+from trpo.envs.plain import from_plain, to_plain
 from trpo.runs import one as room
 from trpo.runs import progress
 from trpo.runs.checkpoint import checkpoints
 from trpo.runs.sinks import JsonLines, TensorBoard, read_metrics
-from trpo.trees import from_plain, to_plain
 
 CONFIG = trpo.Config(steps=64, fragment=8, env=trpo.EnvConfig("probe:both", count=4))
 

@@ -195,10 +195,16 @@ def test_a_state_is_not_changed_by_later_iterations() -> None:
 
 
 def test_resuming_without_snapshots_begins_new_episodes() -> None:
+    class Opaque(gym.Wrapper):
+        """Of which nothing is known."""
+
+    def make() -> gym.Env:
+        return Opaque(gym.make("CartPole-v1"))
+
     config = configure("CartPole-v1", iterations=3)
-    _, states, _ = run(config)
+    _, states, _ = run(config, make)
     assert states[0].source is None
-    _, resumed, metrics = run(config, state=states[0])
+    _, resumed, metrics = run(config, make, states[0])
     assert [state.iteration for state in resumed] == [2, 3]
     assert metrics[-1]["steps"] == config.steps
     assert resumed[-1].episodes["episodes"] >= states[0].episodes["episodes"]
@@ -338,6 +344,8 @@ PENALTY = {"rule.name": "penalty"}
 BACKTRACKING = {"rule.max_kl": 5.0, "rule.damping": 1e-3}
 GAUSS_NEWTON = {"value.method": "gauss-newton", "value.minibatch": 128}
 DEEP_POLICY, DEEP_VALUE = {"policy.hidden": (4,)}, {"value.hidden": (4,)}
+BRANCHES = {"vine.every": 4, "vine.actions": 3, "vine.length": 3}
+VINE = {"rollout": "vine", **BRANCHES}
 ELSEWHERE = "tested elsewhere"
 
 ALTERNATIVES: dict[str, Any] = {
@@ -414,6 +422,14 @@ ALTERNATIVES: dict[str, Any] = {
     "policy.memory": (8, {"policy.trunk": "gru"}),
     "value.trunk": "lstm",
     "value.memory": (8, {"value.trunk": "gru"}),
+    "rollout": ("vine", BRANCHES),
+    "vine.every": (2, VINE),
+    "vine.actions": (2, VINE),
+    "vine.length": (2, VINE),
+    "vine.proposal": ("uniform", VINE),
+    "vine.branch_lambda": (0.5, VINE),
+    "vine.kl": ("roots", VINE),
+    "vine.targets": ("trunk", VINE),
     "env.drop": ELSEWHERE,  # test_names
     "policy.encoder": ELSEWHERE,  # where there are images: test_images
     "value.encoder": ELSEWHERE,

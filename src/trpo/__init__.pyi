@@ -7,6 +7,7 @@ from trpo.advantages import lambda_returns as lambda_returns
 from trpo.advantages import standardise as standardise
 from trpo.conjugate_gradient import CGInfo as CGInfo
 from trpo.conjugate_gradient import conjugate_gradient as conjugate_gradient
+from trpo.deploy.export import export as export
 from trpo.distributions import Bernoulli as Bernoulli
 from trpo.distributions import Beta as Beta
 from trpo.distributions import Categorical as Categorical
@@ -45,6 +46,7 @@ from trpo.policies.trunks import mlp as mlp
 from trpo.problem import Batch as Batch
 from trpo.problem import LocalProblem as LocalProblem
 from trpo.problem import sampled_problem as sampled_problem
+from trpo.report.check import check_environment as check_environment
 from trpo.rollout import EpisodeStatistics as EpisodeStatistics
 from trpo.rollout import HostSource as HostSource
 from trpo.rollout import Source as Source
@@ -76,6 +78,7 @@ from trpo.settings.config import PolicyConfig as PolicyConfig
 from trpo.settings.config import ProblemConfig as ProblemConfig
 from trpo.settings.config import RuleConfig as RuleConfig
 from trpo.settings.config import ValueConfig as ValueConfig
+from trpo.settings.config import VineConfig as VineConfig
 from trpo.tabular import exact_problem as exact_problem
 from trpo.training.agent import Agent as Agent
 from trpo.training.agent import evaluate as evaluate
@@ -85,3 +88,5 @@ from trpo.training.state import NonFiniteBatchError as NonFiniteBatchError
 from trpo.training.state import TrainingState as TrainingState
 from trpo.value_fits.adam import AdamFit as AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit as GaussNewtonFit
+from trpo.vine import Roots as Roots
+from trpo.vine import vine_problem as vine_problem

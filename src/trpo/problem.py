@@ -211,6 +211,20 @@ def _first_row(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
     return jax.tree.map(row, tree)
 
 
+def distributions_on(
+    policy: PolicyFunction,
+    observation: PyTree,
+    weight: Float[Array, "*batch"],
+    carry: Any = (),
+    reset: Any = None,
+    block: int = 0,
+    strata: int = 1,
+) -> Callable[[Params], Distribution]:
+    """Return θ ↦ π_θ on the states of a batch, as :func:`sampled_problem` has it."""
+    first = _first_row(observation, weight)
+    return _placed(policy, first, observation, weight, carry, reset, block=block, strata=strata)
+
+
 def _placed(
     policy: PolicyFunction,
     first: PyTree,

@@ -103,28 +103,51 @@ def _train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _check(arguments: Sequence[str]) -> int:
+    from trpo.cli.options import Check, gathered
+    from trpo.report.check import check_environment
+    from trpo.runs.train import configure
+    from trpo.settings.config import Config
+    from trpo.settings.presets import NONE, apply_preset
+
+    helps = {"-h", "--help"}.intersection(arguments)
+    if helps:
+        _parse(Check, "check", ["--help"])
+    # Parsed twice, as for train: explicit flags override the preset.
+    first = _parse(Check, "check", gathered(arguments))
+    config = apply_preset(configure(first.env_id, Config(), NONE), first.preset)[0]
+    options = _parse(Check, "check", gathered(arguments), default=dataclasses.replace(first, env=config.env))
+    config = dataclasses.replace(config, env=options.env)
+    with foreign():
+        found = check_environment(options.env_id, config, steps=options.steps, seed=options.seed)
+    print(found)
+    return 1 if found.faults else 0
+
+
 def _fresh_directory(env_id: str, kind: str) -> Path:
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
     names = itertools.chain([f"{safe}-{kind}"], (f"{safe}-{kind}-{number}" for number in itertools.count(2)))
     return next(path for name in names if not (path := Path("runs", name)).exists())
 
 
-@_command
-def _resume(run: RunDirectory, steps: int | None = None, quiet: bool = False, trust: bool = False) -> int:
-    """Go on with a run from its newest intact checkpoint.
-
-    Args:
-        run: Directory of the run.
-        steps: Train to this many steps instead of the configured number.
-        quiet: Show no progress.
-        trust: Import the module that the run names for its environment, although it was not trained here.
-    """
-    from trpo.runs.sweep import is_sweep, resume_sweep
+def _resume(arguments: Sequence[str]) -> int:
+    from trpo.cli.help import resume_flags
+    from trpo.cli.options import Resume, gathered, given
+    from trpo.runs.sweep import is_sweep, resume_sweep, settings_of_run
     from trpo.runs.train import resume
 
-    go_on: Callable[..., Any] = resume_sweep if is_sweep(run) else resume
+    if {"-h", "--help"}.intersection(arguments):
+        print(resume_flags())
+        return 0
+    arguments = gathered(arguments)
+    # Parsed with the run's own settings, in which those that are given must fit.
+    values = [Path(argument) for argument in arguments if not argument.startswith("-")]
+    named = next((path for path in values if path.is_dir()), values[0] if values else None)
+    default = {} if named is None else {"default": Resume(named, settings_of_run(named))}
+    options = _parse(Resume, "resume", arguments, **default)
+    go_on: Callable[..., Any] = resume_sweep if is_sweep(options.run) else resume
     with foreign():
-        go_on(run, steps=steps, quiet=quiet, trust=trust)
+        go_on(options.run, changes=given(arguments, options.config), quiet=options.quiet, trust=options.trust)
     return 0
 
 
@@ -240,6 +263,24 @@ def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] =
 
 
 @_command
+def _export(run: RunDirectory, to: Path | None = None, checkpoint: str = "last", overwrite: bool = False) -> int:
+    """Write a policy that acts without JAX, with its statistics and the conversion of its actions.
+
+    Args:
+        run: Directory of the run.
+        to: A file ending in .npz, beside which policy.py is written (NumPy alone), or in .onnx; by default policy.npz
+            in RUN.
+        checkpoint: last, best (where training evaluated), or the iteration of one.
+        overwrite: Replace files that are there.
+    """
+    from trpo.deploy.export import export
+
+    begin_work()
+    print(export(run, to or run / "policy.npz", checkpoint=checkpoint, overwrite=overwrite))
+    return 0
+
+
+@_command
 def _theory(
     out: Path = Path("runs/theory"), mdps: int = 1024, seed: int = 0, only: tuple[str, ...] = (), quiet: bool = False
 ) -> int:
@@ -294,19 +335,22 @@ def _completion(shell: Annotated[Positional[str], arg(metavar="bash|zsh|fish")])
         shell: For bash: eval "$(trpo completion bash)".
     """
     from trpo.cli.help import completion
-    from trpo.cli.options import Train
+    from trpo.cli.options import Check, Resume, Train
 
-    commands = {name: getattr(command, "flags", Train) for name, command in COMMANDS.items()}
+    kinds: dict[str, Any] = {"check": Check, "train": Train, "resume": Resume}
+    commands = {name: kinds.get(name) or command.flags for name, command in COMMANDS.items()}  # type: ignore[attr-defined]
     print(completion(shell, commands))
     return 0
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "check": _check,
     "resume": _resume,
     "evaluate": _evaluate,
     "record": _record,
     "plot": _plot,
+    "export": _export,
     "presets": _presets,
     "theory": _theory,
     "completion": _completion,

@@ -15,11 +15,13 @@ import sys
 import textwrap
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
-from trpo.cli.options import READERS, Train, assignments
+from trpo.cli.options import READERS, Resume, Train, assignments
+from trpo.runs.changing import CHANGEABLE
 from trpo.settings import presets
 from trpo.settings.config import Config
 
@@ -93,22 +95,40 @@ def few_flags(options: Train, preset: str, settings: dict[str, Any]) -> str:
         fill(f"ENV: {texts['env_id'].partition(': ')[2]}"),
         fill(f"Flags that people use, {given}:"),
     ]
-    flags = []
-    for name in FEW:
-        source = options if hasattr(options, name) else options.config
-        value = functools.reduce(getattr, name.split("."), source)
-        head = f"  --{name.replace('_', '-')} {shown(value)}".rstrip()
-        text = texts[name].replace("``", "").replace("\n", " ")
-        lines = textwrap.wrap(" ".join(text.split()), WIDTH - 28) or [""]
-        if len(head) > 26:
-            flags.append(fill(head, subsequent_indent="      "))
-            head = ""
-        flags += [f"{start:<28}{line}".rstrip() for start, line in zip([head, *[""] * len(lines)], lines, strict=False)]
-    said.append("\n".join(flags))
+    said.append(_flag_lines(FEW, options, texts))
     if settings:
         said.append(fill(f"Preset {preset}: {presets.describe(settings)}", subsequent_indent="    "))
     said.append(fill("Every setting is a flag: trpo train [ENV] --help-all lists them. Presets: trpo presets."))
     return "\n\n".join(said)
+
+
+def resume_flags() -> str:
+    """Return the help of ``trpo resume``: the settings that may change, with their defaults."""
+    said = [
+        "usage: trpo resume RUN [FLAG VALUE ...]",
+        textwrap.fill(str(Resume.__doc__), WIDTH),
+        "RUN: the directory of a run, or of a sweep.",
+        _flag_lines(("quiet", "trust"), Resume(Path()), described(Resume)),
+        textwrap.fill("Settings, with their defaults; what is changed is kept in the run:", WIDTH),
+        _flag_lines(sorted(CHANGEABLE), Resume(Path()), described(Config)),
+    ]
+    return "\n\n".join(said)
+
+
+def _flag_lines(names: Iterable[str], options: Train | Resume, texts: dict[str, str]) -> str:
+    """Return flags with their values, and what each is."""
+    flags = []
+    for name in names:
+        source = options if hasattr(options, name) else options.config
+        value = functools.reduce(getattr, name.split("."), source)
+        head = f"  --{name.replace('_', '-')} {shown(value)}".rstrip()
+        text = texts.get(name, "").replace("``", "").replace("\n", " ")
+        lines = textwrap.wrap(" ".join(text.split()), WIDTH - 28) or [""]
+        if len(head) > 26:
+            flags.append(textwrap.fill(head, WIDTH, subsequent_indent="      "))
+            head = ""
+        flags += [f"{start:<28}{line}".rstrip() for start, line in zip([head, *[""] * len(lines)], lines, strict=False)]
+    return "\n".join(flags)
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``trpo train | resume | evaluate | record | plot | presets | theory | completion``.
+"""The command line: ``trpo train | check | resume | evaluate | record | plot | export | presets | theory | …``.
 
 Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted, 143 terminated (a checkpoint
 was written); 1 anything else.
@@ -25,19 +25,24 @@ usage: trpo COMMAND …
              [any setting as a flag, e.g. --rule.max-kl 0.02]
   trpo train … --seeds N [--vary SETTING=VALUE,VALUE ...]
              several runs, each with a directory of its own
-  trpo resume RUN [--steps N]        go on from the newest checkpoint
+  trpo check ENV [--steps N] [--env.kwargs ...]
+             every fault of an environment, with its cure;
+             exit code 1 if there is one
+  trpo resume RUN [--steps N] [--rule.max-kl 0.02 ...]
+             go on from the newest checkpoint, with other settings
   trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
              [--checkpoint last|best|N]
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]      curves (PNG)
+  trpo export RUN [--to FILE]        a policy that acts without JAX
   trpo presets [NAME or ENV]         best-known settings, and for what
   trpo theory [--out DIR]            check every claim of the theory;
                                      exit code 1 if one fails
   trpo completion bash|zsh|fish      a script that completes commands and flags
 
-ENV is a Gymnasium id (Hopper-v5), module:Id-v0 to import your own first (from
-this directory, too), envpool:Hopper-v4, or probe:delayed; in JAX, whole
-iterations on the device: gymnax:CartPole-v1, brax:ant,
+ENV is a Gymnasium id (Hopper-v5), module:Id-v0 or module:Class to import your
+own first (from this directory, too), envpool:Hopper-v4, or probe:delayed; in
+JAX, whole iterations on the device: gymnax:CartPole-v1, brax:ant,
 playground:CartpoleBalance, jax:MODULE:FUNCTION.
 RUN is a run's directory, or that of several (--seeds).
 `trpo train ENV --help` shows the flags that people use with their values for

@@ -1,4 +1,4 @@
-"""The flags of `trpo train`: every setting is one; and how texts become values."""
+"""The flags of `trpo train` and `trpo check`: every setting is one; and how texts become values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from trpo.settings.config import Config
+from trpo.runs.changing import setting
+from trpo.settings.config import Config, EnvConfig, settings_of
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
 
@@ -24,7 +25,8 @@ class Train:
     """Train a policy by TRPO; leaves a directory to evaluate, resume, record and plot."""
 
     env_id: Annotated[Positional[str], arg(metavar="ENV")]
-    """Environment: a Gymnasium id, module:Id-v0, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or probe:NAME."""
+    """Environment: a Gymnasium id, module:Id-v0 or module:Class, envpool:ID, gymnax:ID, brax:NAME, playground:NAME or
+    probe:NAME."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
     out: Path | None = None
     """Directory of the run; by default runs/ENV-sSEED."""
@@ -36,6 +38,47 @@ class Train:
     """Independent runs, from --seed on, each with a directory of its own; in JAX all at once."""
     vary: tuple[str, ...] = ()
     """Settings to try several values of, in every combination: rule.max-kl=0.01,0.02 discount=0.98,0.99."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Step an environment at random and name every fault with its cure; exit code 1 if there is one."""
+
+    env_id: Annotated[Positional[str], arg(metavar="ENV")]
+    """Environment: as for trpo train."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    steps: int = 1000
+    """Steps to take."""
+    seed: int = 0
+    """Of environments and actions."""
+    preset: str = AUTO
+    """Whose settings of environments: as for trpo train."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run from its newest intact checkpoint, with settings of it that may change as flags."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of the run."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    quiet: bool = False
+    """Show no progress."""
+    trust: bool = False
+    """Import the module that the run names for its environment, although it was not trained here."""
+
+
+def given(arguments: Sequence[str], config: Config) -> dict[str, Any]:
+    """Return the settings that ``arguments`` name as flags, by dotted name, with their values in ``config``."""
+    known, found = settings_of(Config), {}
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        name = flag[2:].replace("-", "_")
+        if name not in known:  # --evaluate.no-deterministic
+            group, _, last = name.rpartition(".")
+            name = f"{group}.{last.removeprefix('no_')}".lstrip(".")
+        if name in known:
+            found[name] = setting(config, name)
+    return found
 
 
 SEVERAL = ("--env.kwargs", "--vary")

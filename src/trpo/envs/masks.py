@@ -40,6 +40,11 @@ def blocked(sizes: Sequence[int], mask: Any) -> Any:
     return ~xp.stack(allowed, axis=-1).all(axis=-1)
 
 
+def none_left(which: str = "") -> str:
+    """Say that a mask, of ``which``, allows no action."""
+    return f"the {MASK}{which} allows no action; end episodes where none is left"
+
+
 def flat_mask(action: Space, mask: Any) -> np.ndarray:
     """Return a mask, or a batch of them, as vectors ``[..., n]`` of 0 and 1.
 

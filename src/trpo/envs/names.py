@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -190,11 +191,27 @@ def _require_plain(frames: Frames) -> None:
 def _maker(env: Any, kwargs: Mapping[str, Any]) -> tuple[str, MakeEnv]:
     if not isinstance(env, str):
         if not callable(env) or (isinstance(env, type) and not issubclass(env, gym.Env)):
-            raise ValueError(f"env={_shown(env)}: must be {_LIKE}; {_cure(env)}")
+            raise ValueError(refusal(env, _shown(env)))
         return getattr(env, "__name__", type(env).__name__), env
     if env.startswith("probe:"):
         return env, partial(_probe, env.removeprefix("probe:"), **kwargs)
-    return env, partial(make_registered, env, **kwargs)
+    return env, partial(_named, env, **kwargs)
+
+
+def _named(env_id: str, **kwargs: Any) -> gym.Env:
+    """Make what Gymnasium knows by this id, or a class or function of a module: ``my_robot:Arm``."""
+    try:
+        return make_registered(env_id, **kwargs)
+    except UnknownEnvironmentError:
+        module, _, name = env_id.rpartition(":")
+        found = getattr(sys.modules.get(module), name, None) if module else None
+        if isinstance(found, gym.Env | gym.vector.VectorEnv):
+            raise UnusableEnvironmentError(refusal(found, repr(env_id))) from None
+        if not callable(found) or (isinstance(found, type) and not issubclass(found, gym.Env)):
+            raise
+    with made_with(env_id, kwargs):
+        made: gym.Env = found(**kwargs)
+    return made
 
 
 def _probe(name: str, render_mode: str | None = None, **kwargs: Any) -> Probe:
@@ -203,6 +220,11 @@ def _probe(name: str, render_mode: str | None = None, **kwargs: Any) -> Probe:
 
 
 _LIKE = "an environment id or a function without arguments that makes one, environments in JAX or those of make_envs"
+
+
+def refusal(env: Any, what: str) -> str:
+    """Say that something, called ``what``, is nothing that environments can be made from, and what to pass instead."""
+    return f"env={what}: must be {_LIKE}; {_cure(env)}"
 
 
 def _shown(env: Any) -> str:

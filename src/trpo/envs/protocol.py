@@ -43,7 +43,7 @@ class HostEnv(Protocol):
         """Apply the policy's raw actions, which are clipped and converted here and nowhere else."""
 
     def snapshot(self) -> Any | None:
-        """Return the simulators' whole state as JSON-able data, or None where they don't offer it."""
+        """Return the simulators' whole state, or None where it cannot be taken: data for JSON, but for its arrays."""
 
     def restore(self, snapshot: Any) -> None:
         """Put a snapshot back."""

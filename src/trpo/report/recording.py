@@ -25,7 +25,7 @@ from trpo.envs.host.frames import Frames
 from trpo.envs.host.gymnasium import named, opengl_cure, quiet_mujoco, with_spec
 from trpo.envs.host.returned import WrongAnswerError, begun, described, stepped, writer
 from trpo.envs.meeting import not_finite, require_same_spaces
-from trpo.envs.names import is_in_jax, make_single
+from trpo.envs.names import EnvLike, is_in_jax, make_single
 from trpo.envs.packages import gymnasium_id
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
@@ -85,7 +85,7 @@ def record(
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps={fps}: must be > 0; the default is the environment's own")
     check_video(out)
-    env = _make_env(agent)
+    env = make_drawn(agent.env if agent.env is not None else agent.spec.id, agent.config.env, agent.spec.id)
     try:
         speed = fps or float(env.metadata.get("render_fps") or 30)
         every = math.ceil(speed / FASTEST[out.suffix.lower()])
@@ -111,46 +111,56 @@ def can_record(env: str) -> bool:
     return "rgb_array" in modes and (not by_pygame or importlib.util.find_spec("pygame") is not None)
 
 
-def _make_env(agent: Agent) -> gym.Env:
-    source = agent.env if agent.env is not None else agent.spec.id
-    if is_in_jax(source):
-        raise ValueError(f"environment {agent.spec.id!r} offers no images: environments in JAX are not drawn")
-    displayed = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    backend = "display" if displayed else headless_backend()
+def make_drawn(env: EnvLike, options: Any, name: str, mode: str = "rgb_array") -> gym.Env:
+    """Make one environment that draws itself: as an array, or with ``mode`` ``human`` in a window.
+
+    ``options`` are those of :class:`~trpo.EnvConfig`, ``name`` is what messages call it.
+
+    Raises:
+        ValueError: it offers no images, or MuJoCo cannot draw here; the message has the cure.
+    """
+    if is_in_jax(env):
+        raise ValueError(f"environment {name!r} offers no images: environments in JAX are not drawn")
+    backend = "display" if has_display() else headless_backend()
+    kwargs = options.kwargs if isinstance(env, str) else {}
     try:
         with quiet_mujoco():
-            options = agent.config.env
-            env = make_single(source, Frames.of(options), **{**options.kwargs, "render_mode": "rgb_array"})
+            made = make_single(env, Frames.of(options), **{**kwargs, "render_mode": mode})
     except UnusableEnvironmentError as error:
         if not isinstance(error.__cause__, TypeError) or "render_mode" not in str(error):
             raise
-        raise ValueError(f"environment {agent.spec.id!r} offers no images: it takes no render_mode") from error
-    if env.render_mode != "rgb_array":
-        env.close()
-        modes = ", ".join(map(repr, env.metadata.get("render_modes") or ())) or "none"
-        cure = "pass render_mode='rgb_array' in the function that makes it; " if callable(source) else ""
-        raise ValueError(
-            f"environment {agent.spec.id!r} offers no images to record: {cure}its render modes are {modes}"
-        )
+        raise ValueError(f"environment {name!r} offers no images: it takes no render_mode") from error
+    if made.render_mode != mode:
+        made.close()
+        modes = ", ".join(map(repr, made.metadata.get("render_modes") or ())) or "none"
+        cure = f"pass render_mode={mode!r} in the function that makes it; " if callable(env) else ""
+        what = "images to record" if mode == "rgb_array" else "window"
+        raise ValueError(f"environment {name!r} offers no {what}: {cure}its render modes are {modes}")
     if backend is None:
         from gymnasium.envs.mujoco import MujocoEnv
 
-        if isinstance(env.unwrapped, MujocoEnv):
-            env.close()
+        if isinstance(made.unwrapped, MujocoEnv):
+            made.close()
             raise ValueError(
                 "MuJoCo cannot render: there is no display, and neither EGL nor OSMesa works; "
                 "install one, such as Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
             )
-    return env
+    return made
+
+
+def has_display() -> bool:
+    """Return whether a window can be opened; where there is no X or Wayland, it is not asked."""
+    return bool(sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def headless_backend() -> str | None:
     """Choose the OpenGL backend and video driver for a machine without a display; None if MuJoCo has none.
 
-    Sets ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` for the rest of the process, unless they are set. MuJoCo's and
+    Sets ``MUJOCO_GL`` and SDL's drivers for the rest of the process, unless they are set. MuJoCo's and
     Gymnasium's own choice would be GLFW, which without a display imports well and then fails.
     """
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        os.environ.setdefault(driver, "dummy")
     backend = os.environ.get("MUJOCO_GL") or _working_backend()
     if backend is not None:
         os.environ["MUJOCO_GL"] = backend
@@ -199,7 +209,7 @@ def _frames(
         carry, done, began = agent.start(), False, step
         while not done and step - began < max_steps:
             if step % every == 0:
-                yield _frame(env, name)
+                yield frame_of(env, name)
             key = None if deterministic else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
             action, carry = agent.act(observation, carry, deterministic=deterministic, seed=key)
             with named(name):
@@ -207,10 +217,11 @@ def _frames(
                 observation, step = seen(after), step + 1
         if not done:
             tell(f"episode {episode + 1} was cut at {max_steps:,} steps (max_steps)")
-        yield _frame(env, name)
+        yield frame_of(env, name)
 
 
-def _frame(env: gym.Env, env_id: str) -> np.ndarray:
+def frame_of(env: gym.Env, env_id: str) -> np.ndarray:
+    """Return an environment's picture, ``[height, width, 3]``; ValueError or EnvironmentFailure where it has none."""
     try:
         frame = np.asarray(env.render())
     except gym.error.DependencyNotInstalled as error:

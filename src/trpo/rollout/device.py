@@ -17,6 +17,7 @@ from trpo.policies.protocol import PolicyFunction
 from trpo.rollout.acting import act
 from trpo.rollout.episodes import EpisodeTotals
 from trpo.rollout.trajectory import Actor, Trajectory
+from trpo.trees import per_state
 
 
 class DeviceRollout(eqx.Module):
@@ -60,12 +61,25 @@ class DeviceSource:
         self, policy: PolicyFunction, actor: Actor, rollout: DeviceRollout, noise: Any
     ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals]:
         """Run as many steps in every environment as ``noise`` has rows (see :func:`~trpo.rollout.acting.noise_of`)."""
+        return self.collect_with(policy, actor, rollout, noise)[:3]
+
+    def collect_with(
+        self,
+        policy: PolicyFunction,
+        actor: Actor,
+        rollout: DeviceRollout,
+        noise: Any,
+        times: Int[Array, "strata n"] | None = None,
+    ) -> tuple[DeviceRollout, Trajectory, EpisodeTotals, DeviceRollout | None]:
+        """Do the same; return also what there was before the steps at ``times``, leaves ``[strata, N, …]``."""
         env, spaces = self.env, self.spec.action
         pool = None if env.cheap_reset else batch.fresh(env, rollout.envs)
         if pool is not None:  # its randomness is that of this time step, which must not serve twice
             rollout = eqx.tree_at(lambda r: r.envs.time, rollout, rollout.envs.time + 1)
 
-        def one(before: DeviceRollout, noise_t: Any) -> tuple[DeviceRollout, Any]:
+        def one(now: tuple, given: tuple[Array, Any]) -> tuple[tuple, Any]:
+            (before, kept), (t, noise_t) = now, given
+            kept = kept if times is None else jax.tree.map(partial(_keep, times, t), kept, before)
             envs = before.envs
             step = envs.observation, before.carry, before.reset, noise_t
             action, carry = act(partial(policy, actor.params), actor, *step)
@@ -76,10 +90,14 @@ class DeviceSource:
             following = DeviceRollout(after, jnp.where(done, 0.0, total), jnp.where(done, 0, length), carry, done)
             counted = done & jnp.isfinite(total)
             ended = EpisodeTotals(done, counted, jnp.where(counted, total, 0.0), jnp.where(counted, length, 0))
-            return following, (envs.observation, action, seen, ended)
+            return (following, kept), (envs.observation, action, seen, ended)
 
         carry, reset = rollout.carry, rollout.reset
-        rollout, (met, action, seen, ended) = jax.lax.scan(one, rollout, noise)
+        kept = None
+        if times is not None:
+            kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(times), *x.shape)), rollout)
+        length = jax.tree.leaves(noise)[0].shape[0]
+        (rollout, kept), (met, action, seen, ended) = jax.lax.scan(one, (rollout, kept), (jnp.arange(length), noise))
         trajectory = Trajectory(
             observation=met,
             action=action,
@@ -91,4 +109,10 @@ class DeviceSource:
             carry=carry,
             reset=reset,
         )
-        return rollout, trajectory, jax.tree.map(jnp.sum, ended)
+        return rollout, trajectory, jax.tree.map(jnp.sum, ended), kept
+
+
+def _keep(times: Int[Array, "strata n"], t: Array, kept: Array, now: Array) -> Array:
+    """Put ``now`` where its time is in ``kept`` ``[strata, N, …]``; no time is in two strata."""
+    row = jnp.argmax(jnp.any(times == t, axis=1))
+    return kept.at[row].set(jnp.where(per_state(times[row] == t, now), now, kept[row]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,15 @@ import jax
 import numpy as np
 
 from trpo.envs import EnvironmentFailure, HostEnv, RestartableEnv, SplitEnv, Transition
+from trpo.envs.host.gymnasium import GymnasiumEnvs
 from trpo.envs.images import image_of
-from trpo.envs.masks import MASK, blocked, choices
+from trpo.envs.masks import MASK, blocked, choices, none_left
+from trpo.envs.plain import from_plain, to_plain
 from trpo.policies.function import to_numpy
 from trpo.rollout.acting import Act, HostPolicy, numpy_act
 from trpo.rollout.episodes import EpisodeStatistics
 from trpo.rollout.trajectory import Actor, Seat, Snapshot, Successors, Trajectory
-from trpo.trees import from_named_arrays, from_plain, to_plain
+from trpo.trees import from_named_arrays
 
 BOOL, FLOAT = np.dtype(bool), np.dtype(np.float32)
 TRIALS = 8
@@ -54,11 +56,12 @@ def run_fragment(
     noise: Any,
     after: Callable[[Transition], Transition] | None = None,
     rows: int = 0,
+    before: Callable[[int, Seat], None] | None = None,
 ) -> tuple[Trajectory, Seat]:
     """Act and step as often as ``noise`` has rows, from ``seat``; return what happened, and what the policy meets next.
 
-    ``after`` sees each step and may change it. With ``rows``, successors are kept once, with room for the ends of as
-    many truncated episodes, or for twice as many and so on.
+    ``after`` sees each step and may change it; ``before`` sees what the policy meets at each time. With ``rows``,
+    successors are kept once, with room for the ends of as many truncated episodes, or for twice as many and so on.
     """
     observation, carry, reset, memory = seat.observation, seat.carry, seat.reset, bool(jax.tree.leaves(seat.carry))
     length, masked = len(jax.tree.leaves(noise)[0]), envs.spec.masked
@@ -67,6 +70,8 @@ def run_fragment(
     for t, now in enumerate(_steps(noise)):
         if masked:
             require_allowed(envs, observation)
+        if before is not None:
+            before(t, Seat(observation, carry, reset))
         action, carry = act(observation, carry, reset, now)
         met.put(t, observation)
         step = step_all(envs, action)
@@ -143,9 +148,7 @@ def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
     bad = blocked(choices(envs.spec.action), observation[MASK]) & going
     if bad.any():
         which = int(np.argmax(bad)) + getattr(envs, "first", 0)
-        raise EnvironmentFailure(
-            f"environment {envs.spec.id}: the {MASK} of copy {which} allows no action; end episodes where none is left"
-        )
+        raise EnvironmentFailure(f"environment {envs.spec.id}: {none_left(f' of copy {which}')}")
 
 
 def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:
@@ -158,6 +161,11 @@ def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:
 def act_and_step(envs: HostEnv, policy: tuple[Any, Actor], seat: Seat, noise: Any) -> tuple[Trajectory, Seat]:
     """Do a process's share of a fragment, with the ``parts`` of a :class:`HostPolicy`: what a worker is sent."""
     return run_fragment(envs, numpy_act(*policy), seat, noise)
+
+
+def share_of(tree: Any, rows: slice, axis: int) -> Any:
+    """Return the share of some environments, which are along ``axis``."""
+    return jax.tree.map(lambda x: x[(slice(None),) * axis + (rows,)], tree)
 
 
 class HostSource:
@@ -207,8 +215,9 @@ class HostSource:
 
     def snapshot(self) -> Snapshot | None:
         environments = self.envs.snapshot()
-        # Copied: a simulator may hand out what it goes on to change.
-        return None if environments is None else Snapshot(to_plain(environments), self.seat, self.spec.id)
+        if not isinstance(self.envs, GymnasiumEnvs | SplitEnv):
+            environments = to_plain(environments)  # copied: a simulator may hand out what it goes on to change
+        return None if environments is None else Snapshot(environments, self.seat, self.spec.id)
 
     def restore(self, snapshot: Snapshot) -> None:
         self.envs.restore(from_plain(snapshot.environments))
@@ -221,11 +230,12 @@ class HostSource:
     def _collect_shares(self, shares: list[slice], policy: HostPolicy, noise: Any) -> Trajectory:
         """Have every process act for its own environments."""
         assert isinstance(self.envs, SplitEnv)
-        arguments = [
-            (policy.parts, jax.tree.map(lambda x: x[rows], self.seat), jax.tree.map(lambda x: x[:, rows], noise))  # noqa: B023
-            for rows in shares
-        ]
+        arguments = [(policy.parts, share_of(self.seat, rows, 0), share_of(noise, rows, 1)) for rows in shares]
         trajectories, seats = zip(*self.envs.call(act_and_step, arguments), strict=True)
+        return self.join(trajectories, seats)
+
+    def join(self, trajectories: Sequence[Trajectory], seats: Sequence[Seat]) -> Trajectory:
+        """Put the processes' shares together."""
         before, self.seat = self.seat, jax.tree.map(lambda *x: np.concatenate(x), *seats)
         together = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.steps() for t in trajectories))
         return Trajectory(**together, carry=before.carry, reset=before.reset)

@@ -31,7 +31,7 @@ class Snapshot:
     """A source on the host, as it is saved."""
 
     environments: Any
-    """The simulators' state as JSON-able data."""
+    """The simulators' state: a list, an entry for each, of data that JSON keeps with its arrays as plain data."""
     seat: Seat | dict[str, Any]
     """What the policy meets next; its arrays by name, as loaded."""
     id: str = ""

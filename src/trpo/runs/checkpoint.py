@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from trpo.envs.plain import to_plain
 from trpo.rollout import Snapshot
 from trpo.runs.disk import TEMPORARY, is_link, open_regular, refuse_link, remove, replacing
 from trpo.runs.first_format import arrays_today, with_reset
@@ -52,7 +53,7 @@ def write_checkpoint(directory: Path, state: TrainingState) -> Path:
     arrays, source = named_arrays(state.learner), state.source
     prefix, tree, environments, of = _DEVICE, source, None, ""
     if isinstance(source, Snapshot):
-        prefix, tree, environments, of = _SEAT, source.seat, source.environments, source.id
+        prefix, tree, environments, of = _SEAT, source.seat, to_plain(source.environments), source.id
     named = tree if isinstance(tree, dict) else named_arrays(tree)
     arrays |= {f"{prefix}{name}": leaf for name, leaf in named.items()}
     data = {"format": FORMAT} | {name: getattr(state, name) for name in _COUNTERS} | {"environments": environments}

@@ -20,13 +20,15 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 FORMAT = 2
 
 
-def write_config(run: Path, agent: Agent, identity: str) -> None:
+def write_config(run: Path, agent: Agent, identity: str, changes: list[dict[str, Any]]) -> None:
     """Write ``config.json``: settings and spaces, all that is needed to rebuild the agent without a simulator.
 
-    ``identity`` is the run's own, by which it is known as trained here (:mod:`trpo.runs.trust`).
+    ``identity`` is the run's own, by which it is known as trained here (:mod:`trpo.runs.trust`); ``changes`` are of
+    its settings, on the way to those that it has now.
     """
     data: dict[str, Any] = {"format": FORMAT, "trpo": __version__, "run": identity, "custom": agent.custom}
-    write_json(run / CONFIG, data | {"spec": agent.spec.to_json(), "config": agent.config.to_json()})
+    data |= {"spec": agent.spec.to_json(), "config": agent.config.to_json()}
+    write_json(run / CONFIG, data | ({"changes": changes} if changes else {}))
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trpo.runs.callbacks import Callback, Moment
+from trpo.runs.changing import changed
 from trpo.runs.checkpoint import prune, write_checkpoint
 from trpo.runs.disk import CHECKPOINTS, is_regular
 from trpo.runs.evaluating import EvaluateEvery
@@ -17,7 +18,6 @@ from trpo.runs.files import CONFIG, read_config, write_config
 from trpo.runs.lock import RunLock
 from trpo.runs.sinks import JsonLines, Sink, TensorBoard
 from trpo.runs.trust import Untrusted, remember
-from trpo.settings.config import merge
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
 from trpo.training.record import Metrics
@@ -36,6 +36,10 @@ class Run:
     renew_above: Callable[[], None] = lambda: None
     """Writes what is missing in the directory that this one is in."""
     sinks: list[Sink] = dataclasses.field(default_factory=list)
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Of its settings, one record each: from which iteration on, the old value and the new one."""
+    described: bool = True
+    """Whether ``config.json`` says all of this."""
 
     @classmethod
     def begin(cls, agent: Agent, lock: RunLock | None) -> Run:
@@ -50,8 +54,10 @@ class Run:
         """Return a run that was read from a directory; ValueError if its environment must not be imported."""
         if isinstance(agent.env, Untrusted):
             agent.env()
-        identity = read_config(lock.directory).get("run")
-        return cls(agent, state, lock) if identity is None else cls(agent, state, lock, identity)
+        data = read_config(lock.directory)
+        run = cls(agent, state, lock, **({"identity": data["run"]} if "run" in data else {}))
+        run.changes = data.get("changes", [])
+        return run
 
     @property
     def directory(self) -> Path | None:
@@ -61,14 +67,19 @@ class Run:
     def describe(self) -> None:
         """Write ``config.json``, and note that the run is trained here."""
         if self.directory is not None:
-            write_config(self.directory, self.agent, self.identity)
+            write_config(self.directory, self.agent, self.identity, self.changes)
+            self.described = True
             if not self.agent.custom["env"]:
                 remember(self.identity, self.agent.config.env.id)
 
-    def change_steps(self, steps: Any) -> None:
-        """Train to another number of steps, and remember it."""
-        self.agent = dataclasses.replace(self.agent, config=merge(self.agent.config, {"steps": steps}))
-        self.describe()
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Go on with other settings; they are written down with the first iteration that has them."""
+        self.agent, records = changed(self.agent, changes, self.directory or Path("the run"))
+        here = {"iteration": self.state.iteration, "steps": self.state.steps}
+        # What changed after the checkpoint that it goes on from has changed from here on.
+        before = [change | here if change["iteration"] > here["iteration"] else change for change in self.changes]
+        self.changes = [*before, *(here | record for record in records)]
+        self.described = not records
 
     def open_sinks(self) -> list[Sink]:
         """Open what its metrics go to."""

@@ -121,6 +121,7 @@ def train_runs(
     """
     place = place or runs[0].directory
     if all(run.finished for run in runs):
+        _describe(runs)
         for run in () if quiet else runs:
             which = run.directory or "the run"
             more = f"to train on: trpo resume {place or 'RUN'} --steps N"
@@ -159,6 +160,7 @@ def _train_and_save(
     called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
     agents, states = [run.agent for run in runs], [run.state for run in runs]
     for progress in advance(env, agents, states, called[0].iterations, tell=show.say, ending=ending):
+        _describe(runs)  # not before: what cannot begin has changed nothing
         for its_sinks, records in zip(sinks, progress.metrics, strict=True):
             for sink in its_sinks:
                 sink.write(records)
@@ -175,6 +177,12 @@ def _train_and_save(
             break
     saver.save()
     return called[0].reason
+
+
+def _describe(runs: list[Run]) -> None:
+    for run in runs:
+        if not run.described:
+            run.describe()
 
 
 class _Called:

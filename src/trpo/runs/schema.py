@@ -27,6 +27,7 @@ CONFIG_FILE = {
     "spec": {"id": Name, "observation": dict[str, Any], "action": dict[str, Any]},
     "config": {"env": {"id": Name}},
     "custom": dict.fromkeys(("policy", "env", "rule", "value"), bool),
+    "changes?": [{"iteration": Count, "steps": Count, "setting": Name, "old": Any, "new": Any}],
 }
 """``config.json``, of today's format; spaces and other settings are checked when they are made."""
 EPISODES = {

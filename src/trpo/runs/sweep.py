@@ -25,8 +25,9 @@ from trpo.policies.protocol import PolicyLike
 from trpo.programs import keep_programs
 from trpo.runs.aggregate import interval
 from trpo.runs.callbacks import Callback
+from trpo.runs.changing import nested
 from trpo.runs.disk import is_regular, refuse_link
-from trpo.runs.files import new_directory, read_config, used_directory
+from trpo.runs.files import CONFIG, new_directory, read_config, used_directory
 from trpo.runs.lock import RunLock
 from trpo.runs.one import Run
 from trpo.runs.run import RunFailed, train_runs
@@ -77,18 +78,6 @@ def variants(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> list[Va
 
 _UNFIT = '/\\:*?"<>|'
 """Characters that are in no name of a run's directory: some system gives them a meaning in paths."""
-
-
-def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn ``{"rule.max_kl": 0.02}`` into ``{"rule": {"max_kl": 0.02}}``."""
-    tree: dict[str, Any] = {}
-    for name, value in changes.items():
-        *groups, leaf = name.replace("-", "_").split(".")
-        place = tree
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[leaf] = value
-    return tree
 
 
 def sweep(
@@ -245,6 +234,14 @@ def read_sweep(place: Path) -> list[Variant]:
     return [Variant(record["name"], record["changes"], record["seed"]) for record in found]
 
 
+def settings_of_run(run: Path) -> Config:
+    """Return the settings that a run has, or the first of a sweep."""
+    first = next((variant.name for variant in read_sweep(run)), "") if is_sweep(run) else ""
+    data = read_config(run / first)
+    with explained(str(run / first / CONFIG)):
+        return Config.from_json(data["config"])
+
+
 def groups(plan: Sequence[Variant]) -> dict[str, list[Variant]]:
     """Return the runs that differ in their seed alone, by what they have in common: ``rule.max_kl=0.01``."""
     found: dict[str, list[Variant]] = {}
@@ -276,16 +273,24 @@ def resume_sweep(
     env: EnvLike | None = None,
     value: PolicyLike | None = None,
     callbacks: Sequence[Callback] = (),
+    changes: Mapping[str, Any] | None = None,
     quiet: bool = False,
     trust: bool = False,
 ) -> list[Agent]:
     """Go on with all runs of a sweep from the newest iteration of which each has an intact checkpoint.
 
-    ``trust`` is that of :func:`trpo.load`.
+    ``changes`` are those of :func:`trpo.resume`, for all runs; ``trust`` is that of :func:`trpo.load`.
     """
     keep_programs()
     place = Path(place)
     plan = read_sweep(place)
+    changes = dict(changes or {}) | ({} if steps is None else {"steps": steps})
+    for name in changes:
+        if any(name.replace("-", "_") in variant.changes for variant in plan):
+            raise ValueError(
+                f"{name}: it is what the runs of {place} differ in; change it in one, "
+                f"such as trpo resume {place / plan[0].name}"
+            )
     described = [read_config(place / variant.name) for variant in plan]
     if is_jax_name(described[0]["config"]["env"]["id"]):
         use_cores(len(plan))
@@ -307,7 +312,7 @@ def resume_sweep(
             for run, each in zip(runs, locks, strict=True):
                 if run.state.iteration > earliest:
                     run.state = newest(each.directory, not_after=earliest)[1]
-        if steps is not None:
-            for run in runs:
-                run.change_steps(steps)
+        for run in runs:
+            run.change(changes)
+        check_runs(target, [run.agent for run in runs])
         return _train(target, runs, quiet, lock, plan, callbacks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +261,28 @@ def resume(
     rule: Rule | None = None,
     value: PolicyLike | None = None,
     callbacks: Sequence[Callback] = (),
+    changes: Mapping[str, Any] | None = None,
     quiet: bool = False,
     trust: bool = False,
 ) -> Agent:
     """Go on with a run from its newest intact checkpoint, to its configured number of steps or to ``steps``.
 
-    ``trust`` is that of :func:`trpo.load`.
+    Args:
+        run: the run's directory.
+        steps: environment steps to train to, all told.
+        policy: as in :func:`trpo.load`; so are ``env``, ``rule``, ``value`` and ``trust``.
+        env: the function that makes the environment, or the source.
+        rule: the update rule, if it is one of your own.
+        value: a module of the same structure.
+        callbacks: as in :func:`trpo.train`.
+        changes: settings that are others from here on, such as ``{"rule.max_kl": 0.02}``. They are kept, and noted in
+            ``config.json`` under ``changes``.
+        quiet: show nothing.
+        trust: the environment may be imported.
+
+    Raises:
+        ValueError: not a run that can go on, or a setting that does not change, such as those of networks.
+        RunFailed: as in :func:`trpo.train`.
     """
     keep_programs()
     read_config(Path(run))  # what is no run is left as it is
@@ -274,15 +290,16 @@ def resume(
         agent, state, problems = read_run(run, policy, env, rule, value, trust=trust, going_on=True)
         said = [f"{problem}; using the one before" for problem in problems]
         resumed = Run.go_on(agent, state, lock)
-        if steps is not None:
-            resumed.change_steps(steps)
+        resumed.change(dict(changes or {}) | ({} if steps is None else {"steps": steps}))
+        target = env if isinstance(env, Source) else env_of(agent)
+        check_runs(target, [resumed.agent])
         if not resumed.finished:
             said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
             if state.source is None and state.iteration > 0:
                 said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
         if said and not quiet:
             print(*said, sep="\n", file=sys.stderr, flush=True)
-        return train_runs(env if isinstance(env, Source) else env_of(agent), [resumed], quiet, callbacks=callbacks)[0]
+        return train_runs(target, [resumed], quiet, callbacks=callbacks)[0]
 
 
 def env_of(agent: Agent) -> EnvLike:

@@ -254,6 +254,29 @@ class ValueConfig:
 
 
 @dataclass(frozen=True)
+class VineConfig:
+    """Branching rollouts, where ``rollout`` is vine."""
+
+    every: Annotated[int, "≥ 1; {} is usual"] = 8
+    """One of so many states of a trajectory is a root, from which branches begin."""
+    actions: Annotated[int, "≥ 1; {} is usual"] = 8
+    """Branches of a root: all actions where there are no more choices than this, else so many samples."""
+    length: Annotated[int, "≥ 1; {} is usual"] = 16
+    """Steps of a branch, at most; the value function stands for what comes later."""
+    proposal: Literal["auto", "all", "policy", "uniform"] = "auto"
+    """Where a root's actions come from. auto: all there are, else samples of the policy."""
+    branch_lambda: Annotated[float, "in [0, 1]; {} is the paper's"] = 1.0
+    """λ of returns inside a branch; less trusts the value function earlier."""
+    kl: Literal["roots", "trunk"] = "trunk"
+    """Over which states the KL and the Fisher matrix are averaged."""
+    targets: Literal["trunk", "both"] = "both"
+    """What the value function is fitted to: λ-returns of the trunk, or the values of roots too."""
+
+    def __post_init__(self) -> None:
+        _check(self, "vine.")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation on the side of training, in environments of its own."""
 
@@ -299,6 +322,9 @@ class Config:
     """Of all that is random: the same seed gives the same run."""
     fragment: Annotated[int, "≥ 1; {} is usual"] = 64
     """Steps of every environment in one iteration; the batch is env.count times this."""
+    rollout: Literal["single-path", "vine"] = "single-path"
+    """How data is collected: one action in each state, or branches of several from some of them."""
+    vine: VineConfig = field(default_factory=VineConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     value: ValueConfig = field(default_factory=ValueConfig)

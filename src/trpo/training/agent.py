@@ -103,7 +103,7 @@ class Agent:
     def program(self, strata: int = 1) -> Program:
         """Return what an iteration of this agent is compiled from."""
         masked = choices(self.spec.action) if self.spec.masked else ()
-        return Program.of(self.policy, self.value, self.spec.observation, self.config, strata, masked)
+        return Program.of(self.policy, self.value, self.spec, self.config, strata, masked)
 
     def at(self, state: TrainingState) -> Agent:
         """Return the same agent with what ``state`` (of :func:`trpo.iterations`) has learned."""

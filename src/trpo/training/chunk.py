@@ -17,8 +17,10 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.rollout.episodes import EpisodeTotals
+from trpo.rollout.vine import collect as collect_vine
+from trpo.rollout.vine import vine_keys
 from trpo.training.layout import Layout
-from trpo.training.learner import Hyper, IterationInfo, Learner, Program, improve, prepare, refit
+from trpo.training.learner import Hyper, IterationInfo, Learner, Program, improve, prepare, refit, value_now
 from trpo.trees import tree_where
 from trpo.value_fits import ValueInfo
 
@@ -40,6 +42,8 @@ class Row(eqx.Module):
     info: IterationInfo
     value: ValueInfo
     episodes: EpisodeTotals
+    steps: Int[Array, ""]
+    """Environment steps that it took, branches included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +64,34 @@ def iterate(setup: Setup, hyper: Hyper, key: PRNGKeyArray, member: Member) -> tu
     learner, source, program = member.learner, setup.source, setup.program
     actor, noise, fit_key = prepare(program, learner.policy, learner.observations, key, member.iteration)
     noise = setup.layout.constrain_batch(noise)
-    rollout, trajectory, episodes = source.collect(program.policy, actor, member.rollout, noise)
+    branches, given = None, (program.policy, actor, member.rollout, noise)
+    if program.vine is None:
+        rollout, trajectory, episodes = source.collect(*given)
+    else:
+        value = value_now(program, learner)
+        vine = collect_vine(
+            source,
+            program.vine,
+            program.policy,
+            actor,
+            value,
+            member.rollout,
+            noise,
+            vine_keys(key, member.iteration),
+            hyper.discount_at(member.iteration),
+            hyper.branch_lambda,
+        )
+        rollout, trajectory, episodes, branches = vine
     # Keeps the rollout's arithmetic out of the update's. An iteration that is compiled by itself is then the host's bit
     # for bit; inside a chunk the compiler may still order a sum differently, in the last bit.
     trajectory = jax.lax.optimization_barrier(setup.layout.constrain_trajectory(trajectory))
-    improved, batch, info = improve(program, hyper, learner, trajectory, member.iteration)
+    improved, batch, info = improve(program, hyper, learner, trajectory, member.iteration, branches)
     value, fit = refit(program, hyper, learner.value, batch, fit_key)
     improved = dataclasses.replace(improved, value=tree_where(info.finite, value, learner.value))
     sound = info.finite & fit.finite
     rollout = jax.lax.cond(sound, lambda: rollout, lambda: source.restart(rollout))
-    return Member(improved, rollout, member.iteration + 1), Row(info, fit, episodes)
+    steps = jnp.asarray(trajectory.reward.size if branches is None else trajectory.reward.size + branches.steps)
+    return Member(improved, rollout, member.iteration + 1), Row(info, fit, episodes, steps.astype(jnp.int32))
 
 
 def begin(setup: Setup, learner: Learner, key: PRNGKeyArray) -> Member:

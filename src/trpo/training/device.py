@@ -135,7 +135,8 @@ class DeviceLoop:
             NonFiniteBatchError: a batch or fit had a NaN or infinity and ``on_nonfinite`` is ``stop``.
         """
         config, length = self.configs[0], 1
-        while (left := -(-(config.steps - self.states[0].steps) // config.batch)) > 0:
+        most_steps = self.setup.program.most_steps
+        while (left := -(-(config.steps - min(state.steps for state in self.states)) // most_steps)) > 0:
             most = longest(ROWS) if callable(longest) else longest
             count = min(length, left, most, ROWS)
             started = time.perf_counter()
@@ -165,10 +166,10 @@ class DeviceLoop:
                 state = dataclasses.replace(
                     state,
                     iteration=state.iteration + 1,
-                    steps=state.steps + config.batch,
+                    steps=state.steps + int(row.steps),
                     seconds=state.seconds + elapsed / done,
                 )
-                timing = {"steps_per_second": config.batch * done / elapsed, "collect_seconds": None}
+                timing = {"steps_per_second": int(row.steps) * done / elapsed, "collect_seconds": None}
                 loss = None if (fit := self._fits[m]) is None else fit.loss
                 records.append(record_of(state, row.info, self.rules[m], recent, loss, timing))
                 self._fits[m] = row.value if row.info.finite else None

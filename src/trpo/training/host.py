@@ -6,23 +6,55 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trpo.envs.meeting import require_same_spaces
 from trpo.programs import compiled
-from trpo.rollout import EpisodeStatistics, HostPolicy, Snapshot, Source
+from trpo.rollout import EpisodeStatistics, HostPolicy, HostSource, Snapshot, Source, Trajectory, noise_of
+from trpo.rollout.vine import Branches, chosen_times, listed_actions, vine_keys
+from trpo.rollout.vine_host import Drawn, Outcome, collect_vine, require_branching
 from trpo.spelling import in_words
 from trpo.training.agent import Agent
-from trpo.training.learner import Hyper, improve, prepare, refit, with_memory
+from trpo.training.learner import Hyper, Learner, Program, improve, prepare, refit, value_now, with_memory
 from trpo.training.record import Metrics, nonfinite_message, record_of
 from trpo.training.state import NonFiniteBatchError, TrainingState
 from trpo.trees import named_arrays
 from trpo.value_fits import ValueInfo
+from trpo.vine import branch_returns
+
+
+def prepare_vine(program: Program, actor: Any, key: Any, iteration: Any) -> Drawn:
+    """Draw what is random about the branches of an iteration, but for the environments."""
+    plan, (times_key, draw_key, noise_key, _) = program.vine, vine_keys(key, iteration)
+    assert plan is not None
+    time = chosen_times(times_key, program.fragment, plan.every, program.count)
+
+    def noise(key: Any, leading: int) -> Any:
+        drawn = noise_of(program.policy, actor, time.size, (leading,), key)
+        return jax.tree.map(lambda x: x.reshape(leading, *time.shape, *x.shape[2:]), drawn)
+
+    if plan.proposal == "policy":
+        return Drawn(time=time, noise=noise(noise_key, plan.length), first_noise=noise(draw_key, plan.actions))
+    first = listed_actions(plan, time.shape, draw_key)
+    return Drawn(time=time, noise=noise(noise_key, plan.length), first=first)
+
+
+def close_branches(
+    program: Program, hyper: Hyper, learner: Learner, iteration: Any, time: Any, met: Outcome
+) -> Branches:
+    """Return Q̂ of branches that the host has followed."""
+    value, discount = value_now(program, learner)(met.following), hyper.discount_at(iteration)
+    q = branch_returns(met.reward, met.alive, met.terminated, value, discount, hyper.branch_lambda)
+    return Branches(time, met.action, q, jnp.sum(met.alive, dtype=jnp.int32))
+
 
 # Policies and value functions of the same structure are equal, so a second run of the same shapes compiles nothing.
 _prepare, _improve, _refit = (compiled(stage) for stage in (prepare, improve, refit))
+_prepare_vine, _close = compiled(prepare_vine), compiled(close_branches)
 
 
 def env_seeds(seed: int, iteration: int, count: int) -> list[int]:
@@ -65,6 +97,10 @@ class HostLoop:
         self._prepare = partial(_prepare, program)
         self._improve = partial(_improve, program, self.hyper)
         self._refit = partial(_refit, program, self.hyper)
+        self._plan = program.vine
+        if self._plan is not None:
+            self._prepare_vine = partial(_prepare_vine, program)
+            self._close = partial(_close, program, self.hyper)
         self._restart(state.iteration)
         source.episodes = EpisodeStatistics(source.count, state.episodes)
         self.begins_anew = _unfit(source, agent, state)
@@ -78,9 +114,21 @@ class HostLoop:
         if state.source is None or self.begins_anew:
             source.episodes.restart()  # the episodes that were under way are gone
         self.policy = HostPolicy(agent.policy, program.freeze(state.learner.policy, state.learner.observations))
+        if self._plan is not None:
+            require_branching(source, self.policy)
 
     def _restart(self, iteration: int) -> None:
         self.source.restart(env_seeds(self.config.seed, iteration, self.source.count))
+
+    def _collect(self, actor: Any, learner: Any, noise: Any, key: Any, iteration: int) -> tuple[Trajectory, Any]:
+        """Return a trajectory, and branches where there are any."""
+        noise = jax.tree.map(np.asarray, noise)
+        if self._plan is None:
+            return self.source.collect(self.policy, noise), None
+        assert isinstance(self.source, HostSource)
+        drawn = jax.tree.map(np.asarray, self._prepare_vine(actor, key, iteration))
+        trajectory, met = collect_vine(self.source, self.policy, noise, drawn, not self._plan.monte_carlo)
+        return trajectory, self._close(learner, iteration, drawn.time, met)
 
     def run(self) -> Iterator[tuple[TrainingState, Metrics]]:
         """Train to ``steps``, yielding after every iteration while its value fit runs in the background."""
@@ -92,12 +140,13 @@ class HostLoop:
         while steps < self.config.steps:
             started = time.perf_counter()
             self.policy.load(actor)
-            trajectory = self.source.collect(self.policy, jax.tree.map(np.asarray, noise))
+            trajectory, branches = self._collect(actor, learner, noise, key, iteration)
             collected = time.perf_counter()
             previous, fitted = learner, value_info
-            learner, batch, info = self._improve(learner, trajectory, iteration)
+            learner, batch, info = self._improve(learner, trajectory, iteration, branches)
             info = jax.device_get(info)
-            steps += int(trajectory.valid.sum())
+            taken = int(trajectory.valid.sum()) + (0 if branches is None else int(branches.steps))
+            steps += taken
             iteration += 1
             # Queued in this order, since computations run one after the other: what the next fragment needs must not
             # wait behind the value fit, which then has the length of that fragment to finish in.
@@ -123,7 +172,7 @@ class HostLoop:
                 source=self.source.snapshot(),
                 value_fit=value_info,
             )
-            timing = {"steps_per_second": self.config.batch / (now - started), "collect_seconds": collected - started}
+            timing = {"steps_per_second": taken / (now - started), "collect_seconds": collected - started}
             loss = None if fitted is None else fitted.loss
             metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
             stops = (not info.finite or bad_fit) and self.config.on_nonfinite == "stop"

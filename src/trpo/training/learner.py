@@ -22,17 +22,30 @@ from trpo.blocks import InBlocks, Split
 from trpo.distributions import Product
 from trpo.envs.masks import MASK, blocked
 from trpo.envs.spaces import Space
+from trpo.envs.spec import EnvSpec
 from trpo.policies.protocol import PolicyFunction, after_each, unroll
 from trpo.problem import Batch, LocalProblem, sampled_problem
 from trpo.rollout import Actor, Trajectory, noise_of
 from trpo.rollout.trajectory import Successors
+from trpo.rollout.vine import Branches, Plan
 from trpo.rules import Repeated
 from trpo.rules.protocol import Rule, UpdateInfo
 from trpo.running_statistics import RunningStatistics
 from trpo.settings.config import Config
+from trpo.training.vine import plan_of, roots_of, with_roots
 from trpo.trees import all_finite, per_state, tree_where
 from trpo.types import Params, Scalar
-from trpo.value_fits import ValueBatch, ValueFit, ValueInfo, ValueState, explained_variance, fit_value, in_reward
+from trpo.value_fits import (
+    ValueBatch,
+    ValueFit,
+    ValueInfo,
+    ValueState,
+    explained_variance,
+    fit_value,
+    in_reward,
+    predict,
+)
+from trpo.vine import Roots, Trunk, vine_problem
 
 
 class Learner(eqx.Module):
@@ -79,33 +92,42 @@ class Program:
     """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
     choices: tuple[int, ...] = ()
     """Of the actions that observations tell to be allowed or not (:func:`trpo.envs.masks.choices`); empty if none."""
+    vine: Plan | None = None
+    """None for single-path rollouts."""
 
     @classmethod
     def of(
         cls,
         policy: PolicyFunction,
         value: PolicyFunction,
-        space: Space,
+        spec: EnvSpec,
         config: Config,
         strata: int = 1,
         choices: tuple[int, ...] = (),
     ) -> Program:
-        """Take it from a configuration."""
+        """Take it from a configuration, and from the spaces that it is for."""
         return cls(
             policy=policy,
             value=value,
-            space=space,
+            space=spec.observation,
             count=config.env.count,
             fragment=config.fragment,
             clip=config.observation_clip if config.normalise_observations else None,
             standardise_advantages=config.standardise_advantages,
             normalise_returns=config.value.normalise_returns,
             fisher_subsample=config.fisher_subsample,
-            block=config.block_of(space),
+            block=config.block_of(spec.observation),
             reward_sign=config.reward == "sign",
             strata=strata,
             choices=choices,
+            vine=plan_of(config, spec, value),
         )
+
+    @property
+    def most_steps(self) -> int:
+        """Environment steps that an iteration takes at the most."""
+        branches = 0 if self.vine is None else self.vine.branch_steps(self.count, self.fragment)
+        return self.count * self.fragment + branches
 
     def freeze(self, params: Params, statistics: PyTree[RunningStatistics]) -> Actor:
         """Return what acting needs: parameters, and statistics as they are now."""
@@ -145,6 +167,7 @@ class Hyper(eqx.Module):
     discount_iterations: float | Scalar
     """After how many iterations it is there."""
     gae_lambda: float | Scalar
+    branch_lambda: float | Scalar
     averaging: float | Scalar | None
     """The share of the iterations that the average of policies is over; None: no average."""
 
@@ -158,6 +181,7 @@ class Hyper(eqx.Module):
             final_discount=config.final_discount,
             discount_iterations=config.discount_steps / config.batch,
             gae_lambda=config.gae_lambda,
+            branch_lambda=config.vine.branch_lambda,
             averaging=config.policy.averaging or None,
         )
 
@@ -206,6 +230,8 @@ class Estimates(eqx.Module):
     """1/N where a step is valid, else 0."""
     value_carry: Any = ()
     """The value function's memory after the last step."""
+    roots: Roots | None = None
+    """Of a vine."""
 
 
 def prepare(program: Program, params: Params, statistics: Any, key: Any, iteration: Any) -> tuple[Actor, Any, Any]:
@@ -220,7 +246,12 @@ def prepare(program: Program, params: Params, statistics: Any, key: Any, iterati
 
 
 def improve(
-    program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any = 0
+    program: Program,
+    hyper: Hyper,
+    learner: Learner,
+    trajectory: Trajectory,
+    iteration: Any = 0,
+    branches: Branches | None = None,
 ) -> tuple[Learner, ValueBatch, IterationInfo]:
     """Steps 3 to 5 and 7 of an iteration: everything but the value function's fit.
 
@@ -228,6 +259,9 @@ def improve(
     learner with its old value function, and the data to refit that with.
     """
     estimates = estimate(program, hyper, learner, trajectory, iteration)
+    if branches is not None and program.vine is not None:
+        roots = roots_of(program.vine, branches, estimates.seen, estimates.weight)
+        estimates = dataclasses.replace(estimates, roots=roots)
     problem = local_problem(program, learner, estimates)
     params, rule_state, update = hyper.rule.update(problem, learner.policy, learner.rule)
     new, finite = settle(program, hyper, learner, estimates, params, rule_state, iteration)
@@ -241,7 +275,10 @@ def improve(
         finite=finite,
         blocked=no_action,
     )
-    return new, value_batch(learner.value_carry, estimates, program.strata), info
+    data = value_batch(learner.value_carry, estimates, program.strata)
+    if estimates.roots is not None and program.vine is not None and program.vine.fit_roots:
+        data = with_roots(data, program.vine, estimates.roots, problem.old, partial(_rows, strata=program.strata))
+    return new, data, info
 
 
 def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
@@ -250,6 +287,12 @@ def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:
         return None
     mask = estimates.trajectory.observation[MASK]
     return jnp.any(blocked(program.choices, mask) & (estimates.weight > 0))
+
+
+def value_now(program: Program, learner: Learner) -> Any:
+    """Return V of raw observations, in units of reward, as it is now."""
+    see = program.freeze(learner.policy, learner.observations).see
+    return lambda observation: predict(program.value_of, learner.value, see(observation), program.normalise_returns)
 
 
 def estimate(program: Program, hyper: Hyper, learner: Learner, trajectory: Trajectory, iteration: Any) -> Estimates:
@@ -312,9 +355,13 @@ def _values(
 
 
 def local_problem(program: Program, learner: Learner, estimates: Estimates) -> LocalProblem:
-    """Build the trust-region problem of a batch around the policy that sampled it."""
+    """Build the trust-region problem of a batch, or of a vine, around the policy that sampled it."""
     steps, weight = estimates.trajectory, estimates.weight
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
+    if estimates.roots is not None and program.vine is not None:
+        trunk = Trunk(estimates.seen, weight, steps.carry, estimates.reset) if program.vine.over_trunk else None
+        unit, blocks = program.standardise_advantages, (program.block, program.strata)
+        return vine_problem(program.policy, learner.policy, estimates.roots, trunk, unit, *blocks)
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,
@@ -345,7 +392,7 @@ def settle(
             steps.observation,
         )
     # The statistics too: finite numbers at the very end of the type's range have sums that are not.
-    met = steps.observation, steps.next_observation, steps.reward
+    met = steps.observation, steps.next_observation, steps.reward, estimates.roots and estimates.roots.q
     finite = all_finite((*met, estimates.target, statistics))
     average = averaged(learner.average, params, hyper.averaging, iteration + 1)
     new = Learner(params, rule_state, learner.value, statistics, average, estimates.value_carry)

@@ -144,6 +144,14 @@ def check_training(agent: Any, on_host: bool, runs: int = 1, devices: int = 1) -
         room, where = machine_memory(), "this machine"
     if room is None:
         return
+    if (plan := agent.program().vine) is not None:
+        vine, steps = config.vine, plan.branch_steps(config.env.count, config.fragment)
+        every, length = min(vine.every, config.fragment), vine.length
+        what = f"vine.every={every}, vine.length={length}: {steps // length:,} branches of {length:,} steps take"
+        # Of each step reward and whether it was taken; of each branch what followed it.
+        require_room(
+            what, (steps * (width + 1) + steps // length * met) // devices, "use fewer or shorter ones", room, where
+        )
     learned = size_of(learner) * runs // devices + SOLVE * size_of(learner.policy)
     per_step = (trajectory if on_host else met) + width * kept
     what = f"{size} and an update of {size_of(learner.policy) // width:,} parameters take"

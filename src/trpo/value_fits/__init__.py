@@ -8,6 +8,16 @@ from trpo.value_fits.fit import (
     explained_variance,
     fit_value,
     in_reward,
+    predict,
 )
 
-__all__ = ["ValueBatch", "ValueFit", "ValueInfo", "ValueState", "explained_variance", "fit_value", "in_reward"]
+__all__ = [
+    "ValueBatch",
+    "ValueFit",
+    "ValueInfo",
+    "ValueState",
+    "explained_variance",
+    "fit_value",
+    "in_reward",
+    "predict",
+]

@@ -6,7 +6,7 @@ All of it happens while a program is traced, and costs nothing when it runs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -29,18 +29,44 @@ def begun(env: JaxEnv, key: Any) -> tuple[Any, Tree]:
 
 def stepped(env: JaxEnv, state: Any, action: Tree, key: Any) -> tuple[Any, Step]:
     """Return the state after ``env.step``, which has the form of the one before, and what it tells."""
+    after, seen = _answer(env, state, action, key)
+    with _named(env, "step"):
+        _check_form(state, after)
+        return after, Step(**{part: take() for part, take in _parts(env, seen).items()})
+
+
+def wrong_answers(env: JaxEnv, state: Any, action: Tree, key: Any) -> list[str]:
+    """Return everything that :func:`stepped` would refuse."""
+    found = []
+    try:
+        after, seen = _answer(env, state, action, key)
+    except UnusableEnvironmentError as error:
+        return [str(error)]
+    for check in (lambda: _check_form(state, after), *_parts(env, seen).values()):
+        try:
+            with _named(env, "step"):
+                check()
+        except UnusableEnvironmentError as error:
+            found.append(str(error))
+    return found
+
+
+def _answer(env: JaxEnv, state: Any, action: Tree, key: Any) -> tuple[Any, Any]:
     with _named(env, "step"):
         answer = env.step(state, action, key)
         if not (isinstance(answer, tuple) and len(answer) == 2 and all(hasattr(answer[1], f) for f in Step._fields)):
             raise TypeError("it must return a tuple (state, trpo.Step), a step with observation, reward and both ends")
-        after, seen = answer
-        _check_form(state, after)
-        return after, Step(
-            observation=_observation(env, seen.observation),
-            reward=_number(seen.reward, "reward").astype(jnp.result_type(float)),
-            terminated=_number(seen.terminated, "terminated").astype(bool),
-            truncated=_number(seen.truncated, "truncated").astype(bool),
-        )
+        return answer
+
+
+def _parts(env: JaxEnv, seen: Any) -> dict[str, Callable[[], Any]]:
+    """Return what converts each part of what ``step`` tells."""
+    return {
+        "observation": lambda: _observation(env, seen.observation),
+        "reward": lambda: _number(seen.reward, "reward").astype(jnp.result_type(float)),
+        "terminated": lambda: _number(seen.terminated, "terminated").astype(bool),
+        "truncated": lambda: _number(seen.truncated, "truncated").astype(bool),
+    }
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from trpo.envs.bounds import Bound, Number
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.masks import told_by, with_masks
 from trpo.envs.host.returned import WrongAnswerError, begun, described, flag, not_a_step, plain, rewards, writer
+from trpo.envs.host.saving import Keeper, UnsavableError
 from trpo.envs.meeting import require_alike
 from trpo.envs.packages import PREFIXES, package_of, register
 from trpo.envs.protocol import (
@@ -227,7 +228,7 @@ def make_one(name: str, make: MakeEnv) -> gym.Env:
         cure = "" if "mujoco" in sys.modules else opengl_cure()
         raise UnusableEnvironmentError(f"environment {name!r} cannot be made: {described(error)}{cure}") from error
     if not isinstance(env, gym.Env):
-        raise ValueError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
+        raise UnusableEnvironmentError(f"the environment function returned {type(env).__name__}, not a gymnasium.Env")
     return env
 
 
@@ -271,6 +272,8 @@ class GymnasiumEnvs:
     ):
         self.count, self._name, self._valid = count, name, np.ones(count, bool)
         self._envs: list[Any] = []
+        self._keepers: list[Keeper] = []
+        self._unsavable = False
         self.first = 0
         """What messages call the first of these copies: others may be in other processes."""
         try:
@@ -305,28 +308,16 @@ class GymnasiumEnvs:
         return self._begin({i: {} for i in which.tolist()})
 
     def step(self, action: Tree) -> Transition:
-        write, shape, usual = self._write, self._shape, self._plain
         converted = each(self.spec.action, self.spec.action.to_env(action), self.count)
         terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
         gains: list[Any] = []  # an array at once: writing single numbers into one costs more than a cheap simulator
         final, first = self._space.zeros(self.count), None
         with named(self._name):
             for i, env in enumerate(self._envs):
-                answer = env.step(converted[i])
-                try:
-                    after, gained, ended, cut, _ = answer
-                except (TypeError, ValueError):
-                    raise not_a_step(answer) from None
-                gains.append(gained)
-                if type(after) is np.ndarray and after.dtype.char in usual and after.shape == shape:
-                    final[i] = after  # the usual case, without a call
-                else:
-                    write(final, i, after)
-                if ended is not False or cut is not False:
-                    terminated[i], truncated[i] = flag(ended, "terminated"), flag(cut, "truncated")
-                    if terminated[i] or truncated[i]:
-                        first = self._space.zeros(self.count) if first is None else first
-                        write(first, i, begun(env.reset()))
+                gains.append(self._step_one(i, converted, final, terminated, truncated))
+                if terminated[i] or truncated[i]:
+                    first = self._space.zeros(self.count) if first is None else first
+                    self._write(first, i, begun(env.reset()))
             reward = rewards(gains)
         observation = final = self._seen(final)
         if first is not None:
@@ -338,15 +329,57 @@ class GymnasiumEnvs:
             )
         return Transition(observation, reward, terminated, truncated, final, self._valid.copy())
 
-    def snapshot(self) -> Any | None:
-        able = all(hasattr(env, "snapshot") and hasattr(env, "restore") for env in self._envs)
+    def _step_one(self, i: int, action: Any, following: Tree, terminated: np.ndarray, truncated: np.ndarray) -> Any:
+        """Step one environment and write its row of what follows and of how it ended; return its reward."""
+        answer = self._envs[i].step(action[i])
+        try:
+            after, gained, ended, cut, _ = answer
+        except (TypeError, ValueError):
+            raise not_a_step(answer) from None
+        if type(after) is np.ndarray and after.dtype.char in self._plain and after.shape == self._shape:
+            following[i] = after  # the usual case, without a call
+        else:
+            self._write(following, i, after)
+        if ended is not False or cut is not False:
+            terminated[i], truncated[i] = flag(ended, "terminated"), flag(cut, "truncated")
+        return gained
+
+    def step_some(self, which: np.ndarray, action: Tree) -> Transition:
+        """Step the environments with the indices ``which``, with no new episode where one ends; other rows are 0."""
+        converted = each(self.spec.action, self.spec.action.to_env(action), self.count)
+        following = self._space.zeros(self.count)
+        terminated, truncated = np.zeros(self.count, bool), np.zeros(self.count, bool)
+        reward = np.zeros(self.count, np.float32)
         with named(self._name):
-            return [env.snapshot() for env in self._envs] if able else None
+            gains = [self._step_one(i, converted, following, terminated, truncated) for i in which.tolist()]
+            reward[which] = rewards(gains)
+        following = self._seen(following)
+        return Transition(following, reward, terminated, truncated, following, self._valid.copy())
+
+    def require_savable(self) -> None:
+        """Raise :class:`UnsavableError` where environments' states cannot be taken."""
+        self.keepers()
+
+    def keepers(self) -> list[Keeper]:
+        """Return what takes and puts back the state of each environment, which has begun an episode."""
+        if not self._keepers:
+            self._keepers = [Keeper(env) for env in self._envs]
+        return self._keepers
+
+    def snapshot(self) -> Any | None:
+        if self._unsavable:
+            return None
+        with named(self._name):
+            try:
+                return [keeper.save() for keeper in self.keepers()]
+            except UnsavableError:
+                self._unsavable = True
+                return None
 
     def restore(self, snapshot: Any) -> None:
         with named(self._name):
-            for env, state in zip(self._envs, snapshot, strict=True):
-                env.restore(state)
+            for keeper, state in zip(self.keepers(), snapshot, strict=True):
+                keeper.restore(state)
 
     def close(self) -> None:
         envs, self._envs = self._envs, []

@@ -52,7 +52,7 @@ class MaskedEnv:
     """
 
     def __init__(self, env: Any, action: Space, told: Told):
-        self._env, self._action, self._told, self._method = env, action, told, _method(env)
+        self.unmasked, self._action, self._told, self._method = env, action, told, _method(env)
         size, space = sum(choices(action)), env.observation_space
         self._all = np.ones(size, np.int8)
         self._is_dict = isinstance(space, gym.spaces.Dict)
@@ -60,27 +60,31 @@ class MaskedEnv:
         self.observation_space = gym.spaces.Dict(collections.OrderedDict({**parts, MASK: gym.spaces.MultiBinary(size)}))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_env":  # not made yet, or being copied
+        if name == "unmasked":  # not made yet, or being copied
             raise AttributeError(name)
-        return getattr(self._env, name)
+        return getattr(self.unmasked, name)
 
     def reset(self, **keywords: Any) -> Any:
-        answer = self._env.reset(**keywords)
+        answer = self.unmasked.reset(**keywords)
         return self._seen(begun(answer), answer[1], ended=False), answer[1]
 
     def step(self, action: Any) -> Any:
-        answer = self._env.step(action)
+        answer = self.unmasked.step(action)
         if not isinstance(answer, tuple | list) or len(answer) != 5:
             return answer  # whoever asked says what is wrong with it
         observation, reward, terminated, truncated, info = answer
         ended = flag(terminated, "terminated") or flag(truncated, "truncated")
         return self._seen(observation, info, ended), reward, terminated, truncated, info
 
-    def _seen(self, observation: Any, info: Any, ended: bool) -> Any:
+    def mask_of(self, observation: Any, info: Any) -> np.ndarray:
+        """Return the mask of a state in which somebody will act, as a vector."""
         try:
-            mask = self._all if ended else flat_mask(self._action, self._ask(observation, info))
+            return flat_mask(self._action, self._ask(observation, info))
         except ValueError as error:
             raise WrongAnswerError(str(error)) from error
+
+    def _seen(self, observation: Any, info: Any, ended: bool) -> Any:
+        mask = self._all if ended else self.mask_of(observation, info)
         if not self._is_dict:
             return {"observation": observation, MASK: mask}
         # What is no dict is refused by name where it is taken apart.

@@ -27,8 +27,13 @@ def begun(answer: Any) -> Any:
     """Return the observation that ``reset`` returned."""
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict | None):
         return answer[0]
-    raise WrongAnswerError(
-        f"reset returned {_shown(answer)}: must be a tuple (observation, info), info a dict; {_CURE.format('reset')}"
+    raise not_a_beginning(answer)
+
+
+def not_a_beginning(answer: Any) -> WrongAnswerError:
+    """Say what is wrong with something that ``reset`` returned."""
+    return WrongAnswerError(
+        f"reset returned {shown(answer)}: must be a tuple (observation, info), info a dict; {_CURE.format('reset')}"
     )
 
 
@@ -45,7 +50,7 @@ def stepped(answer: Any) -> tuple[Any, bool]:
 def not_a_step(answer: Any) -> WrongAnswerError:
     """Say what is wrong with something that ``step`` returned and that has not five parts."""
     return WrongAnswerError(
-        f"step returned {_shown(answer)}: must be a tuple (observation, reward, terminated, truncated, info); "
+        f"step returned {shown(answer)}: must be a tuple (observation, reward, terminated, truncated, info); "
         f"{_CURE.format('step')}"
     )
 
@@ -53,7 +58,8 @@ def not_a_step(answer: Any) -> WrongAnswerError:
 _CURE = "if it was written for gym before 0.26, return this from its {} or wrap it"
 
 
-def _shown(x: Any) -> str:
+def shown(x: Any) -> str:
+    """Return what something is, in one line."""
     if isinstance(x, tuple | list):
         return f"a {type(x).__name__} of {len(x)}"
     if isinstance(x, np.ndarray):
@@ -67,7 +73,12 @@ def flag(x: Any, name: str) -> bool:
         return bool(x)
     if (number := _number(x)) in (0, 1):
         return bool(number)
-    raise WrongAnswerError(f"{name} is {_shown(x)}: step must return True or False for it")
+    raise not_a_flag(x, name)
+
+
+def not_a_flag(x: Any, name: str) -> WrongAnswerError:
+    """Say that ``terminated`` or ``truncated`` is neither."""
+    return WrongAnswerError(f"{name} is {shown(x)}: step must return True or False for it")
 
 
 def rewards(each: list[Any]) -> np.ndarray:
@@ -76,11 +87,14 @@ def rewards(each: list[Any]) -> np.ndarray:
     if array is None or array.shape != (len(each),) or array.dtype.kind not in "fiub":
         found = [_number(x) for x in each]
         if None in found:
-            raise WrongAnswerError(
-                f"reward is {_shown(each[found.index(None)])}: step must return one real number for it"
-            )
+            raise not_a_reward(each[found.index(None)])
         array = np.array(found, float)
     return array.astype(np.float32)
+
+
+def not_a_reward(x: Any) -> WrongAnswerError:
+    """Say that a reward is no number."""
+    return WrongAnswerError(f"reward is {shown(x)}: step must return one real number for it")
 
 
 def _number(x: Any) -> float | None:
@@ -109,12 +123,17 @@ def writer(space: Space, part: str = "observation") -> Write:
                 try:
                     below = x[key]
                 except (KeyError, IndexError, TypeError) as error:
-                    raise WrongAnswerError(f"{part} is {_shown(x)}: its space asks for a part {key!r}") from error
+                    raise lacks(part, x, key) from error
                 write(columns[key], i, below)
 
         return write_parts
     assert isinstance(space, Leaf)
     return _leaf_writer(space, part)
+
+
+def lacks(part: str, x: Any, key: str | int) -> WrongAnswerError:
+    """Say that an observation has not a part of its space."""
+    return WrongAnswerError(f"{part} is {shown(x)}: its space asks for a part {key!r}")
 
 
 def plain(leaf: Leaf) -> str:

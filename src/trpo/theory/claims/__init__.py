@@ -1,4 +1,4 @@
-"""The ten claims, a folder each, in the order of the argument.
+"""The eleven claims, a folder each, in the order of the argument.
 
     text.md      all that is said: explanation, captions, which code and which tests
     claim.py     ``run(size, figures, seed)``
@@ -28,6 +28,7 @@ CLAIMS = (
     "importance_sampling",
     "solving",
     "sample_reuse",
+    "rollouts",
 )
 """A claim's number is its place here."""
 
