@@ -268,7 +268,8 @@ def _export(run: RunDirectory, to: Path | None = None, checkpoint: str = "last",
 
     Args:
         run: Directory of the run.
-        to: A file ending in .npz, beside which policy.py is written: NumPy alone; by default policy.npz in RUN.
+        to: A file ending in .npz, beside which policy.py is written (NumPy alone), or in .onnx; by default policy.npz
+            in RUN.
         checkpoint: last, best (where training evaluated), or the iteration of one.
         overwrite: Replace files that are there.
     """

@@ -10,11 +10,12 @@ import numpy as np
 
 from trpo.deploy import policy as template
 from trpo.deploy.description import Description, describe
+from trpo.deploy.onnx import onnx_bytes, require_onnx
 from trpo.runs.disk import replace_durably
 from trpo.runs.train import load
 from trpo.training.agent import Agent
 
-ENDINGS = {".npz": "_npz"}
+ENDINGS = ".npz", ".onnx"
 CODE = "policy.py"
 """The module beside an .npz that acts by it."""
 
@@ -23,11 +24,13 @@ def export(run: Agent | str | Path, to: str | Path, *, checkpoint: str | int = "
     """Write a policy with its statistics and the conversion of its actions, to act without JAX; return the file.
 
     ``.npz`` needs NumPy alone: beside it ``policy.py`` is written, whose ``Policy(file)`` does what
-    :meth:`trpo.Agent.act` does.
+    :meth:`trpo.Agent.act` does. ``.onnx`` (with the extra ``onnx``) is a graph of the distribution's mode: it takes a
+    batch of each part of an observation that is seen, and of a memory ``carry/…``, and gives a batch of each part of an
+    action, and ``next_carry/…``.
 
     Args:
         run: an agent, or a run's directory.
-        to: a file that ends in ``.npz``.
+        to: a file that ends in ``.npz`` or ``.onnx``.
         checkpoint: of a run's directory, as for :func:`trpo.load`.
         overwrite: replace files that are there.
 
@@ -43,13 +46,16 @@ def export(run: Agent | str | Path, to: str | Path, *, checkpoint: str | int = "
     file = Path(to)
     if file.suffix.lower() not in ENDINGS:
         raise ValueError(f"to={str(to)!r}: must end in {' or '.join(ENDINGS)}")
-    agent = run if isinstance(run, Agent) else load(run, checkpoint=checkpoint)
-    description = describe(agent)
-    content = {file: npz(description)}
-    code = Path(template.__file__).read_bytes()
-    beside = file.with_name(CODE)
-    if not (beside.is_file() and beside.read_bytes() == code):
-        content[beside] = code
+    if file.suffix.lower() == ".onnx":
+        require_onnx()
+    description = describe(run if isinstance(run, Agent) else load(run, checkpoint=checkpoint))
+    if file.suffix.lower() == ".onnx":
+        content = {file: onnx_bytes(description)}
+    else:
+        content = {file: npz(description)}
+        code, beside = Path(template.__file__).read_bytes(), file.with_name(CODE)
+        if not (beside.is_file() and beside.read_bytes() == code):
+            content[beside] = code
     for path in content:
         if not overwrite and path.exists():
             raise ValueError(f"{path} is there already: choose another place, or replace it by overwrite (--overwrite)")
