@@ -117,7 +117,11 @@ def test_a_window_that_is_closed_ends_it(cartpole: Path) -> None:
 @pytest.mark.usefixtures("display")
 @pytest.mark.parametrize(
     ("env", "words"),
-    [("CartPole-v1", "pip install 'gymnasium[classic-control]'"), ("probe:both", "its render modes are none")],
+    [
+        ("CartPole-v1", "pip install 'gymnasium[classic-control]'"),
+        ("probe:both", "its render modes are none"),
+        ("InvertedPendulum-v5", "GLFW cannot open one with DISPLAY=:none"),
+    ],
 )
 def test_why_there_is_no_window(env: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pygame", None)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trpo.envs import HostEnv
+from trpo.envs import HostEnv, MissingExtraError
 from trpo.envs.host.closing import close_all
 from trpo.envs.host.frames import Frames
 from trpo.envs.host.gymnasium import GymnasiumEnvs
@@ -147,8 +149,10 @@ def _open(agent: Agent) -> _Stage:
         window: Any = None
         try:
             window = make_drawn(env, options, name, "human")
+            _require_glfw(window)
             with drawing(name):
                 window.reset(seed=0)  # opens it
+            _require_seen()
             return _Stage(GymnasiumEnvs(name, lambda: window, 1, *door))
         except (ValueError, EnvironmentFailure) as error:
             why = str(error)
@@ -158,6 +162,39 @@ def _open(agent: Agent) -> _Stage:
         told = make_drawn(env, options, name, "ansi")
         return _Stage(GymnasiumEnvs(name, lambda: told, 1, *door), why, told.render, fps)
     return _Stage(resolve(env, options).open(1), why, fps=fps)
+
+
+def _require_glfw(window: Any) -> None:
+    """Raise ValueError where MuJoCo's windows cannot be opened: its package would end the process."""
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    if not isinstance(window.unwrapped, MujocoEnv):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import glfw
+
+            opens = glfw.init()
+        except ImportError as error:
+            raise MissingExtraError(f"MuJoCo's windows need GLFW: pip install glfw ({error})") from error
+    if not opens:
+        raise ValueError(f"GLFW cannot open one{_where()}")
+
+
+def _require_seen() -> None:
+    """Raise ValueError if SDL has found no screen, and draws where nobody sees it without having been asked to."""
+    pygame = sys.modules.get("pygame")
+    asked = os.environ.get("SDL_VIDEODRIVER")
+    if pygame is not None and not asked and pygame.display.get_init():
+        driver = pygame.display.get_driver()
+        if driver in ("dummy", "offscreen", "evdev"):
+            raise ValueError(f"SDL has opened none{_where()} (its driver is {driver})")
+
+
+def _where() -> str:
+    found = [f"{name}={os.environ[name]}" for name in ("DISPLAY", "WAYLAND_DISPLAY") if os.environ.get(name)]
+    return f" with {' '.join(found)}" if found else ""
 
 
 # ---------------------------------------------------------------- what
