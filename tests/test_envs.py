@@ -95,6 +95,9 @@ def equal(ours: Any, theirs: Any) -> None:
         for a, b in zip(ours, theirs, strict=True):
             equal(a, b)
         return
+    if ours is None or theirs is None:  # of a field that is not there
+        assert ours is theirs
+        return
     assert ours.dtype == theirs.dtype
     np.testing.assert_array_equal(ours, theirs)
 
@@ -184,7 +187,7 @@ def test_transitions_are_not_overwritten_by_later_steps() -> None:
     for env, workers in ((Reusing, 0), ("probe:both", 0), ("probe:both", 1)):
         envs = make_envs(env, 2, workers)
         first = envs.reset([0, 1])
-        kept = [first, *envs.step(np.zeros(2, int))]
+        kept = [first, *(x for x in envs.step(np.zeros(2, int)) if x is not None)]
         expected = [array.copy() for array in kept]
         for _ in range(5):
             envs.step(np.ones(2, int))
