@@ -31,7 +31,7 @@ from trpo.rollout.whole_episodes import MAX_STEPS, drawn_noise
 from trpo.runs.checkpoint import checkpoints
 from trpo.runs.disk import BEST, CHECKPOINTS, refuse_link
 from trpo.runs.train import env_of, read_run
-from trpo.training.agent import Agent
+from trpo.training.agent import Agent, require_trust
 
 SHOWN = 6
 """Numbers of an observation or action that a line of text has."""
@@ -134,12 +134,13 @@ def _newest(run: Path, checkpoint: str | int) -> str:
 
 
 def _open(agent: Agent) -> _Stage:
+    require_trust(agent)
     env, options, name = env_of(agent), agent.config.env, agent.spec.id
     if is_in_jax(env):
         return _Stage(resolve(env, options).open(1), "environments in JAX are not drawn")
     door = options.rescale_actions, options.flatten, options.drop
     kwargs = options.kwargs if isinstance(env, str) else {}
-    with contextlib.closing(make_single(env, Frames.of(options), **kwargs)) as plain:
+    with contextlib.closing(make_single(env, Frames.of(options), options.wrappers, **kwargs)) as plain:
         offered, fps = plain.metadata.get("render_modes") or (), float(plain.metadata.get("render_fps") or FPS)
     if not has_display():
         why = "there is no display (DISPLAY and WAYLAND_DISPLAY are not set)"
