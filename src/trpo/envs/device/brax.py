@@ -53,7 +53,7 @@ class BraxEnv:
             jnp.asarray(after.reward, float),
             terminated,
             elapsed >= self.episode_length,
-            {**after.info, **after.metrics},
+            {**getattr(after, "info", {}), **getattr(after, "metrics", {})},
         )
         return _Clocked(after, elapsed), seen
 
