@@ -493,13 +493,38 @@ def test_forbidden_actions_are_not_followed() -> None:
         trained(Masked, configure(proposal="uniform"), 1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"fisher_subsample": 2}, "fisher_subsample=2: rollout='vine' does not use it")],
-)
-def test_settings_of_no_use_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        trained(Counting, dataclasses.replace(configure(), **changes), 1)
+def test_settings_of_no_use_are_refused() -> None:
+    config = configure()
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, stagger=True))
+    with pytest.raises(ValueError, match=r"env\.stagger=True: rollout='vine' does not use it; leave it at False"):
+        trained(Counting, config, 1)
+
+
+@pytest.mark.parametrize("over_trunk", [False, True])
+def test_products_over_fewer_states(over_trunk: bool, x64: None) -> None:
+    """Those of a single-path batch of the same states, which has the same share of them; the gradient is over all."""
+    rng, count = np.random.default_rng(2), 3
+    seen = jnp.asarray(rng.normal(size=(6, count, 2)))
+    place = jnp.asarray([[0, 1, 0], [3, 2, 4]]), jnp.broadcast_to(jnp.arange(count), (2, count))
+    states = seen if over_trunk else seen[place]
+    weight = jnp.full(states.shape[:2], 1 / (len(states) * count))
+    theta, v = (jnp.asarray(rng.normal(size=(2, A))) for _ in range(2))
+    action, q = jnp.broadcast_to(jnp.arange(A), (2, count, A)), jnp.asarray(rng.normal(size=(2, count, A)))
+    roots = Roots(seen[place], action, q, jnp.full((2, count), 1 / (2 * count)), place=place, complete=True)
+    trunk = Trunk(seen, weight) if over_trunk else None
+    function = lambda params, x: Categorical(x @ params)  # noqa: E731
+    batch = trpo.Batch(states, jnp.zeros(weight.shape, int), jnp.zeros(weight.shape), weight)
+
+    @jax.jit
+    def found() -> Any:
+        ours = [vine_problem(function, theta, roots, trunk, fisher_subsample=k).linearise(theta) for k in (1, 2)]
+        others = [trpo.sampled_problem(function, theta, batch, k).linearise(theta) for k in (1, 2)]
+        return [m.gradient for m in ours], [m.fisher_vp(v) for m in ours], [m.fisher_vp(v) for m in others]
+
+    gradients, ours, others = found()
+    np.testing.assert_array_equal(*gradients)
+    np.testing.assert_allclose(ours, others, atol=1e-12)
+    assert not np.allclose(*ours)
 
 
 @pytest.mark.parametrize("env", ["probe:both", "gymnax:CartPole-v1"])

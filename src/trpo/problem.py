@@ -161,28 +161,51 @@ def sampled_problem(
         raise ValueError("batch.reset: a policy with memory needs to know where episodes begin, [time, env]")
     content = (batch.action, batch.advantage, batch.log_prob)
     action, advantage, log_prob = _without_absent_rows(content, batch.weight)
-    place = partial(_placed, policy, _first_row(batch.observation, batch.weight), block=block, strata=strata)
-    distributions = place(batch.observation, batch.weight, batch.carry, batch.reset)
+
+    def objective(old: Distribution) -> Callable[[Any], Scalar]:
+        return jax.tree_util.Partial(
+            importance_sampled_surrogate,
+            action=action,
+            old_log_prob=old.log_prob(action) if log_prob is None else log_prob,
+            advantage=advantage,
+            weight=batch.weight,
+        )
+
+    seen = batch.observation, batch.weight, batch.carry, batch.reset
+    return problem_on(policy, params, objective, *seen, fisher_subsample=fisher_subsample, block=block, strata=strata)
+
+
+def problem_on(
+    policy: PolicyFunction,
+    params: Params,
+    objective: Callable[[Distribution], Callable[[Any], Scalar]],
+    observation: PyTree,
+    weight: Float[Array, "*batch"],
+    carry: Any = (),
+    reset: Any = None,
+    fisher_subsample: int = 1,
+    block: int = 0,
+    strata: int = 1,
+) -> LocalProblem:
+    """Build a local problem on some states; ``objective`` returns L, given π_old there.
+
+    The other arguments are those of :func:`sampled_problem`.
+    """
+    place = partial(_placed, policy, _first_row(observation, weight), block=block, strata=strata)
+    distributions = place(observation, weight, carry, reset)
     old = jax.lax.stop_gradient(distributions(params))
-    objective = jax.tree_util.Partial(
-        importance_sampled_surrogate,
-        action=action,
-        old_log_prob=old.log_prob(action) if log_prob is None else log_prob,
-        advantage=advantage,
-        weight=batch.weight,
-    )
-    problem = LocalProblem(distributions, objective, old, batch.weight)
+    problem = LocalProblem(distributions, objective(old), old, weight)
     if fisher_subsample == 1:
         return problem
-    take = take_carry = _fixed_subsample(batch.weight.shape, fisher_subsample)
-    if jax.tree.leaves(batch.carry):
-        take, take_carry = (_fixed_columns(batch.weight.shape[1], fisher_subsample, axis) for axis in (1, 0))
-    sample_weight = take(batch.weight)
+    take = take_carry = _fixed_subsample(weight.shape, fisher_subsample)
+    if jax.tree.leaves(carry):
+        take, take_carry = (_fixed_columns(weight.shape[1], fisher_subsample, axis) for axis in (1, 0))
+    sample_weight = take(weight)
     total = jnp.sum(sample_weight)
-    carry, reset = jax.tree.map(take_carry, batch.carry), jax.tree.map(take, batch.reset)
+    carry, reset = jax.tree.map(take_carry, carry), jax.tree.map(take, reset)
     return dataclasses.replace(
         problem,
-        product_distributions=place(jax.tree.map(take, batch.observation), sample_weight, carry, reset),
+        product_distributions=place(jax.tree.map(take, observation), sample_weight, carry, reset),
         product_weight=sample_weight / jnp.where(total > 0, total, 1.0),
     )
 
@@ -209,20 +232,6 @@ def _first_row(tree: PyTree, weight: Float[Array, "*batch"]) -> PyTree:
         return jnp.sum(only_first, axis=tuple(range(weight.ndim)), dtype=leaf.dtype)
 
     return jax.tree.map(row, tree)
-
-
-def distributions_on(
-    policy: PolicyFunction,
-    observation: PyTree,
-    weight: Float[Array, "*batch"],
-    carry: Any = (),
-    reset: Any = None,
-    block: int = 0,
-    strata: int = 1,
-) -> Callable[[Params], Distribution]:
-    """Return θ ↦ π_θ on the states of a batch, as :func:`sampled_problem` has it."""
-    first = _first_row(observation, weight)
-    return _placed(policy, first, observation, weight, carry, reset, block=block, strata=strata)
 
 
 def _placed(

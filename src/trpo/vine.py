@@ -19,7 +19,7 @@ from trpo.advantages import standardise
 from trpo.distributions import Distribution
 from trpo.policies.function import memoryless
 from trpo.policies.protocol import PolicyFunction
-from trpo.problem import LocalProblem, distributions_on
+from trpo.problem import LocalProblem, problem_on
 from trpo.trees import per_state, weighted_sum
 from trpo.types import Params, Scalar
 
@@ -144,6 +144,7 @@ def vine_problem(
     roots: Roots,
     trunk: Trunk | None = None,
     unit: bool = False,
+    fisher_subsample: int = 1,
     block: int = 0,
     strata: int = 1,
 ) -> LocalProblem:
@@ -156,18 +157,20 @@ def vine_problem(
         trunk: where it is given, KL and Fisher products are over all its states, of which the roots are some: what a
             policy with memory needs. Else they are over the roots.
         unit: whether advantages are brought to a deviation of 1.
-        block: states that are worked on at a time, as for ``sampled_problem``.
+        fisher_subsample: k > 1 lets Fisher products use a fixed 1/k of those states, as for ``sampled_problem``.
+        block: states that are worked on at a time, as there.
         strata: parts of the environments, as there.
     """
     policy = memoryless(policy)
     of_trunk = trunk is not None
     over = trunk or Trunk(roots.observation, roots.weight)
-    memory, weight = (over.carry, over.reset), over.weight
-    distributions = distributions_on(policy, over.observation, weight, *memory, block=block, strata=strata)
-    old = jax.lax.stop_gradient(distributions(params))
-    at = roots_in(old, roots, of_trunk)
-    objective = _VineObjective(centred(at, drawn_from(at, roots), unit), of_trunk)
-    return LocalProblem(distributions, objective, old, weight)
+
+    def objective(old: Distribution) -> _VineObjective:
+        at = roots_in(old, roots, of_trunk)
+        return _VineObjective(centred(at, drawn_from(at, roots), unit), of_trunk)
+
+    states = over.observation, over.weight, over.carry, over.reset
+    return problem_on(policy, params, objective, *states, fisher_subsample=fisher_subsample, block=block, strata=strata)
 
 
 def roots_in(distribution: Distribution, roots: Roots, of_trunk: bool) -> Distribution:

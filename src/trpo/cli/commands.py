@@ -281,6 +281,23 @@ def _export(run: RunDirectory, to: Path | None = None, checkpoint: str = "last",
 
 
 @_command
+def _report(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (), out: Path | None = None) -> int:
+    """Write one HTML file about runs: settings, curves, evaluations, videos, and what their metrics say.
+
+    Args:
+        runs: Directories of runs, finished or not, or of sweeps.
+        out: The file; by default report.html in the first run's directory.
+    """
+    from trpo.report.page import report_runs
+
+    begin_work()
+    if not runs:
+        raise ValueError("report needs at least one run: trpo report RUN...")
+    print(report_runs(runs, out or runs[0] / "report.html"))
+    return 0
+
+
+@_command
 def _theory(
     out: Path = Path("runs/theory"), mdps: int = 1024, seed: int = 0, only: tuple[str, ...] = (), quiet: bool = False
 ) -> int:
@@ -350,6 +367,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "record": _record,
     "plot": _plot,
+    "report": _report,
     "export": _export,
     "presets": _presets,
     "theory": _theory,

@@ -1,4 +1,4 @@
-"""The command line: ``trpo train | check | resume | evaluate | record | plot | export | presets | theory | …``.
+"""The command line: ``trpo train | check | resume | evaluate | record | plot | report | …``.
 
 Exit codes: 0 done; 2 the user's mistake (one line, no traceback); 130 interrupted, 143 terminated (a checkpoint
 was written); 1 anything else.
@@ -34,6 +34,8 @@ usage: trpo COMMAND …
              [--checkpoint last|best|N]
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]      curves (PNG)
+  trpo report RUN... [--out FILE]    one HTML file: settings, curves, videos,
+             evaluations, and what the metrics say
   trpo export RUN [--to FILE]        a policy that acts without JAX
   trpo presets [NAME or ENV]         best-known settings, and for what
   trpo theory [--out DIR]            check every claim of the theory;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def save_png(figure: Any, out: Path, dpi: int = 150) -> Path:
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
     return out
+
+
+def to_svg(figure: Any, salt: str) -> str:
+    """Return the figure as SVG with its text as text, without a background; ``salt`` makes its names its own."""
+    import matplotlib
+
+    figure.patch.set_alpha(0.0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0.0)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue().partition("<svg")[2].join(["<svg", ""])
 
 
 def colour_of(i: int, count: int) -> Any:

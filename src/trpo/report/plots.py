@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -49,13 +49,9 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     if not unique:
         raise ValueError("no run to plot: give one run directory or more")
     check_png(out)
-    labels, colours = labels_of(unique), (colour_of(i, len(unique)) for i in range(len(unique)))
-    curves = [_Run(*each) for each in zip(labels, colours, unique, strict=True)]
-    # Returns of different environments have nothing in common: each has a panel of its own.
-    tasks = list(dict.fromkeys(run.env for run in curves))
-    named = tasks if len(tasks) > 1 else [""]
-    returns = [(_return_in(task), [run for run in curves if run.env == task or not task]) for task in named]
-    panels = returns + [(draw, curves) for draw in (_kl, _gain, _explained, _std, _entropy)]
+    curves = curves_of(unique)
+    tasks = {run.env for run in curves}
+    panels = panels_of(curves, named=len(tasks) > 1)
     rows = -(-len(panels) // 3)
     figure = new_figure(13, 3.6 * rows)
     grid = list(figure.subplots(rows, 3, sharex=True).flat)
@@ -75,16 +71,38 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     return save_png(figure, out)
 
 
+Draw: TypeAlias = Callable[[Any, Any], None]
+"""(axes, curves) ↦, which draws a panel."""
+
+
+def curves_of(runs: Sequence[Path]) -> list[RunCurves]:
+    """Return what is drawn of each run, in a colour of its own; ValueError where there is nothing."""
+    return [
+        RunCurves(label, colour_of(i, len(runs)), run, read_evaluations(run))
+        for i, (label, run) in enumerate(zip(labels_of(runs), runs, strict=True))
+    ]
+
+
+def panels_of(curves: Sequence[RunCurves], named: bool) -> list[tuple[Draw, Sequence[RunCurves]]]:
+    """Return what draws each panel, and of which runs; ``named`` says that titles have environments' names.
+
+    Returns of different environments have nothing in common: each has a panel of its own.
+    """
+    tasks = list(dict.fromkeys(run.env for run in curves)) if named else [""]
+    returns = [(_return_in(task), [run for run in curves if run.env == task or not task]) for task in tasks]
+    return returns + [(draw, curves) for draw in (_kl, _gain, _explained, _std, _entropy)]
+
+
 DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "alpha": 0.7}
 """How evaluations are drawn."""
 
 
-class _Run:
+class RunCurves:
     """One run's columns, colour and smoothing."""
 
-    def __init__(self, label: str, colour: Any, run: Path):
+    def __init__(self, label: str, colour: Any, run: Path, evaluations: list[dict[str, Any]]):
         self.label, self.colour, self.records, self.env = label, colour, read_metrics(run), env_name(run)
-        self.evaluations = read_evaluations(run)
+        self.evaluations = evaluations
         n = len(self.records)
         if not n:
             raise ValueError(f"{run / METRICS} has no iteration yet; plot the run after its first one")
@@ -134,7 +152,7 @@ def labels_of(runs: Sequence[Path]) -> list[str]:
             depth[i] += 1
 
 
-def _curves(axes: Any, curves: Sequence[_Run], name: str) -> None:
+def _curves(axes: Any, curves: Sequence[RunCurves], name: str) -> None:
     """Draw a column of each run: thin as it is, thick its running median."""
     for run in curves:
         y = run[name]
@@ -143,14 +161,14 @@ def _curves(axes: Any, curves: Sequence[_Run], name: str) -> None:
         _line(axes, run, running_median(y, run.window), 1.6)
 
 
-def _line(axes: Any, run: _Run, y: np.ndarray, width: float) -> None:
+def _line(axes: Any, run: RunCurves, y: np.ndarray, width: float) -> None:
     # A number between two nulls has no line to be part of.
     marker = "o" if np.isfinite(y).sum() == 1 else None
     axes.plot(run.steps, y, linestyle=ACTUAL, color=run.colour, linewidth=width, marker=marker, markersize=4)
 
 
-def _return_in(env: str) -> Callable[[Any, Sequence[_Run]], None]:
-    def draw(axes: Any, curves: Sequence[_Run]) -> None:
+def _return_in(env: str) -> Callable[[Any, Sequence[RunCurves]], None]:
+    def draw(axes: Any, curves: Sequence[RunCurves]) -> None:
         title = f"Return in {plain(shortened(env, 36))}" if env else "Return, mean of the last 100 episodes"
         style(axes, title, "undiscounted, last 100 episodes" if env else "undiscounted")
         for run in curves:
@@ -164,7 +182,7 @@ def _return_in(env: str) -> Callable[[Any, Sequence[_Run]], None]:
     return draw
 
 
-def _kl(axes: Any, curves: Sequence[_Run]) -> None:
+def _kl(axes: Any, curves: Sequence[RunCurves]) -> None:
     style(axes, r"Mean KL($\pi_{\mathrm{old}} \Vert \pi$)", "nats")
     _curves(axes, curves, "mean_kl")
     known = {f"{x:.3g}" for x in _known(curves, "max_kl")}
@@ -180,7 +198,7 @@ def _kl(axes: Any, curves: Sequence[_Run]) -> None:
     _headroom(axes)
 
 
-def _gain(axes: Any, curves: Sequence[_Run]) -> None:
+def _gain(axes: Any, curves: Sequence[RunCurves]) -> None:
     style(axes, "Surrogate gain", "units of the advantage")
     for run in curves:
         _curves(axes, [run], "surrogate_gain")
@@ -195,7 +213,7 @@ def _gain(axes: Any, curves: Sequence[_Run]) -> None:
     _headroom(axes)
 
 
-def _explained(axes: Any, curves: Sequence[_Run]) -> None:
+def _explained(axes: Any, curves: Sequence[RunCurves]) -> None:
     style(axes, "Explained variance of the value function", "1 is perfect")
     _curves(axes, curves, "explained_variance")
     lowest = min(_known(curves, "explained_variance"), default=0.0)
@@ -203,7 +221,7 @@ def _explained(axes: Any, curves: Sequence[_Run]) -> None:
     axes.axhline(0, color="0.6", linewidth=0.8)
 
 
-def _std(axes: Any, curves: Sequence[_Run]) -> None:
+def _std(axes: Any, curves: Sequence[RunCurves]) -> None:
     style(axes, "Standard deviation σ of the policy", "mean over dimensions")
     _curves(axes, curves, "std")
     if _known(curves, "std").size:
@@ -212,12 +230,12 @@ def _std(axes: Any, curves: Sequence[_Run]) -> None:
         _message(axes, "no σ: discrete actions")
 
 
-def _entropy(axes: Any, curves: Sequence[_Run]) -> None:
+def _entropy(axes: Any, curves: Sequence[RunCurves]) -> None:
     style(axes, "Entropy of the policy", "nats")
     _curves(axes, curves, "entropy")
 
 
-def _known(curves: Sequence[_Run], *names: str) -> np.ndarray:
+def _known(curves: Sequence[RunCurves], *names: str) -> np.ndarray:
     """Return the numbers in columns of all runs."""
     everything = np.concatenate([run[name] for run in curves for name in names])
     return everything[np.isfinite(everything)]
@@ -244,7 +262,7 @@ def _explain(axes: Any, styles: dict[str, Any]) -> None:
     axes.legend(handles=lines, **placed).set_in_layout(False)
 
 
-def _legend(figure: Any, curves: Sequence[_Run], several: bool) -> None:
+def _legend(figure: Any, curves: Sequence[RunCurves], several: bool) -> None:
     colours = {}
     for run in curves:
         refused = int(run.rejected.sum())

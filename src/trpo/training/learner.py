@@ -360,8 +360,8 @@ def local_problem(program: Program, learner: Learner, estimates: Estimates) -> L
     advantage = standardise(estimates.advantage, weight) if program.standardise_advantages else estimates.advantage
     if estimates.roots is not None and program.vine is not None:
         trunk = Trunk(estimates.seen, weight, steps.carry, estimates.reset) if program.vine.over_trunk else None
-        unit, blocks = program.standardise_advantages, (program.block, program.strata)
-        return vine_problem(program.policy, learner.policy, estimates.roots, trunk, unit, *blocks)
+        unit, size = program.standardise_advantages, (program.fisher_subsample, program.block, program.strata)
+        return vine_problem(program.policy, learner.policy, estimates.roots, trunk, unit, *size)
     batch = Batch(
         observation=estimates.seen,
         action=steps.action,

@@ -37,12 +37,8 @@ def plan_of(config: Config, spec: EnvSpec, value: PolicyFunction) -> Plan | None
         raise ValueError(
             f"vine.every={vine.every}: leaves no root in a fragment of {config.fragment} steps; use at most that"
         )
-    for name, given, usual in (
-        ("env.stagger", config.env.stagger, False),
-        ("fisher_subsample", config.fisher_subsample, 1),
-    ):
-        if given != usual:
-            raise ValueError(f"{name}={given}: rollout='vine' does not use it; leave it at {usual}")
+    if config.env.stagger:
+        raise ValueError("env.stagger=True: rollout='vine' does not use it; leave it at False")
     if jax.tree.leaves(value.start(1)):
         raise ValueError("rollout='vine': branches need a value function without memory; the policy may have one")
     proposal = vine.proposal
