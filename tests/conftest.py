@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,21 @@ if "XDG_STATE_HOME" not in os.environ or not os.environ["XDG_STATE_HOME"].starts
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-jaxtyping.install_import_hook("trpo", "strict_types.check")
+# All that states shapes. What steps environments, reads files and speaks does not, is called most, and mypy reads it:
+# checking it as well would take a third of the time.
+PACKAGE = Path(find_spec("trpo").submodule_search_locations[0])  # type: ignore[union-attr, index]
+PLAIN_PYTHON = {"cli", "deploy", "envs.host", "report", "runs", "settings"}
+_rooms = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.rglob("*.py")}
+_checked = [room for room in sorted(_rooms) if not any(f"{room}.".startswith(f"{plain}.") for plain in PLAIN_PYTHON)]
+jaxtyping.install_import_hook([f"trpo.{room}" for room in _checked if not room.endswith("__")], "strict_types.check")
 
+PLAIN = "--xla_cpu_use_fusion_emitters=false"
 if "slow" not in " ".join(sys.argv):
     # The tests compile hundreds of tiny programs: compiling them quickly halves the time. Learning runs want fast code.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    _flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    if version("jaxlib").startswith("0.10."):  # halves it once more; a flag that XLA does not know ends the process
+        _flags += f" {PLAIN}"
+    os.environ.setdefault("XLA_FLAGS", _flags)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -77,6 +89,21 @@ def _limited(item: pytest.Item) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run what is marked ``usual_compiler`` in a process whose loops are fused as users' are."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if pyfuncitem.get_closest_marker("usual_compiler") is None or PLAIN not in flags:
+        return None
+    from tests.helpers import run_process
+
+    environment = {**os.environ, "XLA_FLAGS": flags.replace(PLAIN, "")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    done = run_process(command, env=environment, cwd=pyfuncitem.config.rootpath)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _limited
@@ -163,4 +190,5 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 def pytest_configure(config: pytest.Config) -> None:
     global _stderr
     _stderr = os.dup(2)  # the real one: nothing is captured now
+    config.addinivalue_line("markers", "usual_compiler: what is compiled as users' is, in a process of its own")
     config.addinivalue_line("markers", "rank_promotion: third-party code under test broadcasts across ranks")

@@ -297,6 +297,7 @@ def test_no_action_is_taken_that_is_not_allowed(env: Any, workers: int) -> None:
     np.testing.assert_array_equal(many["z"] if env is WithForce else many, np.arange(ACTIONS) + 1)
 
 
+@pytest.mark.usual_compiler
 def test_where_a_mask_is_told_makes_no_difference() -> None:
     parameters = [trained(env, masks_config(steps=512))[0].learner.policy for env in (Telling, ByMethod, InObservation)]
     for other in parameters[1:]:

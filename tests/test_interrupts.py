@@ -101,7 +101,9 @@ def test_a_signal_between_resuming_and_the_first_iteration(
     started.send(signal.SIGINT)
     ending = started.finish()
     assert ending.wrong(130, says="trpo: interrupted") == ""
-    assert (tmp_path / "r" / "metrics.jsonl").read_text().count("\n") == 2
+    newest = max(int(path.name) for path in (tmp_path / "r" / "checkpoints").iterdir())
+    assert newest <= 3  # a signal may come after the next iteration began
+    assert (tmp_path / "r" / "metrics.jsonl").read_text().count("\n") == newest
 
 
 def test_the_first_signal_waits_for_an_iteration_if_there_was_one() -> None:

@@ -106,6 +106,7 @@ def alone(env: Walk, config: trpo.Config) -> trpo.Agent:
     return trpo.train(env, config=config, quiet=True)
 
 
+@pytest.mark.usual_compiler
 def test_members_equal_single_runs(x64: None) -> None:
     """Every combination, in order; four of the twelve are run alone."""
     before = device_training._compile.cache_info().misses
@@ -120,6 +121,7 @@ def test_members_equal_single_runs(x64: None) -> None:
     assert len({tuple(bits(agent.learner)) for agent in agents}) == 12
 
 
+@pytest.mark.usual_compiler
 def test_whatever_may_vary_is_what_it_would_be_alone(x64: None) -> None:
     """Every such setting changed by itself, together in one program, next to a run of which none is changed."""
     assert set(VALUES) | {"value.learning_rate"} == TRACED  # that one: below

@@ -920,6 +920,17 @@ def test_double_precision_end_to_end() -> None:
     assert done.stdout.splitlines() == ["probe:continuous float32 3"]
 
 
+def test_a_loop_that_is_left_open_says_nothing_at_the_end() -> None:
+    program = """
+        import trpo
+        config = trpo.Config(fragment=8, env=trpo.EnvConfig("probe:both", count=2), policy=trpo.PolicyConfig(hidden=()))
+        loop = trpo.iterations("probe:both", trpo.make_agent("probe:both", config), config)
+        next(loop)
+    """
+    done = run_process([sys.executable, "-c", textwrap.dedent(program)])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("env", ["probe:both", "jax-probe:both"])
 @pytest.mark.parametrize("check", ["jax_debug_nans", "jax_debug_infs"])
 def test_nothing_makes_a_nan_or_an_infinity_on_purpose(env: str, check: str) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -240,6 +241,48 @@ def _record(
 
 
 @_command
+def _watch(
+    run: RunDirectory,
+    checkpoint: str = "last",
+    follow: bool = True,
+    episodes: int = 0,
+    stochastic: bool = False,
+    seed: int = 0,
+    max_steps: int = 30_000,
+    trust: bool = False,
+) -> int:
+    """Show a run's policy at work in a window, or in text where there is no display; Ctrl-C ends it.
+
+    Args:
+        run: Directory of the run, which may be in progress.
+        checkpoint: last, best (where training evaluated), or the iteration of one.
+        follow: Go on with a newer checkpoint, once an episode has ended, as soon as there is one.
+        episodes: Episodes to show; 0: until Ctrl-C, or until the window is closed.
+        stochastic: Sample actions instead of taking the distribution's mode.
+        seed: Of the environment and of sampled actions.
+        max_steps: Steps after which an episode that has not ended is cut, which is said.
+        trust: Import the module that the run names for its environment, although it was not trained here.
+    """
+    from trpo.report.watching import watch
+
+    begin_work()
+    results, terminal = sys.stdout, sys.stdout.isatty()
+
+    def tell(text: str) -> None:
+        print(f"\r\x1b[K{text}" if terminal else text, file=results, flush=True)
+
+    def live(text: str) -> None:  # one line takes the place of the one before; pictures of several follow each other
+        if terminal or "\n" in text:
+            one = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
+            print(text if "\n" in text else one, end="\n" if "\n" in text else "", file=results, flush=True)
+
+    how: dict[str, Any] = {"deterministic": not stochastic, "seed": seed, "max_steps": max_steps, "trust": trust}
+    with foreign():
+        watch(run, checkpoint=checkpoint, follow=follow, episodes=episodes, **how, tell=tell, live=live)
+    return 0
+
+
+@_command
 def _plot(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (), out: Path | None = None) -> int:
     """Draw learning curves and diagnostics of one or more runs.
 
@@ -366,6 +409,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": _resume,
     "evaluate": _evaluate,
     "record": _record,
+    "watch": _watch,
     "plot": _plot,
     "report": _report,
     "export": _export,

@@ -32,6 +32,9 @@ usage: trpo COMMAND …
              go on from the newest checkpoint, with other settings
   trpo evaluate RUN [--episodes N] [--stochastic] [--max-steps N] [--json]
              [--checkpoint last|best|N]
+  trpo watch RUN [--checkpoint last|best|N]
+             a live window, that follows a run in progress; text
+             where there is no display
   trpo record RUN [--out FILE]       video of an episode (mp4 or gif)
   trpo plot RUN... [--out FILE]      curves (PNG)
   trpo report RUN... [--out FILE]    one HTML file: settings, curves, videos,

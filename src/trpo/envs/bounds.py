@@ -41,7 +41,7 @@ def _within(bound: np.ndarray, dtype: np.dtype, sign: int, number: np.dtype) -> 
         least = np.where(abs(least) > 2.0**53, np.nextafter(least, -np.inf), np.floor(least))
     with np.errstate(over="ignore"):
         rounded = least.astype(number)
-    return sign * np.where(rounded > least, np.nextafter(rounded, number.type(-np.inf)), rounded)
+        return sign * np.where(rounded > least, np.nextafter(rounded, number.type(-np.inf)), rounded)
 
 
 def meaning(box: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -130,9 +130,10 @@ def make_drawn(env: EnvLike, options: Any, name: str, mode: str = "rgb_array") -
         if not isinstance(error.__cause__, TypeError) or "render_mode" not in str(error):
             raise
         raise ValueError(f"environment {name!r} offers no images: it takes no render_mode") from error
-    if made.render_mode != mode:
+    offered = made.metadata.get("render_modes") or ()
+    if made.render_mode != mode or (mode != "rgb_array" and mode not in offered):
         made.close()
-        modes = ", ".join(map(repr, made.metadata.get("render_modes") or ())) or "none"
+        modes = ", ".join(map(repr, offered)) or "none"
         cure = f"pass render_mode={mode!r} in the function that makes it; " if callable(env) else ""
         what = "images to record" if mode == "rgb_array" else "window"
         raise ValueError(f"environment {name!r} offers no {what}: {cure}its render modes are {modes}")
@@ -220,10 +221,11 @@ def _frames(
         yield frame_of(env, name)
 
 
-def frame_of(env: gym.Env, env_id: str) -> np.ndarray:
-    """Return an environment's picture, ``[height, width, 3]``; ValueError or EnvironmentFailure where it has none."""
+@contextlib.contextmanager
+def drawing(env_id: str) -> Iterator[None]:
+    """Say of what is raised while an environment is drawn that it was this one, and what package is missing."""
     try:
-        frame = np.asarray(env.render())
+        yield
     except gym.error.DependencyNotInstalled as error:
         extra = re.search(r"gymnasium\[([\w,-]+)\]", str(error))
         cure = f"pip install 'gymnasium[{extra[1]}]'" if extra else error
@@ -231,6 +233,12 @@ def frame_of(env: gym.Env, env_id: str) -> np.ndarray:
         raise MissingExtraError(message) from error
     except Exception as error:
         raise EnvironmentFailure(f"environment {env_id} cannot be drawn: {described(error)}{opengl_cure()}") from error
+
+
+def frame_of(env: gym.Env, env_id: str) -> np.ndarray:
+    """Return an environment's picture, ``[height, width, 3]``; ValueError or EnvironmentFailure where it has none."""
+    with drawing(env_id):
+        frame = np.asarray(env.render())
     if frame.ndim != 3 or frame.shape[-1] not in (3, 4):
         raise ValueError(f"environment {env_id!r} rendered an array of shape {frame.shape}, not an RGB image")
     return np.ascontiguousarray(frame[..., :3], dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import warnings
@@ -132,6 +133,9 @@ def advance(
     check_runs(env, agents)
     envs = origin.open(config.count, config.workers)
     with contextlib.ExitStack() as here:
+        # A loop that is still open at the interpreter's end would be closed when modules are gone.
+        atexit.register(here.close)
+        here.callback(atexit.unregister, here.close)
         if origin.ours:
             (here if ending is None else ending).callback(envs.close)
         yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
