@@ -2,7 +2,7 @@
 
     python -m benchmarks.vine --variance [--tasks gymnax:CartPole-v1 ...] [--reference 1000000]
     python -m benchmarks.vine --speed [--tasks ...]
-    python -m benchmarks.vine --learning [--seeds 0 1 2] [--processes 2]
+    python -m benchmarks.vine --learning [--tasks DeepSea-12 ...] [--seeds 0 1 2] [--processes 2]
     python -m benchmarks.vine --picture
 
 Steps are simulator steps, those of branches included. Results go to ``benchmarks/results/vine/``; what is there is not
@@ -12,10 +12,8 @@ measured again, but for ``--picture``, which draws ``docs/figures/vine.png``.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,15 +25,16 @@ FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "vine.png"
 DEVICE = ("gymnax:CartPole-v1", "gymnax:Acrobot-v1", "gymnax:MountainCar-v0", "gymnax:DeepSea-bsuite",
           "gymnax:Breakout-MinAtar")  # fmt: skip
 HOST = ("Hopper-v5",)
-LEARNING = {
-    "MountainCar-v0": 400_000,
-    "Acrobot-v1": 200_000,
-    "FrozenLake-v1": 200_000,
-    "Taxi-v4": 500_000,
-    "gymnax:DeepSea-bsuite": 500_000,
-    "gymnax:Breakout-MinAtar": 2_000_000,
-    "Hopper-v5": 1_000_000,
+LEARNING: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "MountainCar-v0": ("MountainCar-v0", 400_000, {}),
+    "Acrobot-v1": ("Acrobot-v1", 200_000, {}),
+    "FrozenLake-v1": ("FrozenLake-v1", 200_000, {}),
+    "Taxi-v4": ("Taxi-v4", 500_000, {}),
+    **{f"DeepSea-{n}": ("gymnax:DeepSea-bsuite", 500_000, {"env": {"kwargs": {"size": n}}}) for n in (8, 12, 16, 20)},
+    "Breakout-MinAtar": ("gymnax:Breakout-MinAtar", 2_000_000, {}),
+    "Hopper-v5": ("Hopper-v5", 1_000_000, {}),
 }
+"""Name: environment, steps, and what is set of it."""
 SINGLE: dict[str, dict[str, Any]] = {"GAE 0.95": {"gae_lambda": 0.95}, "Monte Carlo": {"gae_lambda": 1.0}}
 """What single paths are estimated with."""
 BASE = {"every": 8, "actions": 8, "length": 16}
@@ -256,13 +255,29 @@ def last_of(trajectory: Any, branches: Any) -> Any:
     return jnp.sum(trajectory.reward) + (0 if branches is None else jnp.sum(branches.q))
 
 
+LEAST = 0.2
+"""Seconds that one kind is stepped for before it is the other's turn."""
+
+
+def timed(batches: Iterator[tuple[Any, Any]], count: int) -> tuple[float, int]:
+    """Return the seconds and the steps of so many batches."""
+    import jax
+
+    began = time.perf_counter()
+    steps = 0
+    for _ in range(count):
+        found, taken = next(batches)
+        jax.block_until_ready(found)
+        steps += int(taken)
+    return time.perf_counter() - began, steps
+
+
 def speed(task: str, rounds: int = 15) -> dict[str, Any]:
     """Measure steps per second of branches and of plain collecting, in turns: the median of the ratios.
 
     ``share``: on the device all steps of all branches are computed, those after a branch's end for nothing. Of so many
     ``share`` were taken, and count.
     """
-    import jax
     import numpy as np
 
     import trpo
@@ -274,22 +289,17 @@ def speed(task: str, rounds: int = 15) -> dict[str, Any]:
     for agent in agents:
         make = (_on_device if on_device else _on_host)(agent, agent.learner, last_of, *([False] if on_device else []))
         runs.append(make)
-        for _ in range(2):
-            jax.block_until_ready(next(make)[0])
+        timed(make, 2)
+    # As many batches a round as take a while.
+    batches = max(1, round(LEAST / timed(runs[0], 3)[0] * 3))
     for _ in range(rounds):
-        took, steps = [], []
-        for make in runs:
-            began = time.perf_counter()
-            found, taken = next(make)
-            jax.block_until_ready(found)
-            took.append(time.perf_counter() - began)
-            steps.append(int(taken))
-        times["plain"].append(steps[0] / took[0])
-        times["branches"].append((steps[1] - steps[0]) / max(took[1] - took[0], 1e-9))
-        times["share"].append((steps[1] - steps[0]) / (agents[1].program().most_steps - steps[0]))
+        (plain, few), (both, many) = (timed(make, batches) for make in runs)
+        times["plain"].append(few / plain)
+        times["branches"].append((many - few) / max(both - plain, 1e-9))
+        times["share"].append((many - few) / (batches * agents[1].program().most_steps - few))
     ratio = np.array(times["branches"]) / np.array(times["plain"])
     found = {name: statistics.median(values) for name, values in times.items()}
-    found |= {"ratio": float(np.median(ratio)), "lowest": float(ratio.min()), "highest": float(ratio.max())}
+    found |= dict(zip(("low", "ratio", "high"), map(float, np.quantile(ratio, [0.25, 0.5, 0.75])), strict=True))
     print(
         f"{task:26s} plain {found['plain']:10.0f}/s branches {found['branches']:10.0f}/s ratio {found['ratio']:.2f}, "
         f"share {found['share']:.2f}"
@@ -300,27 +310,27 @@ def speed(task: str, rounds: int = 15) -> dict[str, Any]:
 # ---------------------------------------------------------------- learning
 
 
-def jobs(tasks: list[str], seeds: list[int]) -> list[Any]:
+def jobs(names: list[str], seeds: list[int], out: Path = RESULTS, most: int | None = None) -> list[Any]:
     """Return the runs of both kinds: single paths with the task's preset, and a vine beside them."""
     from benchmarks.learning import Job
 
-    variants = {"single-path": {}, "vine": {"rollout": "vine", "vine": BASE}}
-    return [
-        Job(
-            f"{task}:{LEARNING[task]}",
-            name,
-            seed,
-            changes,
-            "auto",
-            LEARNING[task] // 20,
-            10,
-            "gymnasium",
-            RESULTS / "learning",
+    def job(name: str, seed: int, kind: str, changes: dict[str, Any]) -> Any:
+        env, steps, own = LEARNING[name]
+        steps = min(steps, most or steps)
+        return Job(
+            task=f"{env}:{steps}",
+            variant=kind,
+            seed=seed,
+            changes=own | changes,
+            preset="auto",
+            every=-(-steps // 20),
+            episodes=10,
+            simulator="gymnasium",
+            out=out / "learning" / name,
         )
-        for seed in seeds
-        for task in tasks
-        for name, changes in variants.items()
-    ]
+
+    kinds: dict[str, dict[str, Any]] = {"single-path": {}, "vine": {"rollout": "vine", "vine": BASE}}
+    return [job(name, seed, kind, changes) for seed in seeds for name in names for kind, changes in kinds.items()]
 
 
 # ---------------------------------------------------------------- the picture
@@ -387,10 +397,13 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=1_000_000, help="steps of the reference gradient")
     parser.add_argument("--steps", type=int, default=200_000, help="steps that each kind's variance is measured with")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument(
+        "--most", type=int, help="steps of learning runs, at the most; a trial, with an --out of its own"
+    )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    for task in options.tasks or (*DEVICE, *HOST):
+    for task in (options.tasks or (*DEVICE, *HOST)) if options.variance or options.speed else ():
         name = task.replace(":", "-")
         if options.variance:
             missing(
@@ -400,16 +413,9 @@ def main() -> None:
         if options.speed:
             missing(options.out / f"speed-{name}.json", lambda task=task: speed(task))
     if options.learning:
-        from benchmarks.learning import run
+        from benchmarks.learning import run_all
 
-        todo = jobs(options.tasks or list(LEARNING), options.seeds)
-        if options.processes == 1:
-            list(map(run, todo))
-        else:
-            with concurrent.futures.ProcessPoolExecutor(
-                options.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-            ) as pool:
-                list(pool.map(run, todo))
+        run_all(jobs(options.tasks or list(LEARNING), options.seeds, options.out, options.most), options.processes)
     if options.picture:
         picture()
 

@@ -65,29 +65,31 @@ def is_known(reference: dict[str, float]) -> bool:
 
 def speeds(out: Path = RESULTS) -> Iterator[str]:
     """Yield the lines of the table of speeds."""
-    yield "| task | steps of single paths per second | steps of branches per second | ratio | of all rounds |"
-    yield "|---|---|---|---|---|"
+    yield "| task | single paths, steps per second | branches, steps per second | ratio | half of the rounds | share |"
+    yield "|---|---|---|---|---|---|"
     for row in loaded("speed", out):
         rates = f"{row['plain']:,.0f} | {row['branches']:,.0f} | {row['ratio']:.2f}"
-        yield f"| {row['task']} | {rates} | {row['lowest']:.2f} … {row['highest']:.2f} |"
+        yield f"| {row['task']} | {rates} | {row['low']:.2f} … {row['high']:.2f} | {row['share']:.2f} |"
 
 
 def learned(out: Path = RESULTS) -> Iterator[str]:
     """Yield the lines of the table of learning runs, those that there are."""
     yield "| task | steps | single path | seeds | vine | seeds |"
     yield "|---|---|---|---|---|---|"
-    for task, steps in LEARNING.items():
+    for name, (_, steps, _) in LEARNING.items():
         shown = []
         for kind in ("single-path", "vine"):
-            files = sorted((out / "learning" / f"{task}-{steps}".replace(":", "-")).glob(f"{kind}-s*.json"))
+            files = sorted((out / "learning" / name).glob(f"*/{kind}-s*.json"))
             scores = [json.loads(path.read_text())["deterministic"]["mean_return"] for path in files]
             shown.append(f"{statistics.mean(scores):.4g} | {len(scores)}" if scores else "not run | 0")
-        yield f"| {task} | {steps:,} | {' | '.join(shown)} |"
+        if any(not cells.startswith("not run") for cells in shown):
+            yield f"| {name} | {steps:,} | {' | '.join(shown)} |"
 
 
 def section(out: Path = RESULTS) -> str:
     """Return what stands between the marks of the page."""
-    return "\n".join(["", *variances(out), "", *speeds(out), ""])
+    runs = list(learned(out))
+    return "\n".join(["", *variances(out), "", *speeds(out), "", *(runs if len(runs) > 2 else []), ""])
 
 
 def draw(out: Path = RESULTS, figure: Path = FIGURE) -> None:

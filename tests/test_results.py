@@ -13,6 +13,13 @@ def test_the_page_is_what_the_result_files_say() -> None:
     assert tables.PAGE.read_text() == tables.page()
 
 
+def test_the_page_of_rollouts_is_what_the_result_files_say() -> None:
+    vines = pytest.importorskip("benchmarks.vine_tables")
+    text = vines.PAGE.read_text()
+    assert text.partition(vines.BEGIN)[2].partition(vines.END)[0] == f"\n{vines.section()}\n"
+    assert len(text) - len(vines.section()) > 1000
+
+
 def test_the_readme_is_what_the_result_files_say() -> None:
     text = tables.README.read_text()
     assert tables.BEGIN in text
