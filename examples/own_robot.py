@@ -5,6 +5,7 @@
 checks the environment, trains, evaluates, exports, and starts a process that has neither JAX nor trpo, in which the
 policy moves the arm (``--drive FILE``). The same by the command line, in this directory:
 
+    trpo check own_robot:Arm-v0
     trpo train own_robot:Arm-v0 --steps 300000 --out runs/arm
     trpo evaluate runs/arm --episodes 50
     trpo export runs/arm
@@ -119,12 +120,13 @@ def drive(file: Path, episodes: int) -> None:
 
 def day(steps: int, out: Path, episodes: int) -> None:
     """Check, train, evaluate and export."""
-    from gymnasium.utils.env_checker import check_env
-
     import trpo
 
-    check_env(Arm(), skip_render_check=True)
-    sys.path.insert(0, str(Path(__file__).parent))  # where worker processes and trpo evaluate find own_robot, too
+    sys.path.insert(0, str(Path(__file__).parent))  # where own_robot is found by its name
+    found = trpo.check_environment("own_robot:Arm-v0", steps=min(steps, 1000))
+    print(found)
+    if found.faults:
+        sys.exit(1)
     agent = trpo.train("own_robot:Arm-v0", steps=steps, seed=0, out=out)
     print(f"return {agent.evaluate(episodes=episodes).mean_return:.1f}")
     file = trpo.export(agent, out / "policy.npz")

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -26,11 +27,12 @@ from trpo.cli.main import main
 from trpo.deploy import policy as deployed
 from trpo.envs.masks import MASK
 from trpo.envs.meeting import observed
+from trpo.envs.spaces import Box
 
 HAS_ONNX = importlib.util.find_spec("onnx") is not None
 COUNT, SINGLE = 1000, 40
 TOLERANCE = 1e-6
-"""Of actions, relative to the largest of their part, or 1: single precision has seven digits. Choices are the same."""
+"""Of actions, relative to the largest number that their space allows, or 1: single precision has seven digits."""
 
 
 class Wandering(gym.Env):
@@ -63,7 +65,7 @@ def everything() -> gym.Env:
     observation = spaces.Dict(
         arm=spaces.Dict(arm),
         camera=spaces.Box(0, 255, (6, 7, 3), np.uint8),
-        count=spaces.Box(-50, 50, (2,), np.int16),
+        count=spaces.Box(-5, 5, (2,), np.int16),
         doors=spaces.Tuple([spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3], start=[1, 0])]),
         mission=spaces.Text(5),
     )
@@ -79,7 +81,7 @@ def everything() -> gym.Env:
 
 def camera() -> gym.Env:
     """Four grey frames, as large as the larger network's kernels need."""
-    return Wandering(spaces.Box(0, 255, (4, 36, 36), np.uint8), spaces.Box(-1, 1, (2,), np.float64))
+    return Wandering(spaces.Box(0, 255, (4, 44, 52), np.uint8), spaces.Box(-1, 1, (2,), np.float64))
 
 
 def picture() -> gym.Env:
@@ -93,7 +95,7 @@ MAKERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "masked": ("Taxi-v4", {}, {}),
     "gru": ("CartPole-v1", {"trunk": "gru", "memory": 16, "sees": ":1 2:3"}, {}),
     "lstm": ("Pendulum-v1", {"trunk": "lstm", "memory": 16, "sees": ":2", "hidden": ()}, {}),
-    "cnn": (camera, {"last_layer_scale": 0.5}, {}),
+    "cnn": (camera, {"last_layer_scale": 0.2}, {}),
     "pixels": (picture, {"encoder": "flat", "sees": "5:60 70:"}, {}),
     "mixed": (
         everything,
@@ -112,6 +114,7 @@ def agent_of(name: str) -> trpo.Agent:
         policy=trpo.PolicyConfig(**{"hidden": (24, 16), "last_layer_scale": 1.0, "averaging": 0.0, **policy}),
         value=trpo.ValueConfig(hidden=(4,), encoder="flat"),
         env=trpo.EnvConfig(count=1, **options),
+        observation_clip=math.inf if name == "gru" else 2.0,
     )
     return trpo.make_agent(env, config)
 
@@ -138,6 +141,12 @@ def without(observation: Any, dropped: tuple[str, ...], path: str = "") -> Any:
 
 def together(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
+def largest(leaf: Any) -> float:
+    """The largest number that a leaf of actions has; 1 where there is no end, and for choices."""
+    ends = np.abs(np.hstack([leaf.low, leaf.high]).astype(float)) if isinstance(leaf, Box) else np.ones(1)
+    return float(max(ends[np.isfinite(ends)], default=1.0))
 
 
 def case_of(agent: trpo.Agent) -> tuple[trpo.Agent, dict[str, Any]]:
@@ -168,7 +177,8 @@ def case_of(agent: trpo.Agent) -> tuple[trpo.Agent, dict[str, Any]]:
         action, carry = agent.act(batch, carry, action_mask=batch_mask)
         batches.append(action)
     single = {"observations": raw[:SINGLE], "masks": masks[:SINGLE], "actions": actions}
-    return agent, {**single, "batch": batch, "batch_mask": batch_mask, "batches": batches}
+    scale = agent.spec.action.map(largest)
+    return agent, {**single, "scale": scale, "batch": batch, "batch_mask": batch_mask, "batches": batches}
 
 
 APART = '''
@@ -192,16 +202,16 @@ else:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
 
-def error(found, right, every):
-    """The largest difference, relative to the largest of every action of its part, or 1."""
+def error(found, right, scale):
+    """The largest difference, relative to the largest number that the space allows."""
     if isinstance(right, dict):
         assert found.keys() == right.keys()
-        return max(error(found[name], right[name], every[name]) for name in right)
+        return max(error(found[name], right[name], scale[name]) for name in right)
     if isinstance(right, tuple):
         assert type(found) is tuple
-        return max(map(error, found, right, every))
+        return max(map(error, found, right, scale))
     assert (type(found), found.shape, found.dtype) == (type(right), right.shape, right.dtype), (found, right)
-    return float(np.max(np.abs(found.astype(float) - right)) / max(np.abs(every.astype(float)).max(), 1))
+    return float(np.max(np.abs(found.astype(float) - right)) / scale)
 
 def named(name, x):
     """Parts of a tree by the names that a graph calls them by."""
@@ -228,30 +238,30 @@ for name in sys.argv[2:]:
     errors, carry = [], policy.start()
     for x, mask, right in zip(case["observations"], case["masks"], case["actions"]):
         action, carry = policy(x, carry, action_mask=mask)
-        errors.append(error(action, right, case["batches"][0]))
+        errors.append(error(action, right, case["scale"]))
     carry = policy.start(COUNT)
     for right in case["batches"]:
         action, carry = policy(case["batch"], carry, action_mask=case["batch_mask"])
-        errors.append(error(action, right, case["batches"][0]))
+        errors.append(error(action, right, case["scale"]))
     found[name] = {"npz": max(errors)}
     if onnxruntime is None:
         continue
     session = onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx", options, providers=["CPUExecutionProvider"])
     types = {x.name: NUMBERS.get(x.type, x.type[7:-1]) for x in session.get_inputs()}
     errors, carry = [], policy.start(1)
-    every = named("action", case["batches"][0])
+    scale = named("action", case["scale"])
     def single(x):
         return {key: single(part) for key, part in x.items()} if isinstance(x, dict) else (
             tuple(map(single, x)) if isinstance(x, tuple) else None if x is None else np.asarray(x)[None])
     for x, mask, right in zip(case["observations"], case["masks"], case["actions"]):
         answer = run(session, types, single(x), single(mask), carry)
         carry = {n: answer.pop(f"next_carry/{n}") for n in carry or {}}
-        errors.append(error(answer, named("action", single(right)), every))
+        errors.append(error(answer, named("action", single(right)), scale))
     carry = policy.start(COUNT)
     for right in case["batches"]:
         answer = run(session, types, case["batch"], case["batch_mask"], carry)
         carry = {n: answer.pop(f"next_carry/{n}") for n in carry or {}}
-        errors.append(error(answer, named("action", right), every))
+        errors.append(error(answer, named("action", right), scale))
     found[name]["onnx"] = max(errors)
 print(json.dumps(found))
 '''
