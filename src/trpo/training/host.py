@@ -145,8 +145,8 @@ class HostLoop:
             previous, fitted = learner, value_info
             learner, batch, info = self._improve(learner, trajectory, iteration, branches)
             info = jax.device_get(info)
-            taken = int(trajectory.valid.sum()) + (0 if branches is None else int(branches.steps))
-            steps += taken
+            of_branches = 0 if branches is None else int(branches.steps)
+            steps += int(trajectory.valid.sum()) + of_branches
             iteration += 1
             # Queued in this order, since computations run one after the other: what the next fragment needs must not
             # wait behind the value fit, which then has the length of that fragment to finish in.
@@ -172,7 +172,10 @@ class HostLoop:
                 source=self.source.snapshot(),
                 value_fit=value_info,
             )
-            timing = {"steps_per_second": taken / (now - started), "collect_seconds": collected - started}
+            timing = {
+                "steps_per_second": (self.config.batch + of_branches) / (now - started),
+                "collect_seconds": collected - started,
+            }
             loss = None if fitted is None else fitted.loss
             metrics = record_of(self.state, info, self.hyper.rule, episodes.recent, loss, timing)
             stops = (not info.finite or bad_fit) and self.config.on_nonfinite == "stop"
