@@ -399,12 +399,14 @@ def same_run(a, b):
     return strip[0] == strip[1] and newest[0].read_bytes() == newest[1].read_bytes()
 
 
-def test_gymnasium_resume_says_that_the_simulator_starts_anew(tmp_path, here):
-    out = tmp_path / "r"
-    assert here("train", "CartPole-v1", "--steps", 64, "--out", out, *SMALL, "--quiet").returncode == 0
-    result = here("resume", out, "--steps", 96)
-    assert result.returncode == 0
-    assert "simulators' state is not in the checkpoint" in result.stderr
+def test_resume_says_whether_the_simulator_starts_anew(tmp_path, here):
+    pytest.importorskip("envpool")
+    for env, anew in (("CartPole-v1", False), ("envpool:CartPole-v1", True)):  # EnvPool's states cannot be taken
+        out = tmp_path / env
+        assert here("train", env, "--steps", 64, "--out", out, *SMALL, "--quiet").returncode == 0
+        result = here("resume", out, "--steps", 96)
+        assert result.returncode == 0
+        assert ("new episodes begin" in result.stderr) is anew
 
 
 def start(*arguments):
