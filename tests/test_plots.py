@@ -157,7 +157,7 @@ def described(run: Path, env: str) -> Path:
     from trpo.envs import Box, Choice
     from trpo.runs.files import write_config
 
-    write_config(run, Agent.create(EnvSpec(env, Box((1,)), Choice(2)), Config()), "0" * 32)
+    write_config(run, Agent.create(EnvSpec(env, Box((1,)), Choice(2)), Config()), "0" * 32, None, [])
     return run
 
 

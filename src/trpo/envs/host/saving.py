@@ -145,7 +145,8 @@ class Atari:
 
 
 def _part(env: Any) -> Part:
-    if hasattr(type(env), "snapshot") and hasattr(type(env), "restore"):
+    # Its own: what a wrapper only passes on to what is inside says nothing of the wrapper.
+    if all(hasattr(type(env), name) or name in vars(env) for name in ("snapshot", "restore")):
         return Own(env)
     module = type(env).__module__
     if module.startswith("gymnasium.envs.mujoco."):
