@@ -62,15 +62,17 @@ def _command(run: Callable[..., int]) -> Callable[[Sequence[str]], int]:
 
 def _train(arguments: Sequence[str]) -> int:
     from trpo.cli.help import few_flags
+    from trpo.cli.local import run_locally
     from trpo.cli.options import Train, flags_of, gathered, varied
     from trpo.runs.starting import with_networks_of
     from trpo.runs.sweep import settings_of_run
     from trpo.runs.train import configure, train
     from trpo.settings.config import Config, with_file
     from trpo.settings.presets import NONE, apply_preset, describe
+    from trpo.training.hosts import join, speaks
 
     # Parsed twice: the first pass finds ENV and --preset, the second lets explicit flags override the preset.
-    helps = {"-h", "--help", "--help-all"}.intersection(arguments)
+    given_arguments, helps = arguments, {"-h", "--help", "--help-all"}.intersection(arguments)
     arguments = gathered([argument for argument in arguments if argument not in helps])
     # The first pass has the settings of the file, in which flags must fit.
     file = next((value for flag, value in flags_of(arguments) if flag == "--config"), None)
@@ -92,9 +94,13 @@ def _train(arguments: Sequence[str]) -> int:
     if helps:
         print(few_flags(options, name, settings))
         return 0
-    env, config, quiet = options.env_id, options.config, options.quiet
+    env, config = options.env_id, options.config
     if options.seeds < 1:
         raise ValueError(f"seeds={options.seeds}: must be ≥ 1")
+    if options.hosts.local > 1:
+        return run_locally(options.hosts.local, ["train", *given_arguments])
+    join(options.hosts)
+    quiet = options.quiet or not speaks()
     start = {"start_from": options.start_from, "checkpoint": options.checkpoint}
     several = options.seeds > 1 or bool(options.vary)
     out = options.out or _fresh_directory(env, "sweep" if several else f"s{config.seed}")
@@ -145,9 +151,11 @@ def _fresh_directory(env_id: str, kind: str) -> Path:
 
 def _resume(arguments: Sequence[str]) -> int:
     from trpo.cli.help import resume_flags
+    from trpo.cli.local import run_locally
     from trpo.cli.options import Resume, gathered, given
     from trpo.runs.sweep import is_sweep, resume_sweep, settings_of_run
     from trpo.runs.train import resume
+    from trpo.training.hosts import join
 
     if {"-h", "--help"}.intersection(arguments):
         print(resume_flags())
@@ -158,6 +166,9 @@ def _resume(arguments: Sequence[str]) -> int:
     named = next((path for path in values if path.is_dir()), values[0] if values else None)
     default = {} if named is None else {"default": Resume(named, settings_of_run(named))}
     options = _parse(Resume, "resume", arguments, **default)
+    if options.hosts.local > 1:
+        return run_locally(options.hosts.local, ["resume", *arguments])
+    join(options.hosts)
     go_on: Callable[..., Any] = resume_sweep if is_sweep(options.run) else resume
     with foreign():
         go_on(options.run, changes=given(arguments, options.config), quiet=options.quiet, trust=options.trust)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from trpo._version import __version__
 from trpo.cli.commands import COMMANDS, HelpShown, fail
+from trpo.cli.local import end_of_one
 from trpo.cli.output import give_up_output, prepare_streams, results_apart
 from trpo.runs.interrupts import heed_signals, interruption, number_of, over
 from trpo.spelling import in_words, nearest
@@ -99,6 +100,8 @@ def _explain(error: BaseException) -> int:
     """Say in one line what ended a command, and return the exit code."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
+    if "trpo.training.hosts" in sys.modules and (code := end_of_one(error)) is not None:
+        return code
     if not isinstance(error, KeyboardInterrupt):
         error = interruption() or error
     if isinstance(error, BrokenPipeError):

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from trpo.runs.changing import setting
-from trpo.settings.config import Config, EnvConfig, settings_of
+from trpo.settings.config import Config, EnvConfig, HostsConfig, settings_of
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
 
@@ -44,6 +44,7 @@ class Train:
     """Independent runs, from --seed on, each with a directory of its own; in JAX all at once."""
     vary: tuple[str, ...] = ()
     """Settings to try several values of, in every combination: rule.max-kl=0.01,0.02 discount=0.98,0.99."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Resume:
     """Show no progress."""
     trust: bool = False
     """Import the module that the run names for its environment, although it was not trained here."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 def given(arguments: Sequence[str], config: Config) -> dict[str, Any]:

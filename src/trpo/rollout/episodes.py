@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -64,11 +65,31 @@ class RecentEpisodes:
         return found | ({"info": info} if info else {})
 
 
-class EpisodeStatistics:
-    """Returns and lengths of episodes of ``count`` environments, across fragments."""
+class Ended(NamedTuple):
+    """An episode that has ended."""
 
-    def __init__(self, count: int, data: dict[str, Any] | None = None, info: Sequence[str] = ()):
+    step: int
+    """After how many steps since the last count."""
+    env: int
+    total: float
+    """Its return."""
+    length: int
+    told: tuple[float, ...] = ()
+    """What it told under each key of ``info``; NaN is nothing."""
+
+
+class EpisodeStatistics:
+    """Returns and lengths of episodes of ``count`` environments, across fragments.
+
+    An episode is counted when it ends, or, of ``several`` such accounts of parts of the environments, when the owner
+    of all has put :attr:`ended` together in order of time.
+    """
+
+    def __init__(self, count: int, data: dict[str, Any] | None = None, info: Sequence[str] = (), several: bool = False):
         self.recent = RecentEpisodes(data, info)
+        self.several, self.step = several, 0
+        self.ended: list[Ended] = []
+        """Those not counted yet."""
         data = data or {}
         if len(data.get("running_return", ())) != count:
             data = {}  # another number of environments: their episodes are not these
@@ -83,11 +104,12 @@ class EpisodeStatistics:
         begin = 0
         for end in (np.flatnonzero(done.any(1)) + 1).tolist():
             self._go_on(counted[begin:end], valid[begin:end])
-            self._end(done[end - 1])
-            if info is not None:
-                self._note(info[end - 1][done[end - 1]])
+            self._end(self.step + end, done[end - 1], None if info is None else info[end - 1])
             begin = end
         self._go_on(counted[begin:], valid[begin:])
+        self.step += len(reward)
+        if not self.several:
+            self.count_ended(self.ended)
 
     def _go_on(self, reward: np.ndarray, valid: np.ndarray) -> None:
         """Record steps between ends of episodes."""
@@ -95,20 +117,27 @@ class EpisodeStatistics:
         self.running_return = np.cumsum(np.concatenate([self.running_return[None], reward]), 0, np.float64)[-1]
         self.running_length += valid.sum(0)
 
-    def _note(self, told: np.ndarray) -> None:
-        """Record what some episodes that ended told, ``[episode, keys]``; NaN is nothing."""
-        for key, values in zip(self.recent.info, told.T, strict=True):
-            known = values[np.isfinite(values)]
-            if known.size:
-                self.recent.note(key, known.size, float(known.sum(dtype=np.float64)))
-
-    def _end(self, done: np.ndarray) -> None:
+    def _end(self, step: int, done: np.ndarray, info: Any) -> None:
         """Close the books of the episodes that ended."""
-        # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
-        for i in np.flatnonzero(done & np.isfinite(self.running_return)):
-            self.recent.add(1, float(self.running_return[i]), int(self.running_length[i]))
-        self.recent.episodes += int(done.sum())
+        for i in np.flatnonzero(done).tolist():
+            told = () if info is None else tuple(info[i].tolist())
+            self.ended.append(Ended(step, i, float(self.running_return[i]), int(self.running_length[i]), told))
         self.forget(done)
+
+    def count_ended(self, ended: Sequence[Ended]) -> None:
+        """Count episodes, in order of their end."""
+        for episode in ended:
+            # An episode with a NaN reward has no return; counted in, it would hide the next hundred.
+            if np.isfinite(episode.total):
+                self.recent.add(1, episode.total, episode.length)
+        self.recent.episodes += len(ended)
+        for _, together in itertools.groupby(ended, lambda episode: episode.step):
+            told = [episode.told for episode in together if episode.told]
+            for key, values in zip(self.recent.info, np.asarray(told).T, strict=True) if told else ():
+                known = values[np.isfinite(values)]
+                if known.size:
+                    self.recent.note(key, known.size, float(known.sum(dtype=np.float64)))
+        self.ended, self.step = [], 0
 
     def forget(self, which: np.ndarray) -> None:
         """Forget the episodes under way in some environments, which count as their first."""

@@ -156,6 +156,14 @@ def require_allowed(envs: HostEnv, observation: Any, going: Any = True) -> None:
         raise EnvironmentFailure(f"environment {envs.spec.id}: {none_left(f' of copy {which}')}")
 
 
+def number_from(envs: HostEnv, first: int) -> None:
+    """Let messages call these environments by their numbers among all, of which ``first`` is the first of these."""
+    if first and isinstance(envs, SplitEnv):
+        envs.call(GymnasiumEnvs.number_from, [(first + rows.start,) for rows in envs.shares])
+    elif first and isinstance(envs, GymnasiumEnvs):
+        envs.number_from(first)
+
+
 def replaced(rows: Any, which: np.ndarray, new: Any) -> Any:
     """Return a copy of ``rows``, those that ``which`` selects replaced by ``new`` in every leaf."""
     copy = jax.tree.map(np.copy, rows)
@@ -179,15 +187,23 @@ class HostSource:
     ``start`` gives the memory at the start of so many episodes. It must be restarted before anything is collected. With
     ``stagger``, first episodes are truncated at times spread evenly over the time limit, environment i of
     N after (i + 1)/N of it, where the environments can be restarted one by one. Otherwise environments whose episodes
-    all have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends.
+    all have the same length stay in step for ever: one batch is all beginnings of episodes, the next all ends. ``of``
+    says of a part of all environments which is its first, and how many all are.
     """
 
-    def __init__(self, envs: HostEnv, start: Callable[[int], Any] = lambda count: (), stagger: bool = False):
+    def __init__(
+        self,
+        envs: HostEnv,
+        start: Callable[[int], Any] = lambda count: (),
+        stagger: bool = False,
+        of: tuple[int, int] | None = None,
+    ):
         self.envs, self.spec, self.count, self._start = envs, envs.spec, envs.count, start
         self.episodes = EpisodeStatistics(envs.count, info=getattr(envs, "info", ()))
         self._cuts: np.ndarray | None = None
         if stagger and isinstance(envs, RestartableEnv) and envs.time_limit:
-            self._cuts = np.maximum(1, np.arange(1, envs.count + 1) * envs.time_limit // envs.count)
+            first, total = of or (0, envs.count)
+            self._cuts = np.maximum(1, (first + np.arange(1, envs.count + 1)) * envs.time_limit // total)
         self._apart: bool | None = None
         self._told = False
         """Whether episodes have ended, so that it is known what ``info`` has."""

@@ -32,6 +32,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int = signal.SIGINT, message: str = ""):
         super().__init__(message or _in_words(number))
         self.number, self.saved = number, bool(message)
+        self.agreed = False
+        """Whether all processes that train together were told (:mod:`trpo.training.hosts`)."""
 
 
 def _in_words(number: int) -> str:
@@ -131,7 +133,7 @@ def _give_up(command: _Command) -> None:
     time.sleep(PATIENCE)
     if command.code is None:
         _say(f"trpo: {command.line}")
-    _exit(command.code or 128 + command.ending)
+    leave(command.code or 128 + command.ending)
 
 
 def interruption() -> Interrupted | None:
@@ -147,12 +149,13 @@ def over(code: int) -> int:
         if code != 128 + _command.ending:  # it was caught somewhere
             _say(f"trpo: {_command.line}")
         # Computations may be under way, and Python's end is no moment to meet them.
-        _exit(128 + _command.ending)
+        leave(128 + _command.ending)
     _command.code = code
     return code
 
 
-def _exit(code: int) -> None:
+def leave(code: int) -> None:
+    """Exit at once, with the processes that were started here, and without the interpreter's end."""
     import multiprocessing
 
     for process in multiprocessing.active_children():
@@ -181,12 +184,16 @@ class Stop:
         """Whether an iteration was finished, so that a first signal may wait for the end of the next."""
         self.raised = False
         """Whether one was raised, of which any later error is a consequence."""
+        self.several = False
+        """Whether several processes train together: they stop together, also before their first iteration."""
         self._saving = 0.0
 
-    def check(self) -> None:
-        """Raise :class:`Interrupted` if a signal came."""
-        if self.number:
-            raise Interrupted(self.number)
+    def check(self, number: int = 0) -> None:
+        """Raise :class:`Interrupted` if a signal came, here or, ``number``, in another process."""
+        if number or self.number:
+            error = Interrupted(number or self.number)
+            error.agreed = True
+            raise error
 
     def saving(self) -> None:
         """Note that the last iteration is being saved: for a while nothing interrupts that."""
@@ -197,7 +204,7 @@ class Stop:
         first, self.number = not self.number, self.number or number
         if time.monotonic() < self._saving:
             return
-        if not first or not self.iterating:
+        if not first or not (self.iterating or self.several):
             self.raised = True
             end_at_once(self.number)
             return

@@ -54,11 +54,11 @@ class Run:
         return run
 
     @classmethod
-    def go_on(cls, agent: Agent, state: TrainingState, lock: RunLock) -> Run:
-        """Return a run that was read from a directory; ValueError if its environment must not be imported."""
+    def go_on(cls, agent: Agent, state: TrainingState, lock: RunLock | None, directory: Path) -> Run:
+        """Return a run that was read from ``directory``; ValueError if its environment must not be imported."""
         if isinstance(agent.env, Untrusted):
             agent.env()
-        data = read_config(lock.directory)
+        data = read_config(directory)
         run = cls(agent, state, lock, **({"identity": data["run"]} if "run" in data else {}))
         run.changes, run.start = data.get("changes", []), data.get("from")
         return run

@@ -136,4 +136,4 @@ def _gone_on(agent: Agent, lock: RunLock, trust: bool) -> Run:
     for problem in problems:
         warnings.warn(f"{problem}; using the one before", stacklevel=4)
     require_same_spaces(read.spec, agent.spec)
-    return Run.go_on(read, state, lock)
+    return Run.go_on(read, state, lock, lock.directory)

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from trpo.envs.names import EnvLike
 from trpo.rollout import Source
-from trpo.runs.callbacks import Callback, Moment, begin, call, iterations_until
+from trpo.runs.callbacks import Callback, Moment, begin, call, is_due, iterations_until
 from trpo.runs.disk import replace_durably
-from trpo.runs.interrupts import Interrupted, Stop, end_soon, graceful_stop
+from trpo.runs.interrupts import Interrupted, Stop, end_soon, graceful_stop, number_of
 from trpo.runs.lock import DirectoryLostError
 from trpo.runs.one import Run
 from trpo.runs.progress import Reporter, joint_metrics
 from trpo.spelling import in_words
+from trpo.training import hosts
 from trpo.training.agent import Agent
+from trpo.training.hosts import HostFailure, HostMistake
 from trpo.training.loop import advance
 from trpo.training.record import Metrics
 from trpo.training.state import NonFiniteBatchError, TrainingState
@@ -51,12 +53,16 @@ class Saver:
         """Take note of a finished iteration, all of whose metrics are written."""
         self.latest, self.began = states, True
 
-    def save(self) -> str:
-        """Save all runs as they are now; return what to tell the user."""
+    def fetch(self) -> None:
+        """Fetch the runs' states, for which several processes need one another."""
         if self.latest is not None:
             for run, state in zip(self.runs, self.latest(), strict=True):
                 run.state = state
             self.latest = None
+
+    def save(self) -> str:
+        """Save all runs as they are now; return what to tell the user."""
+        self.fetch()
         if self.place is None:
             return "no run directory, so nothing was saved"
         began, iteration = time.perf_counter(), self.runs[0].state.iteration
@@ -76,10 +82,14 @@ class Saver:
         if isinstance(error, NonFiniteBatchError):
             states = error.states
             self.latest = lambda: states
-        expected = isinstance(error, NonFiniteBatchError | KeyboardInterrupt | OSError)
+        agreed = hosts.is_agreed(error)
+        if not agreed:
+            self.latest = None  # of the others' environments nothing is known any more
+        expected = isinstance(error, NonFiniteBatchError | KeyboardInterrupt | OSError | HostFailure | HostMistake)
+        expected = expected or hosts.is_loss(error)
         if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
-            error = Interrupted()
-        what = in_words(error)
+            error = Interrupted(number_of(error))
+        what = hosts.loss_in_words(error) if hosts.is_loss(error) else in_words(error)
         try:
             how = self.save()
         except Exception as second:
@@ -89,7 +99,7 @@ class Saver:
             expected = expected or isinstance(second, DirectoryLostError)  # it is another's: nothing is written there
         if isinstance(error, Interrupted):
             end_soon(error.number, f"{what}; {how}")  # what is closed now may never end
-            return Interrupted(error.number, f"{what}; {how}")
+            return hosts.agree(Interrupted(error.number, f"{what}; {how}"), agreed)
         if isinstance(error, NonFiniteBatchError):
             what += "; stopped as configured (on_nonfinite=stop)"
         if self.place is not None and not expected:
@@ -97,7 +107,7 @@ class Saver:
                 lines = "".join(traceback.format_exception(error))
                 replace_durably(self.place / TRACEBACK, lines.encode(errors="backslashreplace"))
                 what += f" (all of it in {self.place / TRACEBACK})"
-        return RunFailed(f"{what}; {how}")
+        return hosts.agree(RunFailed(f"{what}; {how}"), agreed)
 
     def due(self, iteration: int, many: bool) -> bool:
         """Return whether it is time; ``many``: several iterations passed since this was asked last."""
@@ -127,7 +137,7 @@ def train_runs(
             more = f"to train on: trpo resume {place or 'RUN'} --steps N"
             print(f"{which} is finished: {run.state.steps:,} steps; {more}", file=sys.stderr, flush=True)
         return [run.agent.at(run.state) for run in runs]
-    show = Reporter(sum(run.total for run in runs), quiet)
+    show = Reporter(sum(run.total for run in runs), quiet or not hosts.speaks())
     saver = Saver(runs, place)
     # All is saved before anything is closed: environments may never end to close, and from what sinks hold is written
     # again what was deleted meanwhile.
@@ -142,7 +152,7 @@ def train_runs(
                     raise  # refused before anything happened
                 stop.saving()
                 raise saver.ended(Interrupted(stop.number) if stop.raised else error) from error
-        if stop.number:  # while the last one was saved, or environments were closed
+        if stop.number and not hosts.met():  # while the last one was saved, or environments were closed
             raise saver.ended(Interrupted(stop.number))
     return [run.agent.at(run.state) for run in runs]
 
@@ -156,26 +166,38 @@ def _train_and_save(
     ending: contextlib.ExitStack,
     callbacks: Sequence[Callback],
 ) -> str | None:
-    sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
-    called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
+    with hosts.together():
+        sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
+        called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
     agents, states = [run.agent for run in runs], [run.state for run in runs]
+    stop.several = hosts.met()
     for progress in advance(env, agents, states, called[0].iterations, tell=show.say, ending=ending):
-        _describe(runs)  # not before: what cannot begin has changed nothing
-        for its_sinks, records in zip(sinks, progress.metrics, strict=True):
-            for sink in its_sinks:
-                sink.write(records)
         fetch = functools.cache(progress.states)
-        saver.finished(fetch)
-        stop.iterating = True
-        show.update(joint_metrics([records[-1] for records in progress.metrics]))
-        stop.check()
-        for i, one in enumerate(called):
-            one.look(progress.metrics[i][-1], lambda i=i, fetch=fetch: fetch()[i])  # type: ignore[misc]
-        if saver.due(progress.iteration, many=len(progress.metrics[0]) > 1):
-            saver.save()
-        if all(one.reason for one in called):  # runs that train together end together
+        with hosts.together() as said:
+            _describe(runs)  # not before: what cannot begin has changed nothing
+            for its_sinks, records in zip(sinks, progress.metrics, strict=True):
+                for sink in its_sinks:
+                    sink.write(records)
+            saver.finished(fetch)
+            stop.iterating = True
+            show.update(joint_metrics([records[-1] for records in progress.metrics]))
+            said.mine = stop.number, saver.due(progress.iteration, many=len(progress.metrics[0]) > 1)
+        stop.check(max(number for number, _ in said.all))
+        due = said.all[0][1]  # that of the process that writes
+        if hosts.met() and (due or any(one.due(progress.metrics[i][-1]) for i, one in enumerate(called))):
+            fetch()
+        with hosts.together() as said:
+            for i, one in enumerate(called):
+                one.look(progress.metrics[i][-1], lambda i=i, fetch=fetch: fetch()[i])  # type: ignore[misc]
+            if due:
+                saver.save()
+            said.mine = [one.reason for one in called]
+        if all(said.all[0]):  # runs that train together end together
+            called[0].reason = said.all[0][0]
             break
-    saver.save()
+    saver.fetch()
+    with hosts.together():
+        saver.save()
     return called[0].reason
 
 
@@ -192,14 +214,20 @@ class _Called:
         self._run, self._callbacks, self._steps = run, (*run.callbacks(), *callbacks), run.state.steps
         self.reason: str | None = None
         """Why it is to stop, if one said so."""
-        begin(self._callbacks, run.beginning())
+        if hosts.speaks():
+            begin(self._callbacks, run.beginning())
 
     def iterations(self, most: int) -> int:
         """Return after how many iterations, of at most ``most``, the next is to be called."""
         return iterations_until(self._callbacks, self._steps, self._run.agent.config.batch, most)
 
+    def due(self, metrics: Metrics) -> bool:
+        """Return whether one of them will be called."""
+        return any(is_due(callback, self._steps, int(metrics["steps"] or 0)) for callback in self._callbacks)
+
     def look(self, metrics: Metrics, fetch: Callable[[], TrainingState]) -> None:
-        """Call those that are due."""
+        """Call those that are due, in the process that speaks."""
         moment = Moment(metrics, self._run.agent, fetch, self._run.directory, self._run.sinks)
-        self.reason = call(self._callbacks, moment, self._steps) or self.reason
+        if hosts.speaks():
+            self.reason = call(self._callbacks, moment, self._steps) or self.reason
         self._steps = moment.steps

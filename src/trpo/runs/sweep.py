@@ -313,7 +313,7 @@ def resume_sweep(
 
     with used_directory(place) as lock, contextlib.ExitStack() as members:
         locks = [members.enter_context(used_directory(place / variant.name)) for variant in plan]
-        runs = [Run.go_on(*newest(each.directory), each) for each in locks]
+        runs = [Run.go_on(*newest(each.directory), each, each.directory) for each in locks]
         target = env_of(runs[0].agent)
         # Runs that train together go on together; a crash may have come between the checkpoints of two of them.
         while is_in_jax(target) and len({run.state.iteration for run in runs}) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -33,6 +34,7 @@ from trpo.runs.starting import Start, provenance, started, with_networks_of
 from trpo.runs.trust import Untrusted, imported, trained_here
 from trpo.settings.config import Config, merge
 from trpo.settings.presets import AUTO, NONE, apply_preset
+from trpo.training import hosts
 from trpo.training.agent import Agent
 from trpo.training.loop import check_of_state, check_runs, make_agent
 from trpo.training.sizes import count_parameters
@@ -239,15 +241,17 @@ def train(
     ()
     """
     keep_programs()
-    source = start_of(start_from, checkpoint, policy, rule, value)
-    config = configure(env, config, preset, source, steps=steps, seed=seed)
-    agent = make_agent(env, config, policy, rule, value)
-    if source is not None:
-        agent = started(agent, source.agent, source.name)
-    if out is not None:
-        check_runs(env, [agent])
-    with new_directory(out) as lock:
-        run = Run.begin(agent, lock, None if source is None else source.provenance)
+    with contextlib.ExitStack() as held:
+        with hosts.together():
+            source = start_of(start_from, checkpoint, policy, rule, value)
+            config = configure(env, config, preset, source, steps=steps, seed=seed)
+            agent = make_agent(env, config, policy, rule, value)
+            if source is not None:
+                agent = started(agent, source.agent, source.name)
+            if out is not None:
+                check_runs(env, [agent])
+            lock = held.enter_context(new_directory(out if hosts.speaks() else None))
+            run = Run.begin(agent, lock, None if source is None else source.provenance)
         return train_runs(env, [run], quiet, callbacks=callbacks)[0]
 
 
@@ -329,21 +333,24 @@ def resume(
         RunFailed: as in :func:`trpo.train`.
     """
     keep_programs()
-    read_config(Path(run))  # what is no run is left as it is
-    with used_directory(Path(run)) as lock:
-        agent, state, problems = read_run(run, policy, env, rule, value, trust=trust, going_on=True)
-        said = [f"{problem}; using the one before" for problem in problems]
-        resumed = Run.go_on(agent, state, lock)
-        resumed.change(dict(changes or {}) | ({} if steps is None else {"steps": steps}))
-        target = env if isinstance(env, Source) else env_of(agent)
-        check_runs(target, [resumed.agent])
-        if not resumed.finished:
-            said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
-            if state.source is None and state.iteration > 0:
-                said.append("the simulators' state is not in the checkpoint (they don't offer it): new episodes begin")
-        if said and not quiet:
-            print(*said, sep="\n", file=sys.stderr, flush=True)
-        return train_runs(target, [resumed], quiet, callbacks=callbacks)[0]
+    with contextlib.ExitStack() as held:
+        with hosts.together():
+            read_config(Path(run))  # what is no run is left as it is
+            lock = held.enter_context(used_directory(Path(run))) if hosts.speaks() else None
+            agent, state, problems = read_run(run, policy, env, rule, value, trust=trust, going_on=True)
+            said = [f"{problem}; using the one before" for problem in problems]
+            resumed = Run.go_on(agent, state, lock, Path(run))
+            resumed.change(dict(changes or {}) | ({} if steps is None else {"steps": steps}))
+            target = env if isinstance(env, Source) else env_of(agent)
+            check_runs(target, [resumed.agent])
+            if not resumed.finished:
+                said.append(f"resuming {run} at iteration {state.iteration}, {state.steps:,} steps")
+                if state.source is None and state.iteration > 0:
+                    lost = "the simulators' state is not in the checkpoint (they don't offer it)"
+                    said.append(f"{lost}: new episodes begin")
+            if said and not quiet and hosts.speaks():
+                print(*said, sep="\n", file=sys.stderr, flush=True)
+        return train_runs(target, [resumed], quiet or not hosts.speaks(), callbacks=callbacks)[0]
 
 
 def env_of(agent: Agent) -> EnvLike:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -337,6 +338,59 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         _check(self, "log.")
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """The processes that train one run together: no part of what makes runs differ, and so not of :class:`Config`.
+
+    Nothing of this is needed where Slurm (``srun -n 4``), Open MPI (``mpirun -n 4``) or an Indexed Job of Kubernetes
+    has started several.
+    """
+
+    local: Annotated[int, "≥ 1; 1 is this process alone"] = 1
+    """Start so many processes on this machine."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, which the others meet there; with count and index."""
+    count: Annotated[int, "≥ 0"] = 0
+    """How many there are."""
+    index: Annotated[int, "≥ 0"] = 0
+    """Which of them this is, from 0."""
+    auto: bool = True
+    """Join the others that Slurm, Open MPI or Kubernetes has started; otherwise train alone."""
+    patience: Annotated[int, "≥ 1; {} is usual"] = 120
+    """Seconds to wait for the others at the start."""
+
+    def __post_init__(self) -> None:
+        _check(self, "hosts.")
+        if not self.coordinator:
+            for name in ("count", "index"):
+                value = getattr(self, name)
+                require(not value, f"hosts.{name}", value, "left out without hosts.coordinator HOST:PORT")
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        sound = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+        require(sound, "hosts.coordinator", self.coordinator, "HOST:PORT, such as node01:5555")
+        require(self.count >= 1, "hosts.count", self.count, "≥ 1 with hosts.coordinator: how many processes there are")
+        require(self.index < self.count, "hosts.index", self.index, f"from 0 to {self.count - 1}, below hosts.count")
+        require(self.local == 1, "hosts.local", self.local, "1 with hosts.coordinator, which is for processes of yours")
+
+    def cluster(self, environment: Mapping[str, str] | None = None) -> str | None:
+        """Return what has started several processes of which this is one: slurm, ompi or k8s; None if nothing has.
+
+        Slurm says so by a step of several tasks, Open MPI by a world of several ranks, Kubernetes by the index of a
+        pod in its job.
+        """
+        known = os.environ if environment is None else environment
+        if not self.auto or self.coordinator or self.local > 1:
+            return None
+        if "SLURM_PROCID" in known and known.get("SLURM_STEP_NUM_TASKS", known.get("SLURM_NTASKS", "1")) != "1":
+            return "slurm"
+        if known.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+            return "ompi"
+        if "KUBERNETES_SERVICE_HOST" in known and "JOB_COMPLETION_INDEX" in known:
+            return "k8s"
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Spreading a run over devices: the only file that names a mesh or a sharding.
+"""Spreading a run over devices, of one process or of several: the only file that names a mesh or a sharding.
 
 The training function is written for whole batches. Here the *data* is placed: environments, and with them a batch, are
 divided over the devices, and everything that is learned is on each of them. The compiler then turns every weighted sum
 over a batch into a sum over devices, so that all of them take the same steps and the same branches.
 
-With several processes, ``jax.distributed.initialize`` beforehand makes ``jax.devices()`` those of all of them.
+With several processes (:mod:`trpo.training.hosts`), ``jax.devices()`` are those of all of them, in their order. Each
+process has its own share of environments, hands in what they did, and takes out what concerns it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from trpo.capacity import machine_memory
 from trpo.rollout import Trajectory
+from trpo.training import hosts
 
 AXIS = "data"
 _CORES: list[int] = []
@@ -36,11 +41,47 @@ class Layout:
     by_member: bool = False
     """Divide the members, which have nothing to say to one another, instead of the environments."""
     strata: int = 1
-    """Blocks of environments of which every minibatch of a value fit takes equal shares: one for each device."""
+    """Blocks of environments, one for each device: what is done for each of them alone moves no data."""
+    processes: int = 1
+    """Among which the devices are."""
+
+    def share(self, count: int) -> slice:
+        """Return which of ``count`` environments are this process's own."""
+        each, i = count // self.processes, jax.process_index() if self.processes > 1 else 0
+        return slice(i * each, (i + 1) * each)
+
+    def hand_in(self, tree: Any, axis: int = 0) -> Any:
+        """Return arrays of all environments, along ``axis``, of which each process gives those of its own."""
+        if self.processes == 1:
+            return tree
+        place = NamedSharding(self._mesh, PartitionSpec(*[None] * axis, AXIS))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), tree)
+
+    def own(self, tree: Any) -> Any:
+        """Return what of a tree is here: arrays that are everywhere whole, of others the share of this process."""
+        return tree if self.processes == 1 else jax.tree.map(_local, tree)
+
+    def whole(self, tree: Any) -> Any:
+        """Return arrays that are divided over processes whole; all of them must ask for it."""
+        if self.processes == 1:
+            return tree
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+    @property
+    def _mesh(self) -> Mesh:
+        assert self.mesh is not None
+        return self.mesh
 
     def place_learned(self, tree: Any) -> Any:
         """Place what is learned, and anything else that has no environments, of one run or of stacked members."""
         return self._put(tree, PartitionSpec(AXIS) if self.by_member else PartitionSpec())
+
+    def place_learner(self, learner: Any) -> Any:
+        """Place what is learned; what of it is of environments, the value function's memory, is divided as they are."""
+        learned = self.place_learned(dataclasses.replace(learner, value_carry=()))
+        return dataclasses.replace(learned, value_carry=self.place_rollout(learner.value_carry, stacked=False))
 
     def place_rollout(self, tree: Any, stacked: bool) -> Any:
         """Place arrays whose first axis is environments, behind that of the members if they are ``stacked``."""
@@ -49,7 +90,10 @@ class Layout:
         return self._put(tree, PartitionSpec(None, AXIS) if stacked else PartitionSpec(AXIS))
 
     def _put(self, tree: Any, spec: PartitionSpec) -> Any:
-        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, spec))
+        if self.mesh is None:
+            return tree
+        place = NamedSharding(self.mesh, spec)
+        return jax.device_put(tree, place) if self.processes == 1 else jax.tree.map(partial(_everywhere, place), tree)
 
     def each_device(
         self, function: Callable[..., Any], in_members: tuple[bool, ...], out_members: tuple[int | None, ...]
@@ -73,16 +117,68 @@ class Layout:
             return condition
         return jax.lax.pmin(condition.astype(int), AXIS) > 0
 
-    def constrain_batch(self, tree: Any) -> Any:
-        """Inside the compiled iteration: keep ``[time, env, …]`` arrays divided by environment."""
+    def constrain_batch(self, tree: Any, axis: int = 1) -> Any:
+        """Inside a compiled function: keep arrays divided by environment, ``[time, env, …]`` if nothing is said."""
+        return self._constrain(tree, PartitionSpec(*[None] * axis, AXIS))
+
+    def constrain_learned(self, tree: Any) -> Any:
+        """Inside a compiled function: keep what has no environments whole on each device."""
+        return self._constrain(tree, PartitionSpec())
+
+    def _constrain(self, tree: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None or self.by_member:
             return tree
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
+        sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
 
     def constrain_trajectory(self, trajectory: Trajectory) -> Trajectory:
         """Do the same for a trajectory; the memory and flags of its first step have no axis of time, and stay put."""
         return dataclasses.replace(trajectory, **self.constrain_batch(trajectory.steps()))
+
+
+def _local(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    if x.is_fully_replicated:
+        return x.addressable_data(0)
+    axis = next(i for i, name in enumerate(x.sharding.spec) if name)  # type: ignore[attr-defined]
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards], axis)
+
+
+def _everywhere(place: NamedSharding, x: Any) -> jax.Array:
+    """Put what every process has whole in its place, without asking whether they have the same."""
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_everywhere(place, jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, place, lambda part: whole[part])
+
+
+def layout_of_processes(count: int) -> Layout:
+    """Return the layout of a run with ``count`` environments on hosts, divided over all processes' devices.
+
+    Raises:
+        ValueError: they do not divide the environments.
+    """
+    if (processes := hosts.count()) == 1:
+        return Layout()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    _require_divided(count, len(devices), processes)
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return Layout(len(devices), mesh, strata=len(devices), processes=processes)
+
+
+def _require_divided(count: int, devices: int, processes: int) -> None:
+    if count % devices == 0:
+        return
+    below, above = count // devices * devices, -(-count // devices) * devices
+    near = " or ".join(str(n) for n in (below, above) if n)
+    if processes > 1:
+        of = "" if devices == processes else f" with {devices} devices"
+        raise ValueError(f"env.count={count}: {processes} processes{of} do not divide it; use {near}")
+    raise ValueError(
+        f"env.count={count}: {devices} devices do not divide it; use {near}, or fewer devices (--env.devices 1)"
+    )
 
 
 def layout_for(requested: int, count: int, members: int) -> Layout:
@@ -102,12 +198,7 @@ def layout_for(requested: int, count: int, members: int) -> Layout:
     mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:devices])
     if members > 1 and members % devices == 0:
         return Layout(devices, mesh, by_member=True)
-    if count % devices:
-        below, above = count // devices * devices, -(-count // devices) * devices
-        near = " or ".join(str(n) for n in (below, above) if n)
-        raise ValueError(
-            f"env.count={count}: {devices} devices do not divide it; use {near}, or fewer devices (--env.devices 1)"
-        )
+    _require_divided(count, devices, 1)
     return Layout(devices, mesh, strata=devices)
 
 

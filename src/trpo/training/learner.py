@@ -89,7 +89,7 @@ class Program:
     reward_sign: bool = False
     """Learn from the signs of rewards."""
     strata: int = 1
-    """Blocks of environments that every minibatch of a value fit draws from equally: one for each device."""
+    """Blocks of environments, one for each device."""
     choices: tuple[int, ...] = ()
     """Of the actions that observations tell to be allowed or not (:func:`trpo.envs.masks.choices`); empty if none."""
     vine: Plan | None = None
@@ -278,7 +278,7 @@ def improve(
     data = value_batch(learner.value_carry, estimates, program.strata)
     if estimates.roots is not None and program.vine is not None and program.vine.fit_roots:
         data = with_roots(data, program.vine, estimates.roots, problem.old, partial(_rows, strata=program.strata))
-    return new, data, info
+    return new, dataclasses.replace(data, columns=program.count // program.strata), info
 
 
 def _blocked(program: Program, estimates: Estimates) -> Bool[Array, ""] | None:

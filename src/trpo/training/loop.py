@@ -14,11 +14,15 @@ from trpo.policies.protocol import PolicyLike
 from trpo.programs import require_no_fork
 from trpo.rollout import HostSource, Source
 from trpo.rollout.device import DeviceSource
+from trpo.rollout.host import number_from
 from trpo.rules.protocol import Rule
 from trpo.settings.config import Config
+from trpo.training import hosts
 from trpo.training.agent import Agent, require_trust
+from trpo.training.agreement import require_agreement
 from trpo.training.device import ROWS, DeviceLoop, check_rollout, setup_for
 from trpo.training.host import HostLoop
+from trpo.training.layout import layout_of_processes
 from trpo.training.record import Metrics
 from trpo.training.sizes import check_training, flat_images
 from trpo.training.state import TrainingState
@@ -113,6 +117,7 @@ def advance(
         ending: closes the environments that are made here; None: they are closed as soon as this ends or fails.
     """
     require_no_fork()
+    require_agreement(agents, states)
     for text in flat_images(agents[0].spec, agents[0].config, agents[0].own):
         warnings.warn(text, stacklevel=3) if tell is None else tell(text)
     if isinstance(env, Source):
@@ -132,14 +137,18 @@ def advance(
             yield Progress(metrics, gather)
         return
     check_runs(env, agents)
-    envs = origin.open(config.count, config.workers)
+    rows = layout_of_processes(config.count).share(config.count)
     with contextlib.ExitStack() as here:
         # A loop that is still open at the interpreter's end would be closed when modules are gone.
         atexit.register(here.close)
         here.callback(atexit.unregister, here.close)
-        if origin.ours:
-            (here if ending is None else ending).callback(envs.close)
-        yield from _on_host(HostSource(envs, agents[0].policy.start, config.stagger), agents, states, tell)
+        with hosts.together():
+            envs = origin.open(rows.stop - rows.start, config.workers)
+            if origin.ours:
+                (here if ending is None else ending).callback(envs.close)
+            number_from(envs, rows.start)
+        on_host = HostSource(envs, agents[0].policy.start, config.stagger, (rows.start, config.count))
+        yield from _on_host(on_host, agents, states, tell)
 
 
 def _say_anew(loop: HostLoop | DeviceLoop, tell: Callable[[str], None] | None) -> None:
@@ -152,10 +161,15 @@ def _on_host(
     source: Source, agents: Sequence[Agent], states: Sequence[TrainingState], tell: Callable[[str], None] | None
 ) -> Iterator[Progress]:
     ((agent,), (state,)) = agents, states
-    loop = HostLoop(source, agent, state)
+    with hosts.together():
+        loop = HostLoop(source, agent, state)
     _say_anew(loop, tell)
     for after, record in loop.run():
-        yield Progress([[record]], partial(list, [after]))
+        yield Progress([[record]], partial(_whole, loop, after))
+
+
+def _whole(loop: HostLoop, state: TrainingState) -> list[TrainingState]:
+    return [loop.shares.whole(state)]
 
 
 def iterations(

@@ -63,23 +63,28 @@ def record_of(
 
 
 def nonfinite_message(
-    iteration: int, bad_fit: bool, env: str, trajectory: Trajectory | None = None, no_action: Any = None
+    iteration: int,
+    bad_fit: bool,
+    env: str,
+    trajectory: Trajectory | None = None,
+    no_action: Any = None,
+    first: int = 0,
 ) -> str:
-    """Say what was not finite; ``trajectory``, in NumPy, shows which of the environment's numbers."""
+    """Say what was not finite; ``trajectory``, in NumPy, of environments from ``first`` on, shows which number."""
     if no_action is not None and bool(no_action):
         return f"iteration {iteration}: environment {env} showed a state in which its {MASK} allows no action"
     if bad_fit:
         return f"iteration {iteration}: its value fit gave a NaN or infinite loss and was refused"
-    found = "" if trajectory is None else _culprit(trajectory)
+    found = "" if trajectory is None else _culprit(trajectory, first)
     return f"iteration {iteration}: {Result.NONFINITE_BATCH.reason}; environment {env}{found}"
 
 
-def _culprit(trajectory: Trajectory) -> str:
+def _culprit(trajectory: Trajectory, first: int) -> str:
     for name in ("reward", "observation", "next_observation"):
         part = getattr(trajectory, name)
         for leaf in () if isinstance(part, Successors) else jax.tree.leaves(part):
             for step, which, *rest in np.argwhere(~np.isfinite(leaf)):
                 if trajectory.valid[step, which]:
                     found = leaf[(step, which, *rest)]
-                    return f": {name} {found} of copy {which}, at step {step} of the fragment"
+                    return f": {name} {found} of copy {first + which}, at step {step} of the fragment"
     return ""

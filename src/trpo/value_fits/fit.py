@@ -19,9 +19,10 @@ ValueApply = Callable[..., Float[Array, "*batch"]]
 
 
 class ValueBatch(eqx.Module):
-    """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where minibatches draw equally from strata.
+    """Regression data ``[n, …]``, or ``[strata, n / strata, …]`` where parts of them are in different places.
 
-    Of a value function with memory a row is a whole sequence: the axis that follows is time, but in the memory.
+    However many strata there are, minibatches are of the same rows. Of a value function with memory a row is a whole
+    sequence: the axis that follows is time, but in the memory.
     """
 
     observation: PyTree[Shaped[Array, "..."]]
@@ -32,6 +33,9 @@ class ValueBatch(eqx.Module):
     """≥ 0, summing to 1."""
     memory: tuple[Any, ...] = ()
     """The memory before the first step, and where episodes begin; nothing where there is no memory."""
+    columns: int = eqx.field(static=True, default=0)
+    """How rows are in one stratum alone: a stratum has so many of each group of ``strata · columns`` that follow one
+    another there (environments at one time); 0: it has rows that follow one another."""
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -133,6 +137,7 @@ def fit_value(
         jnp.where(batch.weight > 0, batch.target, 0) / scale,
         batch.weight,
         batch.memory,
+        batch.columns,
     )
     params, optimiser = method.minimise(apply, state.params, state.optimiser, scaled, key)
     loss = 2 * squared_loss(apply, params, scaled)

@@ -304,6 +304,10 @@ class GymnasiumEnvs:
             self.close()
             raise
 
+    def number_from(self, first: int) -> None:
+        """Have messages call the first of these copies ``first``."""
+        self.first = first
+
     def _seen(self, columns: Tree) -> Tree:
         return self._plain_spec.flatten(columns) if self._flatten else columns
 
