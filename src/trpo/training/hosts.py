@@ -24,6 +24,9 @@ import numpy as np
 from trpo.settings.config import HostsConfig
 from trpo.spelling import in_words
 
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+"""Without this XLA lets a CPU work on independent sums over processes in any order, while Gloo takes what comes next on
+a connection for the next of them: in half of all runs one number was taken for another, or the process aborted."""
 HEARTBEAT = 30
 """Seconds of silence after which a process counts as lost, if its machine does not say so at once."""
 FRAME = 1024
@@ -65,6 +68,9 @@ def join(settings: HostsConfig) -> None:
     if not settings.coordinator and way is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    flags = os.environ.get("XLA_FLAGS", "")  # read when JAX begins to compute
+    if IN_ORDER.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".lstrip()
     how: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
     how["initialization_timeout"] = settings.patience
     if settings.coordinator:
