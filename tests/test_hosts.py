@@ -121,7 +121,7 @@ for name, (env, config, iterations) in CASES.items():
             agent.at(state).save(out + ".agent")
 config = dataclasses.replace(CASES["plain"][1], env=trpo.EnvConfig(count=8))
 for how in ("raise", "nan"):
-    found[how] = message(lambda: run(lambda: Broken(how), config, 1))
+    found[how] = message(lambda: run(lambda: Broken(how), config, 2))  # it is raised when one goes on
     Broken.made = 4 * index
 other = dataclasses.replace(config, discount=0.9 + 0.05 * index)
 found["other settings"] = message(lambda: run("Pendulum-v1", other, 1))
@@ -154,6 +154,15 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 
 
 CASES = ("plain", "memory", "vine")
+
+
+def assert_near(ours: list[np.ndarray], others: list[np.ndarray], size: float = 1e-6) -> None:
+    """Of each array the largest difference is at most ``size`` of its largest element."""
+    for a, b in zip(ours, others, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max(initial=0.0) <= size * np.abs(b).max(initial=0.0)
+
+
 DECISIONS = ("result", "backtracks", "steps", "episodes", "cg_iterations", "accepted_updates")
 
 
@@ -165,7 +174,8 @@ def test_two_processes_collect_the_batch_of_one(case: str, outcomes: dict[str, A
         together = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *(half[k] for half in halves))
         for a, b in zip(jax.tree.leaves(fragment), jax.tree.leaves(together), strict=True):
             if k == 0:
-                assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+                assert a.dtype == b.dtype
+                assert a.tobytes() == b.tobytes()
             np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-5, atol=1e-6)
 
 
@@ -175,9 +185,10 @@ def test_two_processes_learn_what_one_does(case: str, outcomes: dict[str, Any]) 
     moved = [np.abs(a - b).max() for a, b in zip(one["begun"], one["learned"], strict=True)]
     assert max(moved) > 1e-3
     for other in pair:
-        assert [[row[k] for k in DECISIONS] for row in other["rows"]] == [[r[k] for k in DECISIONS] for r in one["rows"]]
-        for a, b in zip(one["learned"], other["learned"], strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+        assert [[row[k] for k in DECISIONS] for row in other["rows"]] == [
+            [r[k] for k in DECISIONS] for r in one["rows"]
+        ]
+        assert_near(other["learned"], one["learned"])
         for a, b in zip(one["rows"], other["rows"], strict=True):
             for name in untimed(a):
                 assert a[name] == b[name] or a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-8), name
@@ -192,32 +203,38 @@ def test_the_state_of_all_environments_is_gathered(outcomes: dict[str, Any]) -> 
         assert other["episodes"]["first"] == one["episodes"]["first"]
         assert np.allclose(other["episodes"]["running_return"], one["episodes"]["running_return"], rtol=1e-5)
         recent = [np.array(each["episodes"]["recent"]) for each in (other, one)]
-        assert recent[0].shape == recent[1].shape and np.allclose(*recent, rtol=1e-5)
+        assert recent[0].shape == recent[1].shape
+        assert np.allclose(*recent, rtol=1e-5)
         (again,), others = ([each["resumed"] for each in outcomes[name]] for name in ("one", "two"))
         for resumed in others:
-            for a, b in zip(again["learned"], resumed["learned"], strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+            assert_near(resumed["learned"], again["learned"])
 
 
 def test_what_one_process_meets_ends_all_and_names_it(outcomes: dict[str, Any]) -> None:
     (one,), (first, second) = outcomes["one"], outcomes["two"]
     assert second["raise"] == one["raise"]
-    assert one["raise"][0] == "EnvironmentFailure" and "the arm is jammed" in one["raise"][1]
+    assert one["raise"][0] == "EnvironmentFailure"
+    assert "the arm is jammed" in one["raise"][1]
     kind, said = first["raise"]
     assert kind == "HostFailure"
     assert said == f"process 1 on {socket.gethostname()}: {one['raise'][1]}"
-    assert one["nan"][0] == "NonFiniteBatchError" and "reward nan of copy 5, at step 4" in one["nan"][1]
+    assert one["nan"][0] == "NonFiniteBatchError"
+    assert "reward nan of copy 5, at step 4" in one["nan"][1]
     assert first["nan"] == second["nan"] == one["nan"]
 
 
 def test_processes_that_cannot_train_together_are_refused(outcomes: dict[str, Any]) -> None:
     (one,), pair = outcomes["one"], outcomes["two"]
-    assert one["other settings"] is None and one["uneven"] is None
+    assert one["other settings"] is None
+    assert one["uneven"] is None
     for each in pair:
         kind, said = each["other settings"]
-        assert kind == "ValueError" and "process 1 has discount=0.95" in said and "process 0 has 0.9" in said
+        assert kind == "ValueError"
+        assert "process 1 has discount=0.95" in said
+        assert "process 0 has 0.9" in said
         kind, said = each["uneven"]
-        assert kind == "ValueError" and said == "env.count=7: 2 processes do not divide it; use 6 or 8"
+        assert kind == "ValueError"
+        assert said == "env.count=7: 2 processes do not divide it; use 6 or 8"
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}
@@ -270,20 +287,35 @@ def test_the_processes_are_started_without_the_flag_that_starts_them() -> None:
     assert without_local(given) == ["Hopper-v5", "--seed", "3", "--out", "x"]
 
 
-TRAIN = ("train", "probe:continuous", "--fragment", "16", "--env.count", "4", "--preset", "none", "--value.epochs", "2")
+TRAIN = (
+    "train",
+    "probe:continuous",
+    "--fragment",
+    "16",
+    "--env.count",
+    "4",
+    "--preset",
+    "none",
+    "--value.epochs",
+    "2",
+    "--checkpoint-every",
+    "1",
+)
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "trpo", *arguments]
 
 
-def test_a_coordinator_that_does_not_answer_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_processes_that_do_not_meet_are_not_waited_for(index: str, tmp_path: Path) -> None:
+    """Neither the coordinator by the others, nor they by it."""
     where = free_address()
-    hosts = ("--hosts.coordinator", where, "--hosts.count", "2", "--hosts.index", "1", "--hosts.patience", "1")
+    hosts = ("--hosts.coordinator", where, "--hosts.count", "2", "--hosts.index", index, "--hosts.patience", "1")
     done = run_process(command(*TRAIN, "--steps", "64", "--out", str(tmp_path / "run"), *hosts))
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("trpo: ")]
-    assert where in line and "within 1 s" in line
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"trpo: hosts: {where}: not all processes have met within 1 s;")
     assert not (tmp_path / "run").exists()
 
 
@@ -292,18 +324,21 @@ class Local:
 
     def __init__(self, out: Path):
         self.out = out
-        flags = ("--steps", "1e9", "--checkpoint-every", "1", "--out", str(out), "--hosts.local", "2")
+        flags = ("--steps", "1e9", "--out", str(out), "--hosts.local", "2")
         self.process = start_process(command(*TRAIN, *flags), env={**os.environ, "XLA_FLAGS": QUICK})
 
     def wait_for(self, iterations: int) -> None:
         until = time.monotonic() + 240
         while not (self.out / "metrics.jsonl").exists() or len(read_metrics(self.out)) < iterations:
-            assert time.monotonic() < until and self.process.poll() is None, self.process.communicate(timeout=5)
+            if time.monotonic() > until or self.process.poll() is not None:
+                pytest.fail(f"{self.process.communicate(timeout=5)}")
             time.sleep(0.05)
 
     def members(self) -> list[int]:
         """Return the processes, in the order of their indices."""
-        table = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        table = subprocess.run(
+            ["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ).stdout
         rows = [line.split(None, 2) for line in table.splitlines()]
         ours = {args.rpartition("--hosts.index ")[2]: int(pid) for pid, up, args in rows if int(up) == self.process.pid}
         return [ours[str(i)] for i in range(len(ours))]
@@ -342,7 +377,8 @@ def test_processes_of_one_command_stop_together_and_one_goes_on(local: Callable[
     code, said = run.end()
     assert code == 130
     (line,) = said
-    assert "interrupted; checkpoint of iteration" in line and f"trpo resume {run.out}" in line
+    assert "interrupted; checkpoint of iteration" in line
+    assert f"trpo resume {run.out}" in line
     assert all(map(_gone, members))
     # What it has done is what one process does, which also goes on with it.
     iterations = len(read_metrics(run.out))
@@ -367,7 +403,8 @@ def test_a_process_that_is_killed_ends_all(which: int, local: Callable[[], Local
     killed = time.monotonic()
     os.kill(members[which], signal.SIGKILL)
     code, said = run.end()
-    assert (code, len(said)) == (1, 1) and f"process {which} of 2 was killed by SIGKILL" in said[0]
+    assert (code, len(said)) == (1, 1)
+    assert f"process {which} of 2 was killed by SIGKILL" in said[0]
     assert time.monotonic() - killed < 30  # half a second, on a machine with nothing else to do
     assert all(map(_gone, members))
     assert trpo.load(run.out).learner is not None

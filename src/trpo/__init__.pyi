@@ -75,6 +75,7 @@ from trpo.runs.train import train as train
 from trpo.settings.config import Config as Config
 from trpo.settings.config import EnvConfig as EnvConfig
 from trpo.settings.config import EvaluateConfig as EvaluateConfig
+from trpo.settings.config import HostsConfig as HostsConfig
 from trpo.settings.config import LogConfig as LogConfig
 from trpo.settings.config import PolicyConfig as PolicyConfig
 from trpo.settings.config import ProblemConfig as ProblemConfig

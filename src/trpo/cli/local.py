@@ -180,6 +180,9 @@ def end_of_one(error: BaseException) -> int | None:
     """
     from trpo.training import hosts
 
+    if hosts.given_up():  # JAX still waits, and would have a last word
+        print(f"trpo: {error}", file=sys.stderr, flush=True)
+        leave(2)
     if not hosts.met():
         return None
     if hosts.is_agreed(error):

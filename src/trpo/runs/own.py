@@ -19,6 +19,7 @@ from trpo.runs.lock import RunLock
 from trpo.runs.one import Run
 from trpo.runs.run import Saver
 from trpo.runs.train import read_run
+from trpo.training import hosts
 from trpo.training.agent import Agent
 from trpo.training.record import Metrics
 from trpo.training.state import TrainingState
@@ -98,6 +99,7 @@ def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), tr
     ...     print(run.state.steps, (run.directory / "config.json").is_file())
     256 True
     """
+    hosts.require_alone("a loop of one's own with a directory")
     keep_programs()
     place = Path(out)
     begun = os.path.lexists(place / CONFIG)

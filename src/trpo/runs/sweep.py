@@ -39,6 +39,7 @@ from trpo.settings.config import Config, merge, of_setting
 from trpo.settings.presets import AUTO
 from trpo.settings.values import converted
 from trpo.spelling import in_words
+from trpo.training import hosts
 from trpo.training.agent import Agent
 from trpo.training.layout import use_cores
 from trpo.training.loop import check_runs, make_agent
@@ -130,6 +131,7 @@ def sweep(
     [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
     """
     keep_programs()
+    hosts.require_alone("a sweep")
     start = start_of(start_from, checkpoint, policy, None, value)
     base = configure(env, config, preset, start, steps=steps)
     vary = _varied(env, vary or {})
@@ -291,6 +293,7 @@ def resume_sweep(
     ``changes`` are those of :func:`trpo.resume`, for all runs; ``trust`` is that of :func:`trpo.load`.
     """
     keep_programs()
+    hosts.require_alone("a sweep")
     place = Path(place)
     plan = read_sweep(place)
     changes = dict(changes or {}) | ({} if steps is None else {"steps": steps})

@@ -24,6 +24,7 @@ from trpo.programs import bounded, compiled
 from trpo.rollout import Snapshot
 from trpo.rollout.device import DeviceRollout, DeviceSource
 from trpo.rollout.episodes import RecentEpisodes
+from trpo.training import hosts
 from trpo.training.agent import Agent
 from trpo.training.chunk import ROWS, Member, Row, Setup, begin, run_chunk
 from trpo.training.layout import capacity, layout_for, without_content
@@ -51,6 +52,7 @@ def setup_for(source: DeviceSource, agent: Agent, runs: int = 1) -> Setup:
             them, or a batch that is larger than the device.
     """
     require_same_spaces(agent.spec, source.spec)
+    hosts.require_alone("an environment in JAX")
     config = agent.config
     if config.steps < config.batch:
         raise ValueError(

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 a connection for the next of them: in half of all runs one number was taken for another, or the process aborted."""
 HEARTBEAT = 30
 """Seconds of silence after which a process counts as lost, if its machine does not say so at once."""
+PATIENCE_OF_JAX = 60
+"""Seconds that JAX would wait longer."""
 FRAME = 1024
 """Bytes in which most messages fit, so that one exchange is enough."""
 
@@ -52,10 +55,25 @@ def speaks() -> bool:
     return index() == 0
 
 
+_given_up = False
+"""Whether others were waited for in vain."""
+
+
 def met() -> bool:
     """Return whether several processes train together, however they met."""
     # In this order: with nobody to meet, JAX must not choose its devices because of this question.
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    return not _given_up and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def require_alone(what: str) -> None:
+    """Raise ValueError for what one process does alone, where several train together."""
+    if met():
+        raise ValueError(f"hosts: {what} trains in one process; {count()} have met (--no-hosts.auto trains alone)")
+
+
+def given_up() -> bool:
+    """Return whether others were waited for in vain."""
+    return _given_up
 
 
 def join(settings: HostsConfig) -> None:
@@ -72,22 +90,39 @@ def join(settings: HostsConfig) -> None:
     if IN_ORDER.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".lstrip()
     how: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
-    how["initialization_timeout"] = settings.patience
     if settings.coordinator:
         how |= {"coordinator_address": settings.coordinator, "num_processes": settings.count}
         how |= {"process_id": settings.index, "cluster_detection_method": "deactivate"}
-    elif way != "auto":
+    else:
         how["cluster_detection_method"] = way
-    try:
-        jax.distributed.initialize(**how)
-        with _without_greetings():
-            exchange()
-    except (RuntimeError, ValueError) as error:
-        where = settings.coordinator or f"the coordinator that {way} names"
+    _meet(how, settings.coordinator or f"those that {way} has started", settings.patience)
+    with _without_greetings():
+        exchange()
+
+
+def _meet(how: dict[str, Any], where: str, patience: int) -> None:
+    """Begin JAX's runtime; ValueError after ``patience`` seconds."""
+    failed: list[BaseException] = []
+
+    def meet() -> None:
+        try:
+            jax.distributed.initialize(**how)
+        except BaseException as error:
+            failed.append(error)
+
+    # In a thread of its own, since JAX ends the process when its own patience is over.
+    how["initialization_timeout"] = patience + PATIENCE_OF_JAX
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive() or failed:
+        global _given_up
+        _given_up = True
+        why = f" ({in_words(failed[0])})" if failed else ""
         raise ValueError(
-            f"hosts: {where} has not brought all processes together within {settings.patience} s "
-            f"({in_words(error)}): is process 0 running there, are all of them, and can they reach it?"
-        ) from error
+            f"hosts: {where}: not all processes have met within {patience} s{why}; is each of them running, process 0 "
+            "at that address, and can the others reach it? (--hosts.patience waits longer)"
+        )
 
 
 @contextlib.contextmanager
