@@ -54,7 +54,7 @@ shares.Shares.hand_in = noted
 
 
 class Broken(gym.Env):
-    "Its step raises, or its reward is not a number, from the fifth step of the sixth copy on."
+    "Its step raises, or its reward is not a number, from the fifth step on, of the copy of index 4 (one more is made for its spaces)."
     observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (1,))
     made = 4 * index
 
@@ -97,8 +97,14 @@ def run(env, config, iterations, state=None):
     return agent, state, rows
 
 
+def arrays(learner):  # all but the optimiser's moments, which are of the size of single gradients
+    value = learner.value.params, learner.value.returns, learner.value_carry
+    tree = learner.policy, learner.average, learner.observations, value
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
 def outcome(state, rows):
-    learned = [np.asarray(leaf) for leaf in jax.tree.leaves(state.learner)]
+    learned = arrays(state.learner)
     simulators = to_plain(state.source.environments) if state.source else None
     return {"rows": rows, "learned": learned, "episodes": state.episodes, "simulators": simulators}
 
@@ -113,7 +119,7 @@ def message(act):
 for name, (env, config, iterations) in CASES.items():
     found["fragments"] = []
     agent, state, rows = run(env, config, iterations)
-    begun = [np.asarray(leaf) for leaf in jax.tree.leaves(agent.learner)]
+    begun = arrays(agent.learner)
     found[name] = outcome(state, rows) | {"fragments": list(found["fragments"]), "begun": begun}
     if name == "plain":
         found["resumed"] = outcome(*run(env, config, 1, state)[1:])
@@ -157,10 +163,10 @@ CASES = ("plain", "memory", "vine")
 
 
 def assert_near(ours: list[np.ndarray], others: list[np.ndarray], size: float = 1e-6) -> None:
-    """Of each array the largest difference is at most ``size`` of its largest element."""
+    """Of each array the largest difference is at most ``size`` of its largest element, or of 0.1."""
     for a, b in zip(ours, others, strict=True):
         assert a.shape == b.shape
-        assert np.abs(a - b).max(initial=0.0) <= size * np.abs(b).max(initial=0.0)
+        assert np.abs(a - b).max(initial=0.0) <= size * np.abs(b).max(initial=0.1)
 
 
 DECISIONS = ("result", "backtracks", "steps", "episodes", "cg_iterations", "accepted_updates")
@@ -219,7 +225,7 @@ def test_what_one_process_meets_ends_all_and_names_it(outcomes: dict[str, Any]) 
     assert kind == "HostFailure"
     assert said == f"process 1 on {socket.gethostname()}: {one['raise'][1]}"
     assert one["nan"][0] == "NonFiniteBatchError"
-    assert "reward nan of copy 5, at step 4" in one["nan"][1]
+    assert "reward nan of copy 4, at step 4" in one["nan"][1]
     assert first["nan"] == second["nan"] == one["nan"]
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from trpo.runs.interrupts import begin_work, leave, number_of
+from trpo.runs.interrupts import SIGNALS, leave, number_of
 from trpo.spelling import in_words
 
 WATCHED = "TRPO_WATCHED"
@@ -38,17 +38,14 @@ def run_locally(count: int, arguments: Sequence[str]) -> int:
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    begin_work()
     with contextlib.ExitStack() as ending:
+        came: list[int] = []
+        for number in SIGNALS:
+            ending.callback(signal.signal, number, signal.signal(number, lambda number, frame: came.append(number)))
         files = [ending.enter_context(tempfile.TemporaryFile()) for _ in range(1, count)]
         family = _Family([_start(arguments, where, count, i, files) for i in range(count)])
         ending.callback(family.end)
-        while True:
-            try:
-                family.watch()
-                break
-            except KeyboardInterrupt as interruption:
-                family.pass_on(number_of(interruption))
+        family.watch(came)
         return family.explain(files)
 
 
@@ -85,10 +82,12 @@ class _Family:
     def __init__(self, processes: Sequence[Any]):
         self.processes, self.passed = list(processes), 0
 
-    def watch(self) -> None:
-        """Wait until all have ended; where one fails, end the others."""
+    def watch(self, came: list[int]) -> None:
+        """Wait until all have ended, and pass on the signals that come; where one fails, end the others."""
         while (codes := self._codes()).count(None) and not any(codes):
             time.sleep(LOOK)
+            while came:
+                self.pass_on(came.pop(0))
         if any(codes):
             until = time.monotonic() + (LATE if self._killed(codes) else GRACE)
             while self._codes().count(None) and time.monotonic() < until:

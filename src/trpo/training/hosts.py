@@ -89,7 +89,7 @@ def join(settings: HostsConfig) -> None:
     flags = os.environ.get("XLA_FLAGS", "")  # read when JAX begins to compute
     if IN_ORDER.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".lstrip()
-    how: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
+    how: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": 300}
     if settings.coordinator:
         how |= {"coordinator_address": settings.coordinator, "num_processes": settings.count}
         how |= {"process_id": settings.index, "cluster_detection_method": "deactivate"}
@@ -245,10 +245,11 @@ def is_agreed(error: BaseException) -> bool:
 
 def is_loss(error: BaseException) -> bool:
     """Return whether an error is that of a process which did not answer."""
-    return met() and isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST)
+    kinds = jax.errors.JaxRuntimeError, ValueError  # the latter where an array's content is fetched
+    return met() and isinstance(error, kinds) and any(word in str(error) for word in _LOST)
 
 
-_LOST = ("Gloo", "NCCL", "coordination", "UNAVAILABLE", "heartbeat", "Connection")
+_LOST = ("Gloo ", "NCCL", "coordination service", "UNAVAILABLE:", "CoordinationService")
 """What the runtime's errors say when a process is lost."""
 
 
