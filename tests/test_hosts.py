@@ -54,7 +54,7 @@ shares.Shares.hand_in = noted
 
 
 class Broken(gym.Env):
-    "Its step raises, or its reward is not a number, from the fifth step on, of the copy of index 4 (one more is made for its spaces)."
+    "The copy of index 4 (one more is made for its spaces) raises, or its reward is not a number, from step 5 on."
     observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (1,))
     made = 4 * index
 
