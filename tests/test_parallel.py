@@ -276,7 +276,9 @@ def test_devices_that_do_not_fit_are_refused(outcomes: dict[str, dict[str, Any]]
             assert word in refused[name]
     assert outcomes["members"]["even"] is None
     # Six members cannot be divided over eight devices; their environments can.
-    assert outcomes["members"]["uneven members"] == [{"devices": 8, "mesh": None, "by_member": False, "strata": 8}]
+    assert outcomes["members"]["uneven members"] == [
+        {"devices": 8, "mesh": None, "by_member": False, "strata": 8, "processes": 1}
+    ]
 
 
 def test_virtual_devices_share_the_machine_s_memory(outcomes: dict[str, dict[str, Any]]) -> None:
@@ -292,13 +294,13 @@ def test_runs_of_a_sweep_get_cores_of_their_own(outcomes: dict[str, dict[str, An
     """As many as divide six runs, in a process in which JAX has not begun; whatever the number of environments."""
     found = outcomes["fresh"]
     assert found["devices"] == max(n for n in range(1, CORES + 1) if 6 % n == 0)
-    assert found["sweep"] == {"devices": found["devices"], "mesh": None, "by_member": True, "strata": 1}
+    assert found["sweep"] == {"devices": found["devices"], "mesh": None, "by_member": True, "strata": 1, "processes": 1}
 
 
 @pytest.mark.skipif(CORES < 2, reason="one core is one device, whatever was run before")
 def test_a_run_after_a_sweep_is_the_run_without_it(outcomes: dict[str, dict[str, Any]]) -> None:
     """With as many strata, or its minibatches would be others."""
-    assert outcomes["fresh"]["run"] == {"devices": 1, "mesh": None, "by_member": False, "strata": 1}
+    assert outcomes["fresh"]["run"] == {"devices": 1, "mesh": None, "by_member": False, "strata": 1, "processes": 1}
 
 
 SWEEP_AFTER_SWEEP = """
