@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 from gymnasium import spaces
-from helpers import assert_same_bits, run_process
+from helpers import assert_same_bits, flags_for_devices, run_process
 from jax.flatten_util import ravel_pytree
 from problems import LEADING, uneven_weight
 from scipy.special import expit
@@ -783,6 +783,6 @@ trpo.train("jax-probe:memory", config=remembering("jax-probe:memory", 2, env=env
 
 
 def test_memory_is_divided_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", flags_for_devices(4))
     result = run_process([sys.executable, "-c", SHARDED])
     assert result.returncode == 0, result.stderr
