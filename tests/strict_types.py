@@ -15,7 +15,7 @@ from typing import Any
 import beartype
 import jaxtyping
 
-CALLS = 4
+CALLS = 3
 """Calls of a function, in each test, that are checked."""
 
 check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # an int is a float, as PEP 484 has it
@@ -28,18 +28,29 @@ def jaxtyped(function: Any = None, **keywords: Any) -> Any:
     """Check as jaxtyping's decorator does, which this replaces under its import hook."""
     if function is None:
         return functools.partial(jaxtyped, **keywords)
+    if inspect.isclass(function):  # its annotations are those of what makes it
+        made = function.__init__
+        _jaxtyped(function, **keywords)
+        if function.__init__ is not made:
+            function.__init__ = first_calls(made, function.__init__)
+        return function
     checked = _jaxtyped(function, **keywords)
-    if not inspect.isfunction(function):  # a class, a property, a static method
-        return checked
+    if isinstance(function, property) and function.fset is function.fdel is None:
+        return property(first_calls(function.fget, checked.fget))
+    return first_calls(function, checked) if inspect.isfunction(function) else checked
+
+
+def first_calls(function: Any, checked: Any) -> Any:
+    """Call ``checked``, and ``function`` itself once a test has called that often enough."""
 
     @functools.wraps(function)
-    def first_calls(*arguments: Any, **keywords: Any) -> Any:
+    def called(*arguments: Any, **keywords: Any) -> Any:
         if seen[function] >= CALLS:
             return function(*arguments, **keywords)
         seen[function] += 1
         return checked(*arguments, **keywords)
 
-    return first_calls
+    return called
 
 
 def watch() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,18 @@ def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
     return lambda trajectory, learner=agent.learner: at_old(trajectory, learner)
 
 
+@pytest.fixture(scope="module")
+def remembered() -> Callable[..., tuple[Agent, Any]]:
+    """An agent of a cell for fragments of a length, and what its batches are at θ_old, compiled once."""
+
+    @cache
+    def made(fragment: int, cell: str, jax_only: bool = False) -> tuple[Agent, Any]:
+        agent = agent_with(policy(jax_only, cell), fragment)
+        return agent, problem_of(agent)
+
+    return made
+
+
 @pytest.mark.parametrize("fragment", [1, 7, 32])
 @pytest.mark.parametrize("apart", [False, True], ids=["resets at once", "resets in a step of its own"])
 @pytest.mark.parametrize(
@@ -208,12 +220,13 @@ def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
     [("elman", False), ("elman", True), ("gru", False), ("lstm", False)],
     ids=["numpy", "compiled", "gru", "lstm"],
 )
-def test_fragments_on_the_host_are_each_episode_alone(fragment: int, apart: bool, cell: str, jax_only: bool) -> None:
+def test_fragments_on_the_host_are_each_episode_alone(
+    fragment: int, apart: bool, cell: str, jax_only: bool, remembered: Callable[..., tuple[Agent, Any]]
+) -> None:
     module = policy(jax_only, cell)
-    agent = agent_with(module, fragment)
+    (agent, at_old), means = remembered(fragment, cell, jax_only), []
     assert HostPolicy(agent.policy, agent.actor()).in_numpy is not jax_only
     collected = fragments_on_host(agent, Resetting(apart), fragment)
-    at_old, means = problem_of(agent), []
     for trajectory, noise in collected:
         mean, ratio, start = at_old(trajectory)
         np.testing.assert_array_equal(ratio, 1.0)
@@ -265,14 +278,16 @@ class Device:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("fragment", [1, 7, 32])
-def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(fragment: int, cell: str) -> None:
+def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(
+    fragment: int, cell: str, remembered: Callable[..., tuple[Agent, Any]]
+) -> None:
     module = policy(cell=cell)
-    agent = agent_with(module, fragment)
+    agent, at_old = remembered(fragment, cell)
     source = DeviceSource(Device(), SPEC)
     collect = jax.jit(source.collect, static_argnums=0)
     rollout = source.begin(jax.random.key(0), COUNT, agent.policy.start(COUNT))
     host, carry = HostPolicy(agent.policy, agent.actor()), to_numpy(agent.policy.start(COUNT))
-    at_old, means, parts, reset = problem_of(agent), [], [], np.ones(COUNT, bool)
+    means, parts, reset = [], [], np.ones(COUNT, bool)
     for k in range(STEPS // fragment):
         noise = noise_of(agent.policy, agent.actor(), COUNT, (fragment,), jax.random.key(k))
         rollout, trajectory, _ = collect(agent.policy, agent.actor(), rollout, noise)
