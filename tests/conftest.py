@@ -50,9 +50,8 @@ PLAIN = "--xla_cpu_use_fusion_emitters=false"
 if "slow" not in " ".join(sys.argv):
     # The tests compile hundreds of tiny programs: compiling them quickly halves the time. Learning runs want fast code.
     _flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    _flags += " --xla_cpu_parallel_codegen_split_count=1"  # another tenth: other cores have other tests
     if version("jaxlib").startswith("0.10."):  # halves it once more; a flag that XLA does not know ends the process
-        _flags += f" {PLAIN}"
+        _flags += f" {PLAIN} --xla_cpu_parallel_codegen_split_count=1"  # the second a tenth: other cores have tests
     os.environ.setdefault("XLA_FLAGS", _flags)
 
 import jax  # noqa: E402
