@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -30,9 +31,10 @@ from trpo.envs.spaces import Box, Choice
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
 from trpo.policies.recurrent import GATES, TRUNKS
-from trpo.rollout import HostPolicy, HostSource, Trajectory, noise_of
+from trpo.rollout import HostPolicy, HostSource, Seat, Trajectory, noise_of
 from trpo.rollout.acting import act
 from trpo.rollout.device import DeviceSource
+from trpo.rollout.host import _same_apart
 from trpo.training import learner as stages
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper
@@ -699,6 +701,20 @@ def test_a_run_whose_value_function_remembers_resumes_bit_for_bit(
     if workers:
         alone = trpo.train(env, config=remembering(env, 5, cell), quiet=True)
         assert_same_bits(alone.learner, whole.learner)
+
+
+def test_whether_processes_act_apart_is_tried_with_memory_in_use() -> None:
+    """Where every episode begins, as at a run's start, memory is 0, and 0 times anything is the same in any batch."""
+
+    class OfBatch(HostPolicy):
+        parts = (
+            lambda carry, seen: trpo.Categorical(np.where(seen[1][:, None], 0, carry) * np.float32(len(carry))),
+            SimpleNamespace(see=lambda observation: observation),
+        )
+
+    seat = Seat(np.zeros((4, 1), np.float32), np.zeros((4, 2), np.float32), np.ones(4, bool))
+    assert not _same_apart(object.__new__(OfBatch), seat, [slice(0, 2), slice(2, 4)])
+    assert _same_apart(object.__new__(OfBatch), seat, [slice(0, 4)])
 
 
 COMPILED: list[str] = []
