@@ -38,9 +38,8 @@ from trpo.rollout.host import _same_apart
 from trpo.training import learner as stages
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper
-from trpo.trees import namespace
+from trpo.trees import namespace, shuffled
 from trpo.value_fits import fit_value
-from trpo.value_fits.adam import shuffled
 
 SPEC = EnvSpec("random", Box((3,)), Box((2,)))
 STEPS, COUNT = 64, 5
