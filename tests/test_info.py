@@ -140,7 +140,8 @@ def test_a_resumed_run_has_the_account(tmp_path):
 
 
 def test_a_success_rate_needs_a_key(tmp_path, capsys):
-    assert main(["train", "probe:both", "--evaluate.stop-success", "0.9", "--out", str(tmp_path / "run")]) == 2
+    asked = ["--evaluate.every", "64", "--evaluate.stop-success", "0.9"]
+    assert main(["train", "probe:both", *asked, "--out", str(tmp_path / "run")]) == 2
     assert "evaluate.stop_success=0.9: must be None where env.info names no key" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"evaluate.stop_success: env.info names no key"):
         trpo.train(Telling, config=config(), callbacks=[trpo.EvaluateEvery(48, stop_success=0.5)], quiet=True)

@@ -9,6 +9,7 @@ from trpo.envs import EnvironmentFailure
 from trpo.report.recording import check_drawn, default_path, record
 from trpo.runs.callbacks import Moment
 from trpo.runs.disk import refuse_link
+from trpo.settings.config import VideoConfig
 from trpo.spelling import in_words
 
 VIDEOS = "videos"
@@ -30,9 +31,10 @@ class FilmEvery:
     """Steps after which an episode that has not ended is cut."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "episodes", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"video.{name}={getattr(self, name)}: must be ≥ 1")
+        for name, value in vars(VideoConfig(**vars(self))).items():
+            setattr(self, name, value)
+        if not self.every:
+            raise ValueError(f"video.every={self.every}: must be ≥ 1")
 
     def begin(self, moment: Moment) -> None:
         """See that there is something to draw, and somewhere to keep it."""

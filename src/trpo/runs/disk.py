@@ -7,6 +7,7 @@ bounded size, and what is written is made anew in a directory that only this pro
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -41,6 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(written)
         if temporary.is_dir():
             remove(path)  # a directory is renamed to a free name only
+        elif path.is_dir() and not is_link(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         temporary.replace(path)
     finally:
         remove(room)
