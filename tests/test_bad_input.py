@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,19 @@ def test_train(flags: str, said: str, place: Path, capsys: pytest.CaptureFixture
 )
 def test_other_commands(line: str, said: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(place, line.split(), capsys)
+
+
+def test_a_file_where_a_directory_is_to_be(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    shutil.rmtree(run / "best")
+    (run / "best").write_text("x")
+    assert main(["resume", str(run), "--steps", "96", "--quiet"]) == 2
+    assert capsys.readouterr().err == f"trpo: {run / 'best'}: is there, and is no directory\n"
+    assert contents(run / "checkpoints") == {
+        path.replace(str(place), str(tmp_path)): found
+        for path, found in contents(place / "run" / "checkpoints").items()
+    }
 
 
 @pytest.mark.parametrize("kind", [trpo.EvaluateEvery, trpo.FilmEvery])

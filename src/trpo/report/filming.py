@@ -8,7 +8,7 @@ import warnings
 from trpo.envs import EnvironmentFailure
 from trpo.report.recording import check_drawn, default_path, record
 from trpo.runs.callbacks import Moment
-from trpo.runs.disk import refuse_link
+from trpo.runs.disk import directory_to_be
 from trpo.settings.config import VideoConfig
 from trpo.spelling import in_words
 
@@ -40,6 +40,7 @@ class FilmEvery:
         """See that there is something to draw, and somewhere to keep it."""
         if moment.directory is None:
             raise ValueError(f"video.every={self.every}: videos go to the run's directory: pass out=…")
+        directory_to_be(moment.directory / VIDEOS)
         try:
             check_drawn(moment.template)
         except ValueError as error:
@@ -48,7 +49,7 @@ class FilmEvery:
     def __call__(self, moment: Moment) -> None:
         """Film the agent as it is."""
         assert moment.directory is not None
-        place = refuse_link(moment.directory / VIDEOS)
+        place = directory_to_be(moment.directory / VIDEOS)
         place.mkdir(exist_ok=True)
         file = place / f"{moment.steps:010d}{default_path(place).suffix}"
         try:

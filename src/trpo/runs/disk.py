@@ -108,6 +108,13 @@ def refuse_link(path: Path) -> Path:
     return path
 
 
+def directory_to_be(path: Path) -> Path:
+    """Return ``path``, where there is a directory or nothing; FileExistsError or ValueError if something else is."""
+    if os.path.lexists(refuse_link(path)) and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    return path
+
+
 def open_regular(path: Path, limit: int) -> BufferedReader:
     """Open a regular file to read.
 

@@ -11,7 +11,7 @@ from typing import Any
 from trpo.envs.names import EnvLike
 from trpo.runs.callbacks import Moment
 from trpo.runs.checkpoint import checkpoints, write_checkpoint
-from trpo.runs.disk import BEST, read_regular, refuse_link, remove, replace_durably
+from trpo.runs.disk import BEST, directory_to_be, read_regular, remove, replace_durably
 from trpo.runs.schema import Count, conform, one_line, parse_json
 from trpo.settings.config import EvaluateConfig
 from trpo.training.agent import check_evaluation, evaluate
@@ -76,7 +76,7 @@ class EvaluateEvery:
         self.results = [record for record in found if record["iteration"] <= moment.iteration]
         if len(self.results) < len(found):
             replace_durably(moment.directory / EVALUATIONS, _lines(self.results))
-        for path in checkpoints(refuse_link(moment.directory / BEST)):
+        for path in checkpoints(directory_to_be(moment.directory / BEST)):
             if int(path.name) > moment.iteration:
                 remove(path)
 
