@@ -201,6 +201,19 @@ def test_an_evaluation_is_that_of_the_policy_then(env, tmp_path):
         assert record["returns"] == list(agents[record["iteration"]].evaluate(7).returns)
 
 
+def test_an_evaluation_is_as_its_settings_say(monkeypatch):
+    asked = []
+
+    def evaluate(agent, env, **how):
+        asked.append((env, how))
+        return trpo.EvaluationResult((0.0,), (1,))
+
+    monkeypatch.setattr("trpo.runs.evaluating.evaluate", evaluate)
+    how = {"episodes": 3, "deterministic": False, "seed": 7, "max_steps": 9}
+    train(every=4 * BATCH, **how)
+    assert asked == [(None, how)] * 2
+
+
 def test_the_best_checkpoint_is_kept_alone_and_can_be_loaded(tmp_path, monkeypatch):
     Scored(monkeypatch, [1.0, 3.0, 2.0, 3.0])
     run, agents = tmp_path / "run", {}
