@@ -127,6 +127,9 @@ def test_evaluation_tells_it_and_a_success_rate_stops_the_run(tmp_path, capsys):
     assert [entry["key"] for entry in state["episodes"]["info"]] == ["far", "is_success"]
     agent = trpo.load(tmp_path / "run", env=Telling)
     assert agent.evaluate(64).to_json()["info"] == {"far": 2.5, "is_success": 0.5}
+    cut = agent.evaluate(64, max_steps=2)
+    assert cut.cut > 0
+    assert cut.info == {"far": 2.0, "is_success": 0.0}  # of those that ended
     assert "info" not in trpo.train(Telling, config=config(iterations=1), quiet=True).evaluate(2).to_json()
 
 
