@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import strict_types
 
 # Many tests and the processes that they start compile the same functions: once is enough for a whole session.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares its parent's
@@ -42,6 +43,7 @@ PACKAGE = Path(find_spec("trpo").submodule_search_locations[0])  # type: ignore[
 PLAIN_PYTHON = {"cli", "deploy", "envs.host", "report", "runs", "settings"}
 _rooms = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.rglob("*.py")}
 _checked = [room for room in sorted(_rooms) if not any(f"{room}.".startswith(f"{plain}.") for plain in PLAIN_PYTHON)]
+strict_types.watch()
 jaxtyping.install_import_hook([f"trpo.{room}" for room in _checked if not room.endswith("__")], "strict_types.check")
 
 PLAIN = "--xla_cpu_use_fusion_emitters=false"
@@ -49,7 +51,7 @@ if "slow" not in " ".join(sys.argv):
     # The tests compile hundreds of tiny programs: compiling them quickly halves the time. Learning runs want fast code.
     _flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     if version("jaxlib").startswith("0.10."):  # halves it once more; a flag that XLA does not know ends the process
-        _flags += f" {PLAIN}"
+        _flags += f" {PLAIN} --xla_cpu_parallel_codegen_split_count=1"  # the second a tenth: other cores have tests
     os.environ.setdefault("XLA_FLAGS", _flags)
 
 import jax  # noqa: E402
@@ -104,6 +106,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     done = run_process(command, env=environment, cwd=pyfuncitem.config.rootpath)
     assert done.returncode == 0, done.stdout + done.stderr
     return True
+
+
+def pytest_runtest_logstart() -> None:
+    """Check the first calls of every function anew, before a test and its fixtures."""
+    strict_types.seen.clear()
 
 
 pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _limited

@@ -15,6 +15,12 @@ import numpy as np
 
 TIMINGS = {"seconds", "steps_per_second", "collect_seconds"}
 
+
+def flags_for_devices(count: int) -> str:
+    """XLA's flags, as they are in this process, for one that divides its processor into ``count`` devices."""
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+
+
 _started: list[subprocess.Popen[str]] = []
 
 

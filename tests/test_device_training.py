@@ -315,13 +315,9 @@ def walked(final_discount: float | None = None) -> tuple[list[Any], list[Any]]:
 
 
 @pytest.mark.usual_compiler
-def test_an_iteration_s_update_is_the_host_s_bit_for_bit() -> None:
+@pytest.mark.parametrize("final_discount", [None, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_an_iteration_s_update_is_the_host_s_bit_for_bit(final_discount: float | None) -> None:
     """The trajectory comes from a compiled rollout of its own; the whole iteration is one compiled function."""
-    for final_discount in (None, 0.5):
-        _same_bits(final_discount)
-
-
-def _same_bits(final_discount: float | None) -> None:
     config = configure(final_discount=final_discount, discount_steps=60, seed=3)
     rolled, learners = walked(final_discount)
     agent = trpo.make_agent(WALK, config)

@@ -21,7 +21,7 @@ from trpo.envs.host.gymnasium import space_of
 from trpo.envs.images import Image, image_of, is_normalised
 from trpo.envs.spaces import Bits, Box, Choice, Choices, Dict, Leaf
 from trpo.envs.spec import EnvSpec
-from trpo.policies.convolutions import NATURE, SMALL, Convolutions
+from trpo.policies.convolutions import NATURE, SMALL, Convolutions, convolve
 from trpo.policies.encoders import Flatten, Join
 from trpo.policies.make import make_policy
 from trpo.rollout import HostPolicy, HostSource, Seat
@@ -96,6 +96,33 @@ def test_an_encoder_is_its_definition_for_any_leading_axes(shape: tuple[int, ...
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(encoder(x[0, 0]), found[0, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(encoder(x[1]), found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "side", "stride"), [(10, 9, 3, 3, 1), (13, 12, 2, 4, 3)])
+def test_a_convolution_and_its_derivatives_are_those_of_the_compiler(
+    height: int, width: int, channels: int, side: int, stride: int
+) -> None:
+    random = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(random.normal(size=(2, height, width, channels)))
+        k = jnp.asarray(random.normal(size=(side, side, channels, 5)))
+
+        def compilers(x: Any, k: Any, stride: int) -> Any:
+            return jax.lax.conv_general_dilated(
+                x, k, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        found, expected = (
+            [
+                lambda x, k, f=f: f(x, k, stride),
+                jax.grad(lambda x, k, f=f: jnp.sum(jnp.sin(f(x, k, stride))), argnums=(0, 1)),
+                lambda x, k, f=f: jax.jvp(lambda x, k: f(x, k, stride), (x, k), (x**2, k**2))[1],
+            ]
+            for f in (convolve, compilers)
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            for a, b in zip(jax.tree.leaves(ours(x, k)), jax.tree.leaves(theirs(x, k)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_weights_are_orthogonal_and_sizes_are_told_without_them() -> None:

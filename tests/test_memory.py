@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 from gymnasium import spaces
-from helpers import assert_same_bits, run_process
+from helpers import assert_same_bits, flags_for_devices, run_process
 from jax.flatten_util import ravel_pytree
 from problems import LEADING, uneven_weight
 from scipy.special import expit
@@ -30,15 +31,15 @@ from trpo.envs.spaces import Box, Choice
 from trpo.envs.spec import EnvSpec
 from trpo.policies.function import to_numpy
 from trpo.policies.recurrent import GATES, TRUNKS
-from trpo.rollout import HostPolicy, HostSource, Trajectory, noise_of
+from trpo.rollout import HostPolicy, HostSource, Seat, Trajectory, noise_of
 from trpo.rollout.acting import act
 from trpo.rollout.device import DeviceSource
+from trpo.rollout.host import _same_apart
 from trpo.training import learner as stages
 from trpo.training.agent import Agent
 from trpo.training.learner import Hyper
-from trpo.trees import namespace
+from trpo.trees import namespace, shuffled
 from trpo.value_fits import fit_value
-from trpo.value_fits.adam import shuffled
 
 SPEC = EnvSpec("random", Box((3,)), Box((2,)))
 STEPS, COUNT = 64, 5
@@ -201,6 +202,18 @@ def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
     return lambda trajectory, learner=agent.learner: at_old(trajectory, learner)
 
 
+@pytest.fixture(scope="module")
+def remembered() -> Callable[..., tuple[Agent, Any]]:
+    """An agent of a cell for fragments of a length, and what its batches are at θ_old, compiled once."""
+
+    @cache
+    def made(fragment: int, cell: str, jax_only: bool = False) -> tuple[Agent, Any]:
+        agent = agent_with(policy(jax_only, cell), fragment)
+        return agent, problem_of(agent)
+
+    return made
+
+
 @pytest.mark.parametrize("fragment", [1, 7, 32])
 @pytest.mark.parametrize("apart", [False, True], ids=["resets at once", "resets in a step of its own"])
 @pytest.mark.parametrize(
@@ -208,12 +221,13 @@ def problem_of(agent: Agent) -> Callable[[Trajectory], Any]:
     [("elman", False), ("elman", True), ("gru", False), ("lstm", False)],
     ids=["numpy", "compiled", "gru", "lstm"],
 )
-def test_fragments_on_the_host_are_each_episode_alone(fragment: int, apart: bool, cell: str, jax_only: bool) -> None:
+def test_fragments_on_the_host_are_each_episode_alone(
+    fragment: int, apart: bool, cell: str, jax_only: bool, remembered: Callable[..., tuple[Agent, Any]]
+) -> None:
     module = policy(jax_only, cell)
-    agent = agent_with(module, fragment)
+    (agent, at_old), means = remembered(fragment, cell, jax_only), []
     assert HostPolicy(agent.policy, agent.actor()).in_numpy is not jax_only
     collected = fragments_on_host(agent, Resetting(apart), fragment)
-    at_old, means = problem_of(agent), []
     for trajectory, noise in collected:
         mean, ratio, start = at_old(trajectory)
         np.testing.assert_array_equal(ratio, 1.0)
@@ -265,14 +279,16 @@ class Device:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("fragment", [1, 7, 32])
-def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(fragment: int, cell: str) -> None:
+def test_fragments_on_the_device_are_each_episode_alone_and_those_of_the_host(
+    fragment: int, cell: str, remembered: Callable[..., tuple[Agent, Any]]
+) -> None:
     module = policy(cell=cell)
-    agent = agent_with(module, fragment)
+    agent, at_old = remembered(fragment, cell)
     source = DeviceSource(Device(), SPEC)
     collect = jax.jit(source.collect, static_argnums=0)
     rollout = source.begin(jax.random.key(0), COUNT, agent.policy.start(COUNT))
     host, carry = HostPolicy(agent.policy, agent.actor()), to_numpy(agent.policy.start(COUNT))
-    at_old, means, parts, reset = problem_of(agent), [], [], np.ones(COUNT, bool)
+    means, parts, reset = [], [], np.ones(COUNT, bool)
     for k in range(STEPS // fragment):
         noise = noise_of(agent.policy, agent.actor(), COUNT, (fragment,), jax.random.key(k))
         rollout, trajectory, _ = collect(agent.policy, agent.actor(), rollout, noise)
@@ -686,6 +702,20 @@ def test_a_run_whose_value_function_remembers_resumes_bit_for_bit(
         assert_same_bits(alone.learner, whole.learner)
 
 
+def test_whether_processes_act_apart_is_tried_with_memory_in_use() -> None:
+    """Where every episode begins, as at a run's start, memory is 0, and 0 times anything is the same in any batch."""
+
+    class OfBatch(HostPolicy):
+        parts = (
+            lambda carry, seen: trpo.Categorical(np.where(seen[1][:, None], 0, carry) * np.float32(len(carry))),
+            SimpleNamespace(see=lambda observation: observation),
+        )
+
+    seat = Seat(np.zeros((4, 1), np.float32), np.zeros((4, 2), np.float32), np.ones(4, bool))
+    assert not _same_apart(object.__new__(OfBatch), seat, [slice(0, 2), slice(2, 4)])
+    assert _same_apart(object.__new__(OfBatch), seat, [slice(0, 4)])
+
+
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, _, **__: COMPILED.append(event) if "backend_compile" in event or "jaxpr_trace" in event else None
@@ -783,6 +813,6 @@ trpo.train("jax-probe:memory", config=remembering("jax-probe:memory", 2, env=env
 
 
 def test_memory_is_divided_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", flags_for_devices(4))
     result = run_process([sys.executable, "-c", SHARDED])
     assert result.returncode == 0, result.stderr

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import run_process, start_process
+from tests.helpers import flags_for_devices, run_process, start_process
 
 COMMON = """
 import dataclasses, json, sys
@@ -159,11 +159,10 @@ PARTS = {"adam": DIVIDED, "gauss-newton": DIVIDED, "members": MEMBERS, "fresh": 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, Any]]:
     """Run all parts at the same time; what they print is JSON."""
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     processes = {}
     for name, script in PARTS.items():
-        flags = quick if name == "fresh" else f"--xla_force_host_platform_device_count=8 {quick}"
-        processes[name] = start_process([sys.executable, "-c", script, name], env={**os.environ, "XLA_FLAGS": flags})
+        changes = {} if name == "fresh" else {"XLA_FLAGS": flags_for_devices(8)}
+        processes[name] = start_process([sys.executable, "-c", script, name], env={**os.environ, **changes})
     found = {}
     for name, process in processes.items():
         out, err = process.communicate(timeout=300)

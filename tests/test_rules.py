@@ -27,7 +27,7 @@ from trpo.problem import LocalModel
 from trpo.rules.protocol import Result, UpdateInfo
 from trpo.rules.step import Direction, natural_direction, outcome, step_along, step_length
 
-RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty(), trpo.Repeated(trpo.TRPO(), 2)]
+RULES = [trpo.TRPO(), trpo.NaturalGradient(), trpo.Penalty(), trpo.Repeated(trpo.TRPO(), 2), trpo.PPO()]
 NORMALISED = RULES[:2]  # the step's length comes from the trust region; a penalty has a scale of its own
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 normalised_rule = pytest.mark.parametrize("rule", NORMALISED, ids=lambda rule: type(rule).__name__)
@@ -118,7 +118,7 @@ def test_vmap_over_max_kl_is_a_loop(rule: Any, x64: None) -> None:
 
 @every_rule
 def test_repr_round_trip(rule: Any) -> None:
-    count = "times" if isinstance(rule, trpo.Repeated) else "cg_iterations"
+    count = {trpo.Repeated: "times", trpo.PPO: "epochs"}.get(type(rule), "cg_iterations")
     changed = dataclasses.replace(bounded(rule, 0.037), **{count: 7})
     again = eval(repr(changed), {kind.__name__: kind for kind in map(type, RULES)})
     assert again == changed
@@ -159,6 +159,10 @@ ALTERNATIVES = {  # base ↦ one other value for each field; the base is chosen 
         "cg_tolerance": 0.5, "max_step_norm": 0.01, "backtrack_ratio": 0.5, "max_backtracks": 0,
     },
     trpo.Repeated(trpo.TRPO(), 2): {"rule": trpo.TRPO(max_kl=0.02), "times": 3},
+    trpo.PPO(): {
+        "clip": 1e-3, "learning_rate": 1e-3, "max_gradient_norm": 1e-6, "entropy_bonus": 0.1, "epochs": 3,
+        "minibatch": 7,
+    },
 }  # fmt: skip
 
 
@@ -167,8 +171,9 @@ def test_every_field_changes_some_output(rule: Any) -> None:
     """PITFALLS row 22."""
     alternatives = ALTERNATIVES[rule]
     base = update(rule)
-    for field in dataclasses.fields(rule):
-        name = field.name
+    # PPO keeps no bound, and its step size has not fallen yet at the first batch (test_ppo.py).
+    without = {"max_kl", "decay_updates"} if isinstance(rule, trpo.PPO) else set()
+    for name in {field.name for field in dataclasses.fields(rule)} - without:
         other = update(dataclasses.replace(rule, **{name: alternatives[name]}))
         same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(other), strict=True)]
         assert not all(same), f"{name} has no effect"
@@ -332,7 +337,7 @@ def wrong_policy(params: dict, observation: dict) -> WrongFisher:
     return WrongFisher(observation["x"] @ params["w"], observation["factor"])
 
 
-@every_rule
+@pytest.mark.parametrize("rule", RULES[:4], ids=lambda rule: type(rule).__name__)  # those that solve
 @pytest.mark.parametrize("factor", [-1.0, 0.0, np.nan])
 def test_curvature_that_is_not_positive_is_reported(rule: Any, factor: float) -> None:
     """PITFALLS row 13."""

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.helpers import run_process
+from tests.helpers import flags_for_devices, run_process
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
@@ -46,6 +46,6 @@ assert int(info_one.result) == 0 and moved > 1e-3 and apart < 1e-10
 
 
 def test_a_sharded_batch_gives_the_update_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("XLA_FLAGS", flags_for_devices(8))
     result = run_process([sys.executable, "-c", SCRIPT])
     assert result.returncode == 0, result.stderr

@@ -15,7 +15,7 @@ import scipy.stats
 from helpers import assert_same_bits
 
 import trpo
-from trpo.value_fits.adam import shuffled
+from trpo.trees import shuffled
 from trpo.value_fits.fit import ValueBatch, ValueInfo, ValueState, explained_variance, fit_value, predict
 
 N, D = 24, 3

@@ -54,6 +54,7 @@ from trpo.rollout import Source as Source
 from trpo.rollout import Trajectory as Trajectory
 from trpo.rollout.whole_episodes import EvaluationResult as EvaluationResult
 from trpo.rules import MM as MM
+from trpo.rules import PPO as PPO
 from trpo.rules import TRPO as TRPO
 from trpo.rules import NaturalGradient as NaturalGradient
 from trpo.rules import Penalty as Penalty

@@ -1,4 +1,4 @@
-"""How much memory there is; what would not fit in it is refused before anything is allocated."""
+"""How many cores and how much memory there is; what would not fit in it is refused before anything is allocated."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ def _own_limits() -> Iterator[int]:
 
         limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
         yield from (limit for limit in limits if limit != resource.RLIM_INFINITY)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def file_limit() -> int | None:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from trpo.blocks import InBlocks, Split
 from trpo.distributions import Distribution
@@ -72,6 +72,43 @@ class LocalModel(eqx.Module):
         return self.policy.along(self.kl, vector, self.weight)
 
 
+class Rows(eqx.Module):
+    """A batch of single paths, part by part: its states one by one, or with memory whole columns ``[time, env]``."""
+
+    policy: PolicyFunction = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    """Leading axes of the batch."""
+    observation: PyTree[Shaped[Array, "..."]]
+    carry: Any
+    reset: Any
+    each: dict[str, Any]
+    """What the surrogate needs of each state."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a row is all the times of one environment."""
+        return bool(jax.tree.leaves(self.carry))
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.shape[-1] if self.whole else math.prod(self.shape)
+
+    def part(self, rows: Int[Array, "part"]) -> tuple[Callable[[Params], Distribution], dict[str, Any]]:
+        """Return θ ↦ π_θ on some rows, and what the surrogate needs of them, with weights that sum to 1."""
+        axis = len(self.shape) - 1 if self.whole else 0
+
+        def take(leaf: Array) -> Array:
+            leaf = leaf if self.whole else leaf.reshape(-1, *leaf.shape[len(self.shape) :])
+            return jnp.take(leaf, rows, axis)
+
+        carry = jax.tree.map(lambda leaf: jnp.take(leaf, rows, 0), self.carry)
+        observation, reset, each = jax.tree.map(take, (self.observation, self.reset, self.each))
+        total = jnp.sum(each["weight"])
+        each |= {"weight": each["weight"] / jnp.where(total > 0, total, 1.0)}
+        return _PolicyAt(self.policy, observation, carry, reset), each
+
+
 class LocalProblem(eqx.Module):
     """maximise L(θ) subject to D̄(θ) = Σ_i w_i KL(π_old(·|s_i) ‖ π_θ(·|s_i)) ≤ δ  (TRPO paper, eq. 14).
 
@@ -90,6 +127,8 @@ class LocalProblem(eqx.Module):
     product_distributions: Callable[[Params], Distribution] | None = None
     """θ ↦ π_θ on the states that enter Fisher products; all of them if None."""
     product_weight: Float[Array, "*sample"] | None = None
+    rows: Rows | None = None
+    """The batch's rows, for rules that climb on parts of it; None where the data are not of single paths."""
 
     def _evaluation(self, distribution: Any) -> Evaluation:
         return Evaluation(
@@ -162,17 +201,18 @@ def sampled_problem(
     content = (batch.action, batch.advantage, batch.log_prob)
     action, advantage, log_prob = _without_absent_rows(content, batch.weight)
 
+    def each(old: Distribution) -> dict[str, Any]:
+        sampled = old.log_prob(action) if log_prob is None else log_prob
+        return {"action": action, "old_log_prob": sampled, "advantage": advantage, "weight": batch.weight}
+
     def objective(old: Distribution) -> Callable[[Any], Scalar]:
-        return jax.tree_util.Partial(
-            importance_sampled_surrogate,
-            action=action,
-            old_log_prob=old.log_prob(action) if log_prob is None else log_prob,
-            advantage=advantage,
-            weight=batch.weight,
-        )
+        return jax.tree_util.Partial(importance_sampled_surrogate, **each(old))
 
     seen = batch.observation, batch.weight, batch.carry, batch.reset
-    return problem_on(policy, params, objective, *seen, fisher_subsample=fisher_subsample, block=block, strata=strata)
+    problem = problem_on(policy, params, objective, *seen, fisher_subsample, block, strata)
+    observation = _without_absent_rows(batch.observation, batch.weight)
+    rows = Rows(policy, batch.weight.shape, observation, batch.carry, batch.reset, each(problem.old))
+    return dataclasses.replace(problem, rows=rows)
 
 
 def problem_on(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from trpo.types import AnyArray, Scalar
 
@@ -112,3 +112,18 @@ def single(value: Any) -> float:
     """Return a number in single precision, as a float: infinity or 0 where it is beyond its range."""
     with np.errstate(over="ignore", under="ignore"):
         return float(np.float32(value))
+
+
+def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, "n"]:
+    """Return 0, …, n − 1 in random order.
+
+    For n ≤ 2^16 it sorts 32-bit words of random high bits above the index, which on a CPU takes a seventh of the time
+    of ``jax.random.permutation`` (with that, a third of a whole fit). Two indices that drew the same random bits, of
+    which there are about n³ / 2^33 pairs (one for n = 2048), come next to each other in ascending order.
+    """
+    bits = max(1, (n - 1).bit_length())
+    if bits > 16:
+        return jax.random.permutation(key, n)
+    index = jnp.arange(n, dtype=jnp.uint32)
+    words = jnp.sort((jax.random.bits(key, (n,), jnp.uint32) << bits) | index)
+    return (words & jnp.uint32(2**bits - 1)).astype(jnp.int32)

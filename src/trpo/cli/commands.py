@@ -365,6 +365,39 @@ def _report(runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")]
 
 
 @_command
+def _study(
+    file: Annotated[Positional[Path], arg(metavar="STUDY.toml")],
+    out: Path | None = None,
+    jobs: int = 0,
+    array: str = "0/1",
+    table: bool = False,
+) -> int:
+    """Train tasks × settings × seeds of one file, whatever is missing, and write tables and figures.
+
+    Args:
+        file: TOML file that says what is compared.
+        out: Directory of its runs, tables and figures; by default runs/ and the file's name.
+        jobs: Runs at once, a core each; 0: as many as there are cores.
+        array: i/n takes every n-th run from the i-th on, for job arrays.
+        table: Train nothing; write tables and figures of what there is.
+    """
+    from trpo.capacity import cores
+    from trpo.report.study import write_tables
+    from trpo.runs.study import read_study, results, run_study
+
+    out = out or Path("runs", file.stem)
+    study, failed = read_study(file), 0
+    if not table:
+        failed = run_study(file, out, jobs or cores(), array, say)
+    if table or len(list(results(study, out))) == len(study.jobs()):
+        for written in write_tables(study, out):
+            print(written)
+    if failed:
+        say(f"{failed} runs failed; the same command tries them again")
+    return 1 if failed else 0
+
+
+@_command
 def _theory(
     out: Path = Path("runs/theory"), mdps: int = 1024, seed: int = 0, only: tuple[str, ...] = (), quiet: bool = False
 ) -> int:
@@ -438,6 +471,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "export": _export,
     "presets": _presets,
+    "study": _study,
     "theory": _theory,
     "completion": _completion,
 }

@@ -43,6 +43,8 @@ usage: trpo COMMAND …
              evaluations, and what the metrics say
   trpo export RUN [--to FILE]        a policy that acts without JAX
   trpo presets [NAME or ENV]         best-known settings, and for what
+  trpo study STUDY.toml [--jobs N] [--array i/n] [--table]
+             tasks × settings × seeds of one file, with tables and figures
   trpo theory [--out DIR]            check every claim of the theory;
                                      exit code 1 if one fails
   trpo completion bash|zsh|fish      a script that completes commands and flags

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo.envs.images import Image
 from trpo.policies.trunks import orthogonal
@@ -22,6 +22,32 @@ SMALL = ((3, 1, 16),), 128
 """The same for images of a few cells (MinAtar: Young and Tian 2019, arXiv:1903.03176)."""
 NATURE_SIDE = 36
 """The shortest side from which an image goes through the first of the two."""
+
+
+def convolve(
+    x: Float[Array, "n _height _width _inputs"], kernel: Float[Array, "_side _side _inputs outputs"], stride: int
+) -> Float[Array, "n _rows _columns outputs"]:
+    """Return y = x ∗ k, without padding: y[n, i, j] = Σ_ab x[n, s i + a, s j + b] k[a, b], s being the stride.
+
+    On a CPU this is a matrix product with the windows of x, which one linearisation keeps for all its Fisher products:
+    the derivatives of XLA's own convolution by its kernel take ten times as long there when they are in a loop, as the
+    products and the steps of a value fit are (``python -m benchmarks.convolutions``). Windows take side²/stride² times
+    the memory of x.
+    """
+    if jax.default_backend() == "cpu":
+        return windows(x, len(kernel), stride) @ kernel.reshape(-1, kernel.shape[-1])
+    strides, layout = (stride, stride), ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=layout)
+
+
+def windows(x: Float[Array, "n height width c"], side: int, stride: int) -> Float[Array, "n _rows _columns _window"]:
+    """Return what each place of a kernel covers, as one axis in the order of the kernel's first three."""
+    n, height, width, channels = x.shape
+    rows, columns = (np.arange((size - side) // stride + 1) * stride for size in (height, width))
+    within = np.arange(side)
+    places = (rows[:, None, None, None] + within[:, None]) * width + columns[:, None, None] + within
+    covered = x.reshape(n, height * width, channels)[:, places.reshape(len(rows), len(columns), side**2)]
+    return covered.reshape(n, len(rows), len(columns), side**2 * channels)
 
 
 class Convolutions(eqx.Module):
@@ -74,10 +100,7 @@ class Convolutions(eqx.Module):
         if image.first:
             x = jnp.moveaxis(x, 1, 3)
         for kernel, bias, stride in zip(self.kernels, self.biases, self.strides, strict=True):
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = jax.nn.relu(x + per_element(bias, 4))
+            x = jax.nn.relu(convolve(x, kernel, stride) + per_element(bias, 4))
         x = jax.nn.relu(x.reshape(len(x), -1) @ self.weight + per_element(self.bias, 2))
         if len(leading) == 2:
             return jnp.swapaxes(x.reshape(*leading[::-1], self.size), 0, 1)

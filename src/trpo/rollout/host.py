@@ -316,16 +316,18 @@ class HostSource:
 def _same_apart(policy: HostPolicy, seat: Seat, shares: list[slice]) -> bool:
     """Return whether ``policy`` is in shares what it is for all, bit for bit, on random observations.
 
-    Its distributions are compared: in most actions a difference in the last bit would be lost.
+    Its distributions are compared: in most actions a difference in the last bit would be lost. Nothing is reset, since
+    memory is empty then, and what is 0 is the same anywhere.
     """
     distribution, actor = policy.parts
+    kept = jax.tree.map(np.zeros_like, seat.reset)
     random = np.random.default_rng(0)
 
     def drawn(x: np.ndarray) -> np.ndarray:
         return random.normal(size=x.shape).astype(x.dtype) if np.issubdtype(x.dtype, np.floating) else x
 
     for _ in range(TRIALS):
-        inputs = jax.tree.map(drawn, seat.carry), (jax.tree.map(drawn, actor.see(seat.observation)), seat.reset)
+        inputs = jax.tree.map(drawn, seat.carry), (jax.tree.map(drawn, actor.see(seat.observation)), kept)
         whole = distribution(*inputs)
         parts = [distribution(*jax.tree.map(lambda x: x[rows], inputs)) for rows in shares]  # noqa: B023
         together = jax.tree.map(lambda *x: np.concatenate([np.atleast_1d(part) for part in x]), *parts)

@@ -167,7 +167,9 @@ def _train_and_save(
     callbacks: Sequence[Callback],
 ) -> str | None:
     with hosts.together():
-        sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
+        sinks = [
+            [ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks(show.quiet)] for run in runs
+        ]
         called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
     agents, states = [run.agent for run in runs], [run.state for run in runs]
     stop.several = hosts.met()

@@ -20,7 +20,7 @@ from trpo.envs.spaces import Space
 from trpo.policies.encoders import Encoding
 from trpo.policies.recurrent import TrunkName
 from trpo.policies.trunks import Activation, Gain
-from trpo.rules import TRPO, NaturalGradient, Penalty
+from trpo.rules import PPO, TRPO, NaturalGradient, Penalty
 from trpo.settings.files import read_toml
 from trpo.settings.values import converted, require
 from trpo.spelling import did_you_mean
@@ -28,7 +28,7 @@ from trpo.trees import single
 from trpo.value_fits.adam import AdamFit
 from trpo.value_fits.gauss_newton import GaussNewtonFit
 
-RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty}
+RULES: dict[str, Any] = {"trpo": TRPO, "natural-gradient": NaturalGradient, "penalty": Penalty, "ppo": PPO}
 PIXELS = 2**23
 """Pixels that a block has if nothing else is said."""
 FITS: dict[str, Any] = {"adam": AdamFit, "gauss-newton": GaussNewtonFit}
@@ -43,6 +43,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "≥ 1": lambda x: 1 <= x < math.inf,
     "> 0": lambda x: 0 < single(x) < math.inf,
     "> 0, inf for none": lambda x: single(x) > 0,
+    "finite": lambda x: abs(single(x)) < math.inf,
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
     "≥ 0, or auto": lambda x: x == "auto" or 0 <= x < 2**63,
@@ -75,6 +76,10 @@ def _check(config: Any, group: str) -> None:
         value = getattr(config, name)
         if allowed and value is not None:
             require(_RANGES[allowed.partition(";")[0]](value), group + name, value, allowed)
+
+
+def _require_seed(name: str, seed: int) -> None:
+    require(0 <= seed < 2**32, name, seed, "between 0 and 2³² − 1")
 
 
 def _build(config: Any, group: str, what: str, chosen: str, kinds: dict[str, Any]) -> Any:
@@ -142,9 +147,9 @@ class EnvConfig:
 class RuleConfig:
     """The update rule. Fields that a rule does not have must keep their defaults."""
 
-    name: Literal["trpo", "natural-gradient", "penalty"] = "trpo"
+    name: Literal["trpo", "natural-gradient", "penalty", "ppo"] = "trpo"
     max_kl: float = float(TRPO.max_kl)
-    """δ: bound on the mean KL of a whole iteration, in nats (a target for the other two rules)."""
+    """δ: bound on the mean KL of a whole iteration, in nats (a target for the next two rules, and nothing for ppo)."""
     damping: float = float(TRPO.damping)
     """λ, added to the Fisher matrix in the solve."""
     cg_iterations: int = TRPO.cg_iterations
@@ -163,13 +168,30 @@ class RuleConfig:
     """Penalty: first price of a nat of KL."""
     inner_steps: int = Penalty.inner_steps
     """Penalty: Newton steps for each update."""
+    clip: float = float(PPO.clip)
+    """PPO: ratios gain nothing beyond 1 ± this."""
+    learning_rate: float = float(PPO.learning_rate)
+    """PPO: Adam's, at the start."""
+    decay_steps: Annotated[int, "≥ 0; the run's steps are usual, 0 is never"] = 0
+    """PPO: environment steps over which the learning rate falls to 0; 0: it stays."""
+    max_gradient_norm: float = float(PPO.max_gradient_norm)
+    """PPO: longer gradients are shortened to this."""
+    entropy_bonus: float = float(PPO.entropy_bonus)
+    """PPO: what a nat of entropy is worth."""
+    epochs: int = PPO.epochs
+    """PPO: passes over a batch."""
+    minibatch: int = PPO.minibatch
+    """PPO: states of a step."""
 
     def __post_init__(self) -> None:
         _check(self, "rule.")
+        allowed = "0, as the rule is not ppo"
+        require(self.name == "ppo" or not self.decay_steps, "rule.decay_steps", self.decay_steps, allowed)
 
-    def build(self) -> TRPO | NaturalGradient | Penalty:
-        """Return the rule; raises ValueError for values out of range."""
-        return _build(self, "rule", "rule", self.name, RULES)
+    def build(self, batch: int = 1) -> TRPO | NaturalGradient | Penalty | PPO:
+        """Return the rule for batches of so many steps; raises ValueError for values out of range."""
+        rule = _build(self, "rule", "rule", self.name, RULES)
+        return dataclasses.replace(rule, decay_updates=self.decay_steps / batch) if self.decay_steps else rule
 
 
 @dataclass(frozen=True)
@@ -301,15 +323,19 @@ class EvaluateConfig:
     """Of its environments and samples."""
     max_steps: Annotated[int, "≥ 1"] = 30_000
     """Steps after which an episode that has not ended is cut."""
-    stop_return: float | None = None
+    stop_return: Annotated[float | None, "finite"] = None
     """Stop training at this mean return."""
-    stop_success: float | None = None
+    stop_success: Annotated[float | None, "finite"] = None
     """Stop training at this success rate: the mean of is_success, or else of the first key of env.info."""
     patience: Annotated[int | None, "≥ 1"] = None
     """Stop training after so many evaluations in a row without a better one."""
 
     def __post_init__(self) -> None:
         _check(self, "evaluate.")
+        _require_seed("evaluate.seed", self.seed)
+        for name in ("stop_return", "stop_success", "patience"):
+            allowed = "None where nothing is evaluated; add evaluate.every=50000"
+            require(bool(self.every) or getattr(self, name) is None, f"evaluate.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -455,14 +481,16 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self, "")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
+        _require_seed("seed", self.seed)
         if self.final_discount is not None:
             require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
         if not self.env.info:
             stop, allowed = self.evaluate.stop_success, "None where env.info names no key; add env.info=('is_success',)"
             require(stop is None, "evaluate.stop_success", stop, allowed)
-        self.rule.build()
+        self.rule.build(self.batch)
         self.value.build()
+        if self.rule.name == "ppo":
+            require(self.rollout == "single-path", "rollout", self.rollout, "single-path with rule.name=ppo")
 
     def block_of(self, observation: Space) -> int:
         """Return how many states of this space a block has; 0: all."""

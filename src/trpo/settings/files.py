@@ -20,15 +20,20 @@ def read_toml(file: str | Path) -> dict[str, Any]:
         ValueError: it is not TOML; the message names the file.
         OSError: it cannot be read.
     """
+    return named(load_toml(file))
+
+
+def load_toml(file: str | Path) -> dict[str, Any]:
+    """Return what a TOML file says, as it says it; raises as :func:`read_toml` does."""
     with open(file, "rb") as opened:
         try:
-            return _named(tomllib.load(opened))
+            return tomllib.load(opened)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}: {error}") from error
 
 
-def _named(table: Any, name: str = "") -> Any:
+def named(table: Any, name: str = "") -> Any:
     """Return a table with names as settings have them; what an environment is made with keeps its own."""
     if not isinstance(table, dict) or name == "kwargs":
         return table
-    return {(key := given.replace("-", "_")): _named(value, key) for given, value in table.items()}
+    return {(key := given.replace("-", "_")): named(value, key) for given, value in table.items()}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from trpo.capacity import machine_memory
+from trpo.capacity import cores, machine_memory
 from trpo.rollout import Trajectory
 from trpo.training import hosts
 
@@ -220,8 +220,7 @@ def use_cores(members: int) -> None:
 
     A core then trains runs of its own. One small network's operations are too small to share between cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices = max(n for n in range(1, cores + 1) if members % n == 0)
+    devices = max(n for n in range(1, cores() + 1) if members % n == 0)
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)

@@ -175,7 +175,7 @@ class Hyper(eqx.Module):
     def of(cls, config: Config, rule: Rule | None = None) -> Hyper:
         """Take them from a configuration; ``rule`` is used instead of the configuration's."""
         return cls(
-            rule=Repeated(config.rule.build() if rule is None else rule, config.updates_per_batch),
+            rule=Repeated(config.rule.build(config.batch) if rule is None else rule, config.updates_per_batch),
             value_fit=config.value.build(),
             discount=config.discount,
             final_discount=config.final_discount,

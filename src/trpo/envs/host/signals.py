@@ -6,11 +6,12 @@ at a counter in shared memory, and sleep only if nothing comes for a while, as d
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from multiprocessing.connection import Connection
 from typing import Any
+
+from trpo.capacity import cores
 
 ASKED, DONE, FAILED, ASLEEP = range(4)
 """Counters of a worker: steps asked for, steps done, whether one raised, whether it waits for a message."""
@@ -68,6 +69,4 @@ class Signals:
 
 def can_look(workers: int) -> bool:
     """Return whether the processes can wait by looking: a core for each, and a machine that keeps writes in order."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return workers < cores and platform.machine().lower() in ("x86_64", "amd64")
+    return workers < cores() and platform.machine().lower() in ("x86_64", "amd64")
