@@ -91,6 +91,7 @@ FLOATS = {
 }
 NEEDS: dict[str, dict[str, Any]] = {
     "rule.initial_coefficient": {"name": "penalty"},
+    **{f"rule.{name}": {"name": "ppo"} for name in ("clip", "learning_rate", "max_gradient_norm", "entropy_bonus")},
     "value.max_change": {"method": "gauss-newton"},
 }
 POSSIBLE: dict[str, set[float]] = {
@@ -99,6 +100,7 @@ POSSIBLE: dict[str, set[float]] = {
     "policy.min_std": {0.0, 1e-60},
     "policy.last_layer_scale": {0.0, 1e-60},
     "rule.damping": {0.0, 1e-60},
+    "rule.entropy_bonus": {0.0, 1e-60},
     "rule.cg_tolerance": {0.0, 1e-60},
     "discount": {0.0, 1e-60},
     "final_discount": {0.0, 1e-60},
@@ -132,7 +134,7 @@ def test_choices_are_checked_without_a_type_checker() -> None:
         makers = [
             lambda: trpo.Config(on_nonfinite="ignore"), lambda: trpo.PolicyConfig(activation="gelu"),
             lambda: trpo.ValueConfig(activation="gelu"), lambda: trpo.ValueConfig(method="sgd"),
-            lambda: trpo.RuleConfig(name="ppo"),
+            lambda: trpo.RuleConfig(name="vpg"),
         ]
         for make in makers:
             try:
@@ -147,7 +149,7 @@ def test_choices_are_checked_without_a_type_checker() -> None:
         "policy.activation='gelu': must be one of tanh, relu",
         "value.activation='gelu': must be one of tanh, relu",
         "value.method='sgd': must be one of adam, gauss-newton",
-        "rule.name='ppo': must be one of trpo, natural-gradient, penalty",
+        "rule.name='vpg': must be one of trpo, natural-gradient, penalty, ppo",
     ]
 
 
@@ -194,9 +196,10 @@ def test_settings_that_the_value_fit_does_not_have_are_refused(method: str, fiel
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_built_with_its_settings(rule: str) -> None:
-    built = trpo.RuleConfig(rule, max_kl=0.02, damping=0.2, cg_iterations=7, cg_tolerance=1e-3).build()
-    assert (built.max_kl, built.damping, built.cg_iterations, built.cg_tolerance) == (0.02, 0.2, 7, 1e-3)
+    solve = {} if rule == "ppo" else {"damping": 0.2, "cg_iterations": 7, "cg_tolerance": 1e-3}
+    built = trpo.RuleConfig(rule, max_kl=0.02, **solve).build()
     assert type(built) is RULES[rule]
+    assert {"max_kl": 0.02, **solve}.items() <= vars(built).items()
 
 
 @pytest.mark.parametrize(("group", "field", "kind"), [
@@ -209,7 +212,13 @@ def test_every_setting_of_a_rule_or_fit_arrives(group: Any, field: str, kind: st
     assert len(names) >= (5 if group is trpo.RuleConfig else 2)
     for name in names:
         default = getattr(group(), name)
-        other = not default if isinstance(default, bool) else default + 1 if isinstance(default, int) else default / 2
+        other = (
+            not default
+            if isinstance(default, bool)
+            else default + 1
+            if isinstance(default, int)
+            else default / 2 or 0.5
+        )
         assert group(**{field: kind, name: other}).build() == made(**{name: other}) != made(), name
 
 
@@ -229,6 +238,8 @@ EDGES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (trpo.RuleConfig, {"damping": 0.0, "cg_iterations": 1, "cg_tolerance": 0.0}, {"max_step_norm": 0.0}),
     (trpo.RuleConfig, {"cg_tolerance": 1.0, "max_backtracks": 0}, {"backtrack_ratio": 0.0}),
     (trpo.RuleConfig, {"name": "penalty", "inner_steps": 1}, {"initial_coefficient": 0.0}),
+    (trpo.RuleConfig, {"name": "ppo", "epochs": 1, "minibatch": 1, "decay_steps": 0}, {"minibatch": 0}),
+    (trpo.RuleConfig, {"name": "ppo", "entropy_bonus": 0.0, "decay_steps": 1}, {"epochs": 0}),
 ]  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_every_setting_that_may_change_leaves_what_was_learned_as_it_is():
     values = {
         "env.workers": 2, "env.devices": 1, "on_nonfinite": "continue", "problem.block": 5, "final_discount": 0.995,
         "log.wandb": "mine", "env.info": ("far",), "evaluate.stop_success": 0.5,
-        "evaluate.stop_return": 1.0, "evaluate.patience": 2, "value.minibatch": 16,
+        "evaluate.stop_return": 1.0, "evaluate.patience": 2, "value.minibatch": 16, "rule.entropy_bonus": 0.1,
         "rollout": "vine", "vine.proposal": "policy", "vine.kl": "roots", "vine.targets": "trunk",
     }  # fmt: skip
     other = {
@@ -168,6 +168,18 @@ def test_every_setting_that_may_change_leaves_what_was_learned_as_it_is():
         "evaluate.stop_return": {"evaluate": {"every": 32}},
         "evaluate.patience": {"evaluate": {"every": 32}},
         "rule.inner_steps": {"rule": {"name": "penalty"}},
+        **{
+            f"rule.{name}": {"rule": {"name": "ppo"}}
+            for name in (
+                "clip",
+                "learning_rate",
+                "decay_steps",
+                "max_gradient_norm",
+                "entropy_bonus",
+                "epochs",
+                "minibatch",
+            )
+        },
         "value.steps": {"value": {"method": "gauss-newton"}},
         "value.max_change": {"value": {"method": "gauss-newton"}},
     }

@@ -341,6 +341,7 @@ def test_another_run_with_other_floats_compiles_nothing() -> None:
 # ---------------------------------------------------------------- row 22: every setting does something
 
 PENALTY = {"rule.name": "penalty"}
+PPO = {"rule.name": "ppo", "rule.epochs": 2}
 BACKTRACKING = {"rule.max_kl": 5.0, "rule.damping": 1e-3}
 GAUSS_NEWTON = {"value.method": "gauss-newton", "value.minibatch": 128}
 DEEP_POLICY, DEEP_VALUE = {"policy.hidden": (4,)}, {"value.hidden": (4,)}
@@ -374,6 +375,13 @@ ALTERNATIVES: dict[str, Any] = {
     "rule.use_measured_kl": (True, {"seed": 1}),  # a seed whose first full step is beyond δ
     "rule.initial_coefficient": (1.0, PENALTY),
     "rule.inner_steps": (1, PENALTY),
+    "rule.clip": (1e-3, PPO),
+    "rule.learning_rate": (1e-3, PPO),
+    "rule.decay_steps": (1000, PPO),
+    "rule.max_gradient_norm": (1e-6, PPO),
+    "rule.entropy_bonus": (0.1, PPO),
+    "rule.epochs": (3, PPO),
+    "rule.minibatch": (7, PPO),
     "policy.sees": ":2",
     "policy.hidden": (4,),
     "policy.activation": ("relu", DEEP_POLICY),

@@ -16,6 +16,8 @@ CHANGEABLE = frozenset({
     "env.workers", "env.devices", "env.info", "steps", "fragment",
     "rule.max_kl", "rule.damping", "rule.cg_iterations", "rule.cg_tolerance", "rule.max_step_norm",
     "rule.backtrack_ratio", "rule.max_backtracks", "rule.use_measured_kl", "rule.inner_steps",
+    "rule.clip", "rule.learning_rate", "rule.decay_steps", "rule.max_gradient_norm", "rule.entropy_bonus",
+    "rule.epochs", "rule.minibatch",
     "policy.averaging", "value.learning_rate", "value.epochs", "value.minibatch", "value.steps", "value.max_change",
     "problem.block", "discount", "final_discount", "discount_steps", "gae_lambda", "updates_per_batch",
     "fisher_subsample", "standardise_advantages", "on_nonfinite",
