@@ -110,7 +110,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def pytest_runtest_logstart() -> None:
     """Check the first calls of every function anew, before a test and its fixtures."""
-    strict_types.seen.clear()
+    strict_types.begin()
 
 
 pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _limited

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import beartype
@@ -19,8 +17,8 @@ CALLS = 3
 """Calls of a function, in each test, that are checked."""
 
 check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # an int is a float, as PEP 484 has it
-seen: Counter[Callable[..., Any]] = Counter()
-"""How many calls of each function were checked in the test that runs."""
+_tests = [0]
+"""How many tests have begun. Functions count their own calls: a table of them would keep alive what they close over."""
 _jaxtyped = jaxtyping.jaxtyped
 
 
@@ -43,14 +41,24 @@ def jaxtyped(function: Any = None, **keywords: Any) -> Any:
 def first_calls(function: Any, checked: Any) -> Any:
     """Call ``checked``, and ``function`` itself once a test has called that often enough."""
 
+    test = calls = 0
+
     @functools.wraps(function)
     def called(*arguments: Any, **keywords: Any) -> Any:
-        if seen[function] >= CALLS:
+        nonlocal test, calls
+        if test != _tests[0]:
+            test, calls = _tests[0], 0
+        if calls >= CALLS:
             return function(*arguments, **keywords)
-        seen[function] += 1
+        calls += 1
         return checked(*arguments, **keywords)
 
     return called
+
+
+def begin() -> None:
+    """Note that another test begins."""
+    _tests[0] += 1
 
 
 def watch() -> None:

@@ -33,7 +33,8 @@ from trpo.training import device as device_training
 from trpo.training import layout as parallel
 from trpo.training.chunk import Row, begin, iterate
 from trpo.training.device import DeviceLoop, setup_for
-from trpo.training.host import _improve, _prepare, _refit
+from trpo.training.host import _STAGES
+from trpo.training.layout import Layout
 from trpo.training.learner import Hyper, IterationInfo
 from trpo.training.loop import advance, device_source
 from trpo.training.state import NonFiniteBatchError, TrainingState
@@ -287,17 +288,19 @@ class Pieces:
     def collect(self, learner: Any, rollout: Any, iteration: int) -> tuple[Any, Any, Any]:
         """The rollout after the fragment, its trajectory, and the key of the fit that follows."""
         program = self.setup.program
-        actor, noise, fit_key = _prepare(program, learner.policy, learner.observations, self.key, iteration)
+        actor, noise, fit_key = _STAGES["_prepare"](
+            Layout(), program, learner.policy, learner.observations, self.key, iteration
+        )
         rollout, trajectory, _ = self._collect(actor, rollout, noise)
         # Through the host's memory, as the host's own trajectories come.
         return rollout, jax.device_get(trajectory), fit_key
 
     def learn(self, learner: Any, trajectory: Any, fit_key: Any, iteration: int) -> Any:
         """The learner after the update of the policy and the fit of the value function."""
-        pieces = self.setup.program, self.hyper
-        learner, data, info = _improve(*pieces, learner, trajectory, iteration)
+        pieces = Layout(), self.setup.program, self.hyper
+        learner, data, info = _STAGES["_improve"](*pieces, learner, trajectory, iteration)
         assert info.finite
-        return dataclasses.replace(learner, value=_refit(*pieces, learner.value, data, fit_key)[0])
+        return dataclasses.replace(learner, value=_STAGES["_refit"](*pieces, learner.value, data, fit_key)[0])
 
 
 @functools.cache

@@ -195,7 +195,7 @@ def test_an_estimate_is_less_than_what_the_compiler_says(
     source = trpo.rollout.HostSource(trpo.make_envs(env, 4), agent.policy.start)
     source.restart([0, 1, 2, 3])
     program = agent.program()
-    actor, noise, _ = host._prepare(program, agent.learner.policy, agent.learner.observations, jax.random.key(0), 0)
+    actor, noise, _ = host.prepare(program, agent.learner.policy, agent.learner.observations, jax.random.key(0), 0)
     policy = trpo.rollout.HostPolicy(agent.policy, actor)
     trajectory = source.collect(policy, jax.tree.map(np.asarray, noise))
     improve = jax.jit(lambda *x: host.improve(program, Hyper.of(settings), *x))

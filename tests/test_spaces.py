@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trpo.envs import Bits, Box, Choice, Choices, Dict, EnvSpec, Space, Tuple, UnsupportedSpaceError
@@ -278,6 +278,7 @@ NUMBERS = st.one_of(st.floats(-3, 3, width=32), st.floats(width=32), st.sampled_
 
 
 @given(action_spaces(), st.booleans(), st.lists(NUMBERS, min_size=8, max_size=8), st.integers(0, 2**32 - 1))
+@example(space=spaces.Box(-(2**63) + 512, -(2**63) + 512, (2,), np.int64), rescale=False, numbers=[0.0] * 8, seed=0)
 @settings(max_examples=300, deadline=None)
 def test_whatever_a_policy_chooses_is_in_the_space(space: gym.Space, rescale: bool, numbers: Any, seed: int) -> None:
     """NaN and infinities too; and after a journey through a file."""

@@ -221,8 +221,9 @@ class Box(Leaf):
         value = xp.minimum(xp.maximum(xp.where(xp.isnan(value), 0.0, value), low), high)
         if dtype.kind in "iub":
             value = xp.rint(value)
-        value = value.astype(dtype)
-        if dtype.kind in "iu":  # a large integer may have no double between its bounds
+        with np.errstate(invalid="ignore"):  # a large integer may have no double between its bounds: see below
+            value = value.astype(dtype)
+        if dtype.kind in "iu":
             least, most = whole(self, value.dtype)
             value = xp.minimum(xp.maximum(value, least), most)
         return value.reshape(action.shape[:1] + self.shape)

@@ -25,7 +25,7 @@ NATURE_SIDE = 36
 
 
 def convolve(
-    x: Float[Array, "n _height _width _inputs"], kernel: Float[Array, "_side _side _inputs outputs"], stride: int
+    x: Float[Array, "n _height _width _inputs"], kernel: Float[AnyArray, "_side _side _inputs outputs"], stride: int
 ) -> Float[Array, "n _rows _columns outputs"]:
     """Return y = x ∗ k, without padding: y[n, i, j] = Σ_ab x[n, s i + a, s j + b] k[a, b], s being the stride.
 
