@@ -362,6 +362,7 @@ def curves() -> dict[str, list[list[dict[str, Any]]]]:
     }
 
 
+@pytest.mark.slow
 def test_learning_curves_of_host_and_device_agree() -> None:
     """probe:both, the same settings, eight seeds each; an iteration is 128 one-step episodes of one policy.
 

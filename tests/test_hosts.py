@@ -375,6 +375,7 @@ def _gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.slow
 def test_processes_of_one_command_stop_together_and_one_goes_on(local: Callable[[], Local]) -> None:
     run = local()
     run.wait_for(2)

@@ -638,6 +638,7 @@ def recalling() -> trpo.Policy:
     return trpo.Policy(encoder, Elman.make((1, 8, 2), scale=0.5), trpo.CategoricalHead(2))
 
 
+@pytest.mark.slow
 def test_what_must_be_remembered_is_learned() -> None:
     """Without memory nothing is better than chance, 0."""
     config = trpo.Config(
@@ -676,6 +677,7 @@ def remembering(name: str, iterations: int, cell: str = "gru", fragment: int = 7
 
 
 @pytest.mark.parametrize(("env", "cell"), [("probe:memory", "gru"), ("jax-probe:memory", "lstm")])
+@pytest.mark.slow
 def test_a_cue_is_remembered(env: str, cell: str) -> None:
     config = remembering(env, 30, cell, fragment=32, discount=0.95)
     agent = trpo.train(env, config=config, quiet=True)
@@ -767,6 +769,7 @@ def test_every_batch_on_the_device_begins_at_its_own_policy() -> None:
         assert float(start.mean_kl) == float(start.max_state_kl) == 0.0
 
 
+@pytest.mark.slow
 def test_members_of_a_sweep_are_runs_alone() -> None:
     config = remembering("jax-probe:memory", 3)
     swept = trpo.sweep("jax-probe:memory", seeds=(0, 3), config=config, quiet=True)
@@ -812,6 +815,7 @@ trpo.train("jax-probe:memory", config=remembering("jax-probe:memory", 2, env=env
 """
 
 
+@pytest.mark.slow
 def test_memory_is_divided_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags_for_devices(4))
     result = run_process([sys.executable, "-c", SHARDED])

@@ -316,6 +316,7 @@ assert len(trpo.sweep("jax-probe:action", seeds=2, config=config, quiet=True)) =
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_that_the_cores_do_not_divide_runs_as_in_a_process_of_its_own() -> None:
     result = run_process([sys.executable, "-c", SWEEP_AFTER_SWEEP])
     assert result.returncode == 0, result.stderr

@@ -126,7 +126,7 @@ def test_of_a_policy_with_memory_a_minibatch_is_whole_columns() -> None:
     assert info.surrogate_gain > 0
 
 
-@pytest.mark.parametrize("env", ["gymnax:CartPole-v1", "CartPole-v1"])
+@pytest.mark.parametrize("env", ["jax-probe:both", pytest.param("CartPole-v1", marks=pytest.mark.slow)])
 def test_a_run_uses_it_and_goes_on(env: str, tmp_path: Path) -> None:
     config = trpo.Config(
         steps=512,

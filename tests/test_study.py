@@ -103,6 +103,7 @@ def test_what_a_study_has_no_use_for_is_named(
     assert words in told
 
 
+@pytest.mark.slow
 def test_runs_go_on_where_they_were_interrupted_and_tables_say_what_came_out(tmp_path: Path) -> None:
     """One process is interrupted in its first run; the same command ends all, and trains nothing twice."""
     file, out = written(tmp_path / "s.toml", SMALL.replace("steps = 64", "steps = 40_000")), tmp_path / "out"

@@ -122,6 +122,7 @@ def test_members_equal_single_runs(x64: None) -> None:
 
 
 @pytest.mark.usual_compiler
+@pytest.mark.slow
 def test_whatever_may_vary_is_what_it_would_be_alone(x64: None) -> None:
     """Every such setting changed by itself, together in one program, next to a run of which none is changed."""
     assert set(VALUES) | {"value.learning_rate"} == TRACED  # that one: below

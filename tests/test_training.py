@@ -375,13 +375,13 @@ ALTERNATIVES: dict[str, Any] = {
     "rule.use_measured_kl": (True, {"seed": 1}),  # a seed whose first full step is beyond δ
     "rule.initial_coefficient": (1.0, PENALTY),
     "rule.inner_steps": (1, PENALTY),
-    "rule.clip": (1e-3, PPO),
+    "rule.clip": ELSEWHERE,  # test_rules
     "rule.learning_rate": (1e-3, PPO),
     "rule.decay_steps": (1000, PPO),
-    "rule.max_gradient_norm": (1e-6, PPO),
-    "rule.entropy_bonus": (0.1, PPO),
+    "rule.max_gradient_norm": ELSEWHERE,  # test_rules
+    "rule.entropy_bonus": ELSEWHERE,  # test_rules
     "rule.epochs": (3, PPO),
-    "rule.minibatch": (7, PPO),
+    "rule.minibatch": ELSEWHERE,  # test_rules
     "policy.sees": ":2",
     "policy.hidden": (4,),
     "policy.activation": ("relu", DEEP_POLICY),
