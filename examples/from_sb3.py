@@ -2,10 +2,13 @@
 
     python examples/from_sb3.py [--steps 100_000] [--out runs/from-sb3] [ENV ...]
 
+CartPole is trained for 100,000 steps, others for a million, unless --steps says otherwise.
+
 What was there, and what it is here:
 
     TRPO("MlpPolicy", env).learn(100_000)        trpo.train(env, steps=100_000)
-    make_vec_env(env, n_envs=8)                  EnvConfig(count=8)
+    make_vec_env(env, n_envs=8)                  EnvConfig(count=8); here the preset says how many
+    hyperparameters of the RL Zoo                the preset, which trpo.train(env, steps=…) takes by itself
     VecNormalize                                 normalised anyway, and saved with the policy
     EvalCallback(best_model_save_path=…)         EvaluateConfig(every=…), then trpo.load(run, checkpoint="best")
     StopTrainingOnRewardThreshold                EvaluateConfig(stop_return=…)
@@ -21,13 +24,16 @@ What was there, and what it is here:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
+import json
 import os
 from pathlib import Path
 
 import gymnasium as gym
 
 import trpo
+from trpo.settings.presets import apply_preset
 
 
 class Longest:
@@ -47,23 +53,28 @@ def main() -> None:
     """Train in each environment, load the best policy, and use it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("envs", nargs="*", metavar="ENV", default=["CartPole-v1", "Hopper-v5"])
-    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, help="for each environment")
     parser.add_argument("--out", type=Path, default=Path("runs/from-sb3"))
     options = parser.parse_args()
     os.environ.setdefault("WANDB_MODE", "offline")
     project = "from-sb3" if importlib.util.find_spec("wandb") else ""
-    every = max(1, options.steps // 10)
     for env in options.envs:
+        steps = options.steps or (100_000 if env.startswith("CartPole") else 1_000_000)
+        every = max(1, steps // 20)
         run, lengths = options.out / env, Longest(every)
-        config = trpo.Config(
-            steps=options.steps,
-            env=trpo.EnvConfig(env, count=8),
-            evaluate=trpo.EvaluateConfig(every=every, episodes=10, patience=5),
+        preset, name, _ = apply_preset(trpo.Config(env=trpo.EnvConfig(env)), "auto")
+        threshold = gym.spec(env).reward_threshold  # where Gymnasium calls it solved
+        config = dataclasses.replace(
+            preset,
+            steps=steps,
+            evaluate=trpo.EvaluateConfig(every=every, episodes=10, stop_return=threshold, patience=10),
             log=trpo.LogConfig(csv=True, wandb=project),
         )
         trpo.train(env, config=config, out=run, callbacks=[lengths], quiet=True)
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        print(f"{env}, preset {name}: {last['steps']:,} of {steps:,} steps")
         best = trpo.load(run, checkpoint="best")
-        print(f"{env}: best {best.evaluate(10).mean_return:.1f}, last {trpo.load(run).evaluate(10).mean_return:.1f}")
+        print(f"  best {best.evaluate(10).mean_return:.1f}, last {trpo.load(run).evaluate(10).mean_return:.1f}")
         print(f"  episodes became {lengths.lengths[0]:.0f} to {max(lengths.lengths):.0f} steps long")
         with gym.make(env) as world:  # the loop of one's own application
             observation, _ = world.reset(seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sys
 
@@ -200,6 +201,19 @@ def test_an_evaluation_is_that_of_the_policy_then(env, tmp_path):
         assert record["returns"] == list(agents[record["iteration"]].evaluate(7).returns)
 
 
+def test_an_evaluation_is_as_its_settings_say(monkeypatch):
+    asked = []
+
+    def evaluate(agent, env, **how):
+        asked.append((env, how))
+        return trpo.EvaluationResult((0.0,), (1,))
+
+    monkeypatch.setattr("trpo.runs.evaluating.evaluate", evaluate)
+    how = {"episodes": 3, "deterministic": False, "seed": 7, "max_steps": 9}
+    train(every=4 * BATCH, **how)
+    assert asked == [(None, how)] * 2
+
+
 def test_the_best_checkpoint_is_kept_alone_and_can_be_loaded(tmp_path, monkeypatch):
     Scored(monkeypatch, [1.0, 3.0, 2.0, 3.0])
     run, agents = tmp_path / "run", {}
@@ -330,6 +344,10 @@ def test_evaluations_are_drawn_as_dots(tmp_path, monkeypatch):
     points = [(record["steps"], record["mean_return"]) for record in records]
     dots = [line for line in drawn[0].axes[0].lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 4]
     assert [list(map(tuple, line.get_xydata())) for line in dots] == [points]
+    (tmp_path / "run" / "evaluations.jsonl").write_text("{\n")
+    with pytest.warns(UserWarning, match=r"evaluations.jsonl, line 1: .*; drawn without evaluations"):
+        plot_runs([tmp_path / "run"], tmp_path / "curves.png")
+    assert not [line for line in drawn[1].axes[0].lines if line.get_linestyle() == "None"]
 
 
 # ---------------------------------------------------------------- a loop of one's own
@@ -357,6 +375,35 @@ def test_an_own_loop_leaves_what_training_leaves_and_goes_on(env, tmp_path):
     assert_same_bits(trpo.load(tmp_path / "b").learner, trained.learner)
     names = [{path.name.split(".")[0] for path in (tmp_path / which).iterdir()} for which in "ab"]
     assert names[0] == names[1]
+
+
+def test_an_own_loop_goes_on_with_changed_settings(tmp_path):
+    """As ``trpo.resume`` does; a run that is begun has them from the beginning."""
+    for which in "ab":
+        own_loop(tmp_path / which, stop_after=2)
+    trpo.resume(tmp_path / "a", changes={"rule.max_kl": 0.002}, quiet=True)
+    changes = {"rule.max-kl": 0.002}
+    with trpo.run(tmp_path / "b", trpo.make_agent("probe:both", config()), changes=changes) as run:
+        before = (tmp_path / "b" / "config.json").read_bytes()
+        assert run.agent.config.rule.max_kl == 0.002
+        for state, metrics in trpo.iterations("probe:both", run.agent, state=run.state):
+            run.write(state, metrics)
+            assert (tmp_path / "b" / "config.json").read_bytes() != before
+    told = [json.loads((tmp_path / which / "config.json").read_text()) for which in "ab"]
+    assert told[0]["changes"] == told[1]["changes"]
+    assert told[1]["changes"] == [{"iteration": 2, "steps": 64, "setting": "rule.max_kl", "old": 0.01, "new": 0.002}]
+    a, b = ([untimed(record) for record in read_metrics(tmp_path / which)] for which in "ab")
+    assert a == b
+    assert [record["max_kl"] for record in b] == [float(np.float32(x)) for x in [0.01] * 2 + [0.002] * 6]
+    with trpo.run(tmp_path / "c", trpo.make_agent("probe:both", config()), changes=changes) as run:
+        assert run.agent.config.rule.max_kl == 0.002
+    told = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (told["config"]["rule"]["max_kl"], told.get("changes", [])) == (0.002, [])
+    for place in (tmp_path / "b", tmp_path / "d"):
+        refused = trpo.run(place, trpo.make_agent("probe:both", config()), changes={"policy.hidden": (8,)})
+        with pytest.raises(ValueError, match=r"policy.hidden=\(8,\): does not change"), refused:
+            pass
+    assert not (tmp_path / "d").exists()
 
 
 def test_an_own_loop_is_told_why_to_stop(tmp_path):

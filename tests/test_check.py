@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import types
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -273,6 +275,16 @@ def test_nothing_is_said_of_what_is_right(env: Any) -> None:
     assert found.faults == ()
     assert {"observation", "action", "drawn", "saved", "speed"} <= found.facts.keys()
     assert "no fault found" in str(found)
+
+
+def test_slow_environments_are_measured_for_two_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, taken = itertools.count(), []
+    monkeypatch.setattr("trpo.report.check.time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr("trpo.report.check.step_all", lambda *given: taken.append(1) or step_all(*given))
+    found = trpo.check_environment("probe:both", trpo.Config(env=trpo.EnvConfig(count=4)), steps=100)
+    assert found.faults == ()
+    assert len(taken) == 2
+    assert found.facts["speed"] == "4 steps a second (4 copies)"
 
 
 def test_envpool() -> None:

@@ -169,7 +169,7 @@ def case_of(agent: trpo.Agent) -> tuple[trpo.Agent, dict[str, Any]]:
     statistics = jax.tree.map(jnp.asarray, statistics)
     agent = dataclasses.replace(agent, learner=dataclasses.replace(agent.learner, observations=statistics))
     actions, carry = [], agent.start()
-    for x, mask in zip(seen[:SINGLE], masks, strict=False):  # one after the other, as one acts
+    for x, mask in zip(raw[:SINGLE], masks, strict=False):  # one after the other, as one acts
         action, carry = agent.act(x, carry, action_mask=mask)
         actions.append(action)
     batches, carry = [], agent.start(COUNT)

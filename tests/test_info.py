@@ -127,6 +127,9 @@ def test_evaluation_tells_it_and_a_success_rate_stops_the_run(tmp_path, capsys):
     assert [entry["key"] for entry in state["episodes"]["info"]] == ["far", "is_success"]
     agent = trpo.load(tmp_path / "run", env=Telling)
     assert agent.evaluate(64).to_json()["info"] == {"far": 2.5, "is_success": 0.5}
+    cut = agent.evaluate(64, max_steps=2)
+    assert cut.cut > 0
+    assert cut.info == {"far": 2.0, "is_success": 0.0}  # of those that ended
     assert "info" not in trpo.train(Telling, config=config(iterations=1), quiet=True).evaluate(2).to_json()
 
 
@@ -140,7 +143,8 @@ def test_a_resumed_run_has_the_account(tmp_path):
 
 
 def test_a_success_rate_needs_a_key(tmp_path, capsys):
-    assert main(["train", "probe:both", "--evaluate.stop-success", "0.9", "--out", str(tmp_path / "run")]) == 2
+    asked = ["--evaluate.every", "64", "--evaluate.stop-success", "0.9"]
+    assert main(["train", "probe:both", *asked, "--out", str(tmp_path / "run")]) == 2
     assert "evaluate.stop_success=0.9: must be None where env.info names no key" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"evaluate.stop_success: env.info names no key"):
         trpo.train(Telling, config=config(), callbacks=[trpo.EvaluateEvery(48, stop_success=0.5)], quiet=True)

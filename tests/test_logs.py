@@ -128,7 +128,8 @@ def recorded(monkeypatch):
         def finish(self):
             self.finished += 1
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **how: Run(**how)))
+    fake = types.SimpleNamespace(init=lambda **how: Run(**how), Settings=dict)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     return runs
 
 
@@ -146,9 +147,11 @@ def test_weights_and_biases_is_told_what_tensorboard_is(recorded, plain, tmp_pat
     assert [told["steps"] for told in run.logged if "evaluation/mean_return" in told] == [32, 64]
     assert (("*",), {"step_metric": "steps"}) in run.metrics
     assert run.finished == 1
-    trpo.resume(tmp_path / "run", steps=96, quiet=True)
+    assert run.how["settings"] == {"silent": True}
+    trpo.resume(tmp_path / "run", steps=96)
     assert recorded[1].how["id"] == identity
     assert recorded[1].how["resume"] == "allow"
+    assert "settings" not in recorded[1].how
 
 
 def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, tmp_path, capsys):
@@ -232,7 +235,8 @@ def test_a_migrants_day(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     example("from_sb3.py", monkeypatch, "--steps", 1000, "--out", tmp_path, "CartPole-v1")
     said = capsys.readouterr().out
-    assert "CartPole-v1: best " in said
+    assert "CartPole-v1, preset none: 1,024 of 1,000 steps" in said
+    assert "  best " in said
     assert "files: best, checkpoints, config, evaluations, events, metrics" in said
 
 

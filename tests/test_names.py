@@ -304,6 +304,11 @@ def test_what_is_left_out_stays_out_when_a_run_is_evaluated_recorded_and_resumed
     agent = trpo.load(tmp_path / "run", env=made)
     assert agent.config.env.drop == DROPPED
     assert agent.evaluate(episodes=2).mean_return == 1.0
+    whole = made().reset(seed=0)[0]
+    less = {"n": whole["n"], "arm": {"a": whole["arm"]["a"]}}
+    assert agent.act(whole) == agent.act(less)
+    with pytest.raises(ValueError, match=r"observation has parts n, arm, more: must have arm, n"):
+        agent.act({**less, "mission": whole["mission"], "more": 0})
     record(agent, tmp_path / "a.gif", episodes=1)
     trpo.resume(tmp_path / "run", steps=16, env=made, quiet=True)
 

@@ -56,7 +56,7 @@ def test_a_run(saved: Path, tmp_path: Path) -> None:
     results = {3: "no_improvement", 4: "no_improvement", 7: "nonfinite_batch"}
     records = [record(i, **GAUSSIAN | {"result": results.get(i, "accepted")}) for i in range(1, 31)]
     run = run_of(saved, tmp_path / "arm", records)
-    found = [evaluation(10, 5.5, True), evaluation(20, 4.25, False)]
+    found = [evaluation(10, 5.5, True), evaluation(20, 4.25, False) | {"info": {"is_<b>": 0.375}}]
     (run / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
     (run / "video.gif").write_bytes(b"GIF89a-small")
     (run / "changes").mkdir()
@@ -73,7 +73,8 @@ def test_a_run(saved: Path, tmp_path: Path) -> None:
         assert words in text
     rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall("<tr>.*?</tr>", html)]
     assert any("1,000" in row and "best" in row for row in rows)
-    assert any("2,000" in row and "last" in row for row in rows)
+    assert any("2,000" in row and "||2||0.375||last" in row for row in rows)
+    assert "<th>is_&lt;b&gt;</th>" in html
     assert any("discount" in row and "0.9|" in row and "0.99" in row for row in rows)
     assert any(row.strip("|").startswith("500||rule.max_kl||0.01||0.02") for row in rows)
     assert "data:image/gif;base64,R0lGODlhLXNtYWxs" in html

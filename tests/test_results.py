@@ -20,6 +20,18 @@ def test_the_page_of_rollouts_is_what_the_result_files_say() -> None:
     assert len(text) - len(vines.section()) > 1000
 
 
+def test_the_page_of_days_is_what_the_result_file_says() -> None:
+    days = pytest.importorskip("benchmarks.days")
+    text, found = days.PAGE.read_text(encoding="utf-8"), json.loads(days.RESULTS.read_text())["days"]
+    assert found.keys() == days.DAYS.keys()
+    assert all(days.section(day) in text for day in found.values())
+    assert days.page(text, found) == text
+    for day in found.values():
+        for run in day["runs"].values():
+            assert run["in a row"]
+            assert run["largest mean_kl / max_kl"] <= 1
+
+
 def test_the_readme_is_what_the_result_files_say() -> None:
     text = tables.README.read_text()
     assert tables.BEGIN in text

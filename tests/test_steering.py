@@ -164,7 +164,9 @@ def test_every_setting_that_may_change_leaves_what_was_learned_as_it_is():
         "rollout": "vine", "vine.proposal": "policy", "vine.kl": "roots", "vine.targets": "trunk",
     }  # fmt: skip
     other = {
-        "evaluate.stop_success": {"env": {"count": 4, "info": ["far"]}},
+        "evaluate.stop_success": {"env": {"count": 4, "info": ["far"]}, "evaluate": {"every": 32}},
+        "evaluate.stop_return": {"evaluate": {"every": 32}},
+        "evaluate.patience": {"evaluate": {"every": 32}},
         "rule.inner_steps": {"rule": {"name": "penalty"}},
         "value.steps": {"value": {"method": "gauss-newton"}},
         "value.max_change": {"value": {"method": "gauss-newton"}},

@@ -67,7 +67,14 @@ def parse(kind: Any, command: str, arguments: Sequence[str], **options: Any) -> 
         # tyro explains itself in a box: below its title, its first paragraph, on one line
         lines = [line.strip("│╭╮╰╯─- ") for line in _text(said).splitlines()]
         paragraph = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
-        raise ValueError(f"{' '.join(paragraph)} ({see})") from error
+        raise ValueError(f"{_NO_NUMBER.sub(_no_number, ' '.join(paragraph))} ({see})") from error
+
+
+_NO_NUMBER = re.compile(r"no type matching \{None\}\|(INT|FLOAT) could be instantiated from \[(.*)\]\.?")
+
+
+def _no_number(found: re.Match[str]) -> str:
+    return f"{found[2]} is not a {'whole number' if found[1] == 'INT' else 'number'}, nor None"
 
 
 @contextlib.contextmanager

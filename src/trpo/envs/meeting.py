@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -152,12 +152,26 @@ def taken(space: Space, x: Any) -> tuple[Tree, bool]:
     return (tree, False) if leading else (space.map(lambda leaf, part: part[None], tree), True)
 
 
-def observed(spec: EnvSpec, observation: Any, mask: Any = None) -> tuple[Tree, bool]:
+def without(space: Space, x: Any, drop: Collection[str], path: str = "") -> Any:
+    """Return an observation without the parts of Dicts that ``drop`` names, such as ``arm/joints``, if it has them."""
+    if not (drop and isinstance(space, Dict) and isinstance(x, Mapping)):
+        return x
+    known, there = dict(space.items), {name: part for name, part in x.items() if f"{path}{name}" not in drop}
+    return {
+        name: without(known[name], part, drop, f"{path}{name}/") if name in known else part
+        for name, part in there.items()
+    }
+
+
+def observed(spec: EnvSpec, observation: Any, mask: Any = None, drop: Collection[str] = ()) -> tuple[Tree, bool]:
     """Return observations as :func:`taken` does, with their masks: parts of them, or given apart from them.
+
+    Parts that ``drop`` names, which the agent is not shown (``env.drop``), may be there.
 
     Raises:
         ValueError: as in :func:`taken`; a mask is missing, is none, or allows no action.
     """
+    observation = without(spec.observation, observation, drop)
     if not spec.masked:
         if mask is not None:
             raise ValueError(f"{MASK}: observations of environment {spec.id!r} have no mask; leave it out")

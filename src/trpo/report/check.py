@@ -40,11 +40,12 @@ from trpo.runs.train import configure
 from trpo.settings.config import Config
 from trpo.settings.presets import AUTO
 from trpo.spelling import in_words
+from trpo.training.agent import require_seed
 from trpo.training.sizes import check_networks, flat_images
 
 STEPS = 1000
-LONGEST = 3.0
-"""Seconds for which it is measured how fast the environments are."""
+LONGEST = 0.5
+"""Seconds after which no further steps are taken to measure how fast the environments are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ def check_environment(
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: must be ≥ 1; {STEPS} is usual")
+    require_seed(seed)
     config = config or Config() if isinstance(env, gym.Env) else configure(env, config, preset)
     looked = _Look(env, config, steps, seed)
     looked.go()
@@ -297,8 +299,8 @@ class _Look:
         random, count, spec = np.random.default_rng(self.seed), envs.count, envs.spec
         observation = envs.reset([self.seed + i for i in range(count)])
         fits = [(path, leaf) for path, leaf in spec.observation.leaves() if isinstance(leaf, Box)]
-        taken, spent, began = 0, 0.0, time.perf_counter()
-        while taken < max(self.steps, 2 * count) and (not spent or time.perf_counter() - began < LONGEST):
+        taken, spent = 0, 0.0
+        while taken < max(self.steps, 2 * count) and spent < LONGEST:
             if bad := not_finite(spec.observation, observation):
                 self.found.fault("finite", f"{bad}: observations must be finite")
                 return

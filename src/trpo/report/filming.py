@@ -8,7 +8,8 @@ import warnings
 from trpo.envs import EnvironmentFailure
 from trpo.report.recording import check_drawn, default_path, record
 from trpo.runs.callbacks import Moment
-from trpo.runs.disk import refuse_link
+from trpo.runs.disk import directory_to_be
+from trpo.settings.config import VideoConfig
 from trpo.spelling import in_words
 
 VIDEOS = "videos"
@@ -30,14 +31,16 @@ class FilmEvery:
     """Steps after which an episode that has not ended is cut."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "episodes", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"video.{name}={getattr(self, name)}: must be ≥ 1")
+        for name, value in vars(VideoConfig(**vars(self))).items():
+            setattr(self, name, value)
+        if not self.every:
+            raise ValueError(f"video.every={self.every}: must be ≥ 1")
 
     def begin(self, moment: Moment) -> None:
         """See that there is something to draw, and somewhere to keep it."""
         if moment.directory is None:
             raise ValueError(f"video.every={self.every}: videos go to the run's directory: pass out=…")
+        directory_to_be(moment.directory / VIDEOS)
         try:
             check_drawn(moment.template)
         except ValueError as error:
@@ -46,7 +49,7 @@ class FilmEvery:
     def __call__(self, moment: Moment) -> None:
         """Film the agent as it is."""
         assert moment.directory is not None
-        place = refuse_link(moment.directory / VIDEOS)
+        place = directory_to_be(moment.directory / VIDEOS)
         place.mkdir(exist_ok=True)
         file = place / f"{moment.steps:010d}{default_path(place).suffix}"
         try:

@@ -290,16 +290,19 @@ def _evaluations(run: _RunFacts) -> str:
     if not run.evaluations:
         return ""
     best = run.best
+    told = [record["info"] if isinstance(record.get("info"), dict) else {} for record in run.evaluations]
+    keys = list(dict.fromkeys(key for info in told for key in info))
     rows = []
-    for record in run.evaluations:
+    for record, info in zip(run.evaluations, told, strict=True):
         returns, lengths = (_numbers(record.get(name)) for name in ("returns", "lengths"))
         marks = ["best"] * (record is best) + ["last"] * (record is run.evaluations[-1])
         rows.append([
             _number(record["steps"], ",.0f"), f"{_number(record['mean_return'])} ± {_number(record['std_return'])}",
             f"{_number(min(returns, default=None))} to {_number(max(returns, default=None))}",
-            _number(sum(lengths) / len(lengths) if lengths else None, ",.0f"), str(len(returns)), " · ".join(marks),
+            _number(sum(lengths) / len(lengths) if lengths else None, ",.0f"), str(len(returns)),
+            *(_number(info.get(key), ".3g") for key in keys), " · ".join(marks),
         ])  # fmt: skip
-    head = ["steps", "return", "lowest to highest", "length", "episodes", ""]
+    head = ["steps", "return", "lowest to highest", "length", "episodes", *map(escape, keys), ""]
     return f"<h3>Evaluations</h3>{_table(head, rows, 'numbers')}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,9 +79,18 @@ Draw: TypeAlias = Callable[[Any, Any], None]
 def curves_of(runs: Sequence[Path]) -> list[RunCurves]:
     """Return what is drawn of each run, in a colour of its own; ValueError where there is nothing."""
     return [
-        RunCurves(label, colour_of(i, len(runs)), run, read_evaluations(run))
+        RunCurves(label, colour_of(i, len(runs)), run, _evaluations_of(run))
         for i, (label, run) in enumerate(zip(labels_of(runs), runs, strict=True))
     ]
+
+
+def _evaluations_of(run: Path) -> list[dict[str, Any]]:
+    """Return a run's evaluations, with a warning and none where they cannot be read: curves do without."""
+    try:
+        return read_evaluations(run)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{str(error).partition('; delete')[0]}; drawn without evaluations", stacklevel=2)
+        return []
 
 
 def panels_of(curves: Sequence[RunCurves], named: bool) -> list[tuple[Draw, Sequence[RunCurves]]]:

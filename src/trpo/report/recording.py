@@ -30,7 +30,7 @@ from trpo.envs.packages import gymnasium_id
 from trpo.envs.protocol import UnusableEnvironmentError
 from trpo.report.video import FASTEST, can_write_mp4, check_video, write_video
 from trpo.rollout.whole_episodes import MAX_STEPS
-from trpo.training.agent import Agent, require_trust
+from trpo.training.agent import Agent, require_seed, require_trust
 
 PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
 
@@ -82,6 +82,7 @@ def record(
     for name, value in (("episodes", episodes), ("max_frames", max_frames), ("max_steps", max_steps)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be ≥ 1")
+    require_seed(seed)
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps={fps}: must be > 0; the default is the environment's own")
     check_video(out)

@@ -31,7 +31,7 @@ from trpo.rollout.whole_episodes import MAX_STEPS, drawn_noise
 from trpo.runs.checkpoint import checkpoints
 from trpo.runs.disk import BEST, CHECKPOINTS, refuse_link
 from trpo.runs.train import env_of, read_run
-from trpo.training.agent import Agent, require_trust
+from trpo.training.agent import Agent, require_seed, require_trust
 
 SHOWN = 6
 """Numbers of an observation or action that a line of text has."""
@@ -92,6 +92,7 @@ def watch(
     for name, value, least in (("episodes", episodes, 0), ("max_steps", max_steps, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: must be ≥ {least}")
+    require_seed(seed)
     run = Path(run)
     agent, state, problems = read_run(run, trust=trust, checkpoint=checkpoint)
     for problem in problems:

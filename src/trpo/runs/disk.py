@@ -7,6 +7,7 @@ bounded size, and what is written is made anew in a directory that only this pro
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -41,6 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(written)
         if temporary.is_dir():
             remove(path)  # a directory is renamed to a free name only
+        elif path.is_dir() and not is_link(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         temporary.replace(path)
     finally:
         remove(room)
@@ -102,6 +105,13 @@ def refuse_link(path: Path) -> Path:
     """Return ``path``; ValueError if it is a link, which may lead out of the run's directory."""
     if is_link(path):
         raise ValueError(f"{path} is a link: links inside a run's directory are not followed")
+    return path
+
+
+def directory_to_be(path: Path) -> Path:
+    """Return ``path``, where there is a directory or nothing; FileExistsError or ValueError if something else is."""
+    if os.path.lexists(refuse_link(path)) and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     return path
 
 

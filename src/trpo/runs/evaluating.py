@@ -11,9 +11,10 @@ from typing import Any
 from trpo.envs.names import EnvLike
 from trpo.runs.callbacks import Moment
 from trpo.runs.checkpoint import checkpoints, write_checkpoint
-from trpo.runs.disk import BEST, read_regular, refuse_link, remove, replace_durably
+from trpo.runs.disk import BEST, directory_to_be, read_regular, remove, replace_durably
 from trpo.runs.schema import Count, conform, one_line, parse_json
-from trpo.training.agent import evaluate
+from trpo.settings.config import EvaluateConfig
+from trpo.training.agent import check_evaluation, evaluate
 
 EVALUATIONS = "evaluations.jsonl"
 _BYTES = 2**28
@@ -47,10 +48,11 @@ class EvaluateEvery:
     """One record an evaluation, as in ``evaluations.jsonl``."""
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("episodes", 1), ("max_steps", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"evaluate.{name}={value}: must be ≥ {least}")
+        names = [field.name for field in dataclasses.fields(EvaluateConfig)]
+        for name, value in vars(EvaluateConfig(**{name: getattr(self, name) for name in names})).items():
+            setattr(self, name, value)
+        if not self.every:
+            raise ValueError(f"evaluate.every={self.every}: must be ≥ 1")
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -60,6 +62,7 @@ class EvaluateEvery:
     def begin(self, moment: Moment) -> None:
         """Take up the results of the run until now, and drop those that came after where it goes on from."""
         self.results = []
+        check_evaluation(self.episodes, self.max_steps, self.seed, "evaluate.")
         if self.stop_success is not None and not moment.template.config.env.info:
             raise ValueError("evaluate.stop_success: env.info names no key; add env.info=('is_success',)")
         if self.env is None and moment.template.custom["env"] and moment.template.env is None:
@@ -73,7 +76,7 @@ class EvaluateEvery:
         self.results = [record for record in found if record["iteration"] <= moment.iteration]
         if len(self.results) < len(found):
             replace_durably(moment.directory / EVALUATIONS, _lines(self.results))
-        for path in checkpoints(refuse_link(moment.directory / BEST)):
+        for path in checkpoints(directory_to_be(moment.directory / BEST)):
             if int(path.name) > moment.iteration:
                 remove(path)
 

@@ -64,10 +64,10 @@ class WandbLog:
     """Sends numbers to Weights & Biases (extra ``wandb``), under the tags that TensorBoard has, against ``steps``.
 
     The package's own environment variables hold: ``WANDB_MODE=offline`` writes into the run's directory alone. A run
-    that goes on has the same id there.
+    that goes on has the same id there. ``quiet`` lets it say nothing.
     """
 
-    def __init__(self, run: Path, project: str, identity: str, settings: dict[str, Any]):
+    def __init__(self, run: Path, project: str, identity: str, settings: dict[str, Any], quiet: bool = False):
         try:
             import wandb
         except ImportError as error:
@@ -76,7 +76,7 @@ class WandbLog:
             ) from error
         self._run = wandb.init(
             project=project, name=run.name, id=identity, dir=str(run), config=settings, resume="allow",
-            reinit="create_new",
+            reinit="create_new", **({"settings": wandb.Settings(silent=True)} if quiet else {}),
         )  # fmt: skip
         self._run.define_metric("steps")
         self._run.define_metric("*", step_metric="steps")

@@ -86,8 +86,8 @@ class Run:
         self.changes = [*before, *(here | record for record in records)]
         self.described = not records
 
-    def open_sinks(self) -> list[Sink]:
-        """Open what its metrics go to."""
+    def open_sinks(self, quiet: bool = False) -> list[Sink]:
+        """Open what its metrics go to; ``quiet``: let none of them say anything."""
         run, log = self.directory, self.agent.config.log
         if run is None:
             return self.sinks
@@ -96,7 +96,7 @@ class Run:
         try:
             self.sinks += [JsonLines(run, self.state.iteration), TensorBoard(run, self.state.steps, settings)]
             self.sinks += [CsvLog(run)] if log.csv else []
-            self.sinks += [WandbLog(run, log.wandb, self.identity, settings)] if log.wandb else []
+            self.sinks += [WandbLog(run, log.wandb, self.identity, settings, quiet)] if log.wandb else []
         except BaseException:
             for sink in self.sinks:
                 sink.close()

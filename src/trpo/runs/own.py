@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from trpo.envs.meeting import require_same_spaces
 from trpo.programs import keep_programs
 from trpo.runs import callbacks as calls
 from trpo.runs.callbacks import Callback, Moment
+from trpo.runs.changing import changed
 from trpo.runs.files import CONFIG, new_directory, used_directory
 from trpo.runs.interrupts import Interrupted, Stop, graceful_stop
 from trpo.runs.lock import RunLock
@@ -57,6 +58,8 @@ class OwnRun:
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed since the last call; everything is saved.
         """
+        if not self._run.described:  # what changed has changed with the first iteration
+            self._run.describe()
         for sink in self._sinks:
             sink.write([metrics])
         self._saver.finished(lambda: [state])
@@ -71,7 +74,14 @@ class OwnRun:
 
 
 @contextlib.contextmanager
-def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), trust: bool = False) -> Iterator[OwnRun]:
+def run(
+    out: str | Path,
+    agent: Agent,
+    *,
+    callbacks: Sequence[Callback] = (),
+    changes: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> Iterator[OwnRun]:
     """Give a loop of one's own what ``trpo.train`` has: checkpoints, metrics, TensorBoard, a graceful Ctrl-C.
 
     A directory that has a run already goes on from its newest intact checkpoint: ``run.agent`` and ``run.state`` are
@@ -82,10 +92,12 @@ def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), tr
         out: directory of the run; made if it is not there.
         agent: an agent, from :func:`trpo.make_agent`.
         callbacks: called in :meth:`OwnRun.write`.
+        changes: settings that are others from here on, as in :func:`trpo.resume`; ``run.agent`` has them, and a run
+            that is begun has them from the beginning.
         trust: as in :func:`trpo.load`.
 
     Raises:
-        ValueError: another process has the directory, or the run in it is of other spaces.
+        ValueError: another process has the directory, the run in it is of other spaces, or a setting does not change.
         KeyboardInterrupt: Ctrl-C was pressed; everything is saved.
 
     >>> import tempfile, trpo
@@ -103,7 +115,9 @@ def run(out: str | Path, agent: Agent, *, callbacks: Sequence[Callback] = (), tr
     begun = os.path.lexists(place / CONFIG)
     directory: contextlib.AbstractContextManager[Any] = used_directory(place) if begun else new_directory(place)
     with directory as lock, graceful_stop() as stop, contextlib.ExitStack() as ending:
-        one = _gone_on(agent, lock, trust) if begun else Run.begin(agent, lock)
+        asked = dict(changes or {})
+        one = _gone_on(agent, lock, trust) if begun else Run.begin(changed(agent, asked, place)[0], lock)
+        one.change(asked)  # of one that is begun, nothing is left
         own = OwnRun(one, callbacks, stop, ending)
         try:
             yield own

@@ -57,7 +57,7 @@ class Reporter:
     """Shows how a run is going: on a terminal one line that is redrawn in place, elsewhere a line now and then."""
 
     def __init__(self, total: int, quiet: bool = False):
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console, self.quiet = Console(stderr=True, quiet=quiet), quiet
         self._total = total
         self._first: tuple[float, int] | None = None
         """When the first iteration (compilation) was over, and its steps: the rate leaves it out."""

@@ -156,7 +156,7 @@ def _train_and_save(
     ending: contextlib.ExitStack,
     callbacks: Sequence[Callback],
 ) -> str | None:
-    sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks()] for run in runs]
+    sinks = [[ending.enter_context(contextlib.closing(sink)) for sink in run.open_sinks(show.quiet)] for run in runs]
     called = [_Called(run, callbacks if len(runs) == 1 else copy.deepcopy(callbacks)) for run in runs]
     agents, states = [run.agent for run in runs], [run.state for run in runs]
     for progress in advance(env, agents, states, called[0].iterations, tell=show.say, ending=ending):

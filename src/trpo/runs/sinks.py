@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -188,7 +189,7 @@ class TensorBoard:
                 event = self._event(wall_time=time.time(), step=after_step + 1, session_log=start)
                 self._writer.write_event(event)
             if self._settings:
-                shown = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self._settings.items()}
+                shown = {name: _hparam(value) for name, value in self._settings.items()}
                 metrics = {tag("episode_return"): 0.0}  # of metrics, only names are taken
                 for part in summary.hparams(shown, metrics):
                     self._writer.write_event(self._event(wall_time=time.time(), step=after_step, summary=part))
@@ -224,6 +225,12 @@ class TensorBoard:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # these are for looking at: nothing is read back from them
             self._writer.close()
+
+
+def _hparam(value: Any) -> bool | int | float | str:
+    """Return a setting as TensorBoard shows it; what it cannot hold, such as infinity, as text."""
+    number = isinstance(value, bool | int | float) and math.isfinite(value)
+    return value if number or isinstance(value, str) else str(value)
 
 
 def _free(path: Path) -> Path:

@@ -42,6 +42,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "≥ 1": lambda x: 1 <= x < math.inf,
     "> 0": lambda x: 0 < single(x) < math.inf,
     "> 0, inf for none": lambda x: single(x) > 0,
+    "finite": lambda x: abs(single(x)) < math.inf,
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
     "≥ 0, or auto": lambda x: x == "auto" or 0 <= x < 2**63,
@@ -74,6 +75,10 @@ def _check(config: Any, group: str) -> None:
         value = getattr(config, name)
         if allowed and value is not None:
             require(_RANGES[allowed.partition(";")[0]](value), group + name, value, allowed)
+
+
+def _require_seed(name: str, seed: int) -> None:
+    require(0 <= seed < 2**32, name, seed, "between 0 and 2³² − 1")
 
 
 def _build(config: Any, group: str, what: str, chosen: str, kinds: dict[str, Any]) -> Any:
@@ -317,15 +322,19 @@ class EvaluateConfig:
     """Of its environments and samples."""
     max_steps: Annotated[int, "≥ 1"] = 30_000
     """Steps after which an episode that has not ended is cut."""
-    stop_return: float | None = None
+    stop_return: Annotated[float | None, "finite"] = None
     """Stop training at this mean return."""
-    stop_success: float | None = None
+    stop_success: Annotated[float | None, "finite"] = None
     """Stop training at this success rate: the mean of is_success, or else of the first key of env.info."""
     patience: Annotated[int | None, "≥ 1"] = None
     """Stop training after so many evaluations in a row without a better one."""
 
     def __post_init__(self) -> None:
         _check(self, "evaluate.")
+        _require_seed("evaluate.seed", self.seed)
+        for name in ("stop_return", "stop_success", "patience"):
+            allowed = "None where nothing is evaluated; add evaluate.every=50000"
+            require(bool(self.every) or getattr(self, name) is None, f"evaluate.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -418,7 +427,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self, "")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2³² − 1")
+        _require_seed("seed", self.seed)
         if self.final_discount is not None:
             require(self.discount < 1, "discount", self.discount, "< 1 where there is a final_discount")
         if not self.env.info:

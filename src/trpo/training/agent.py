@@ -137,7 +137,8 @@ class Agent:
         """Choose an action for one observation, or a batch ``[N, …]`` of them: NumPy in, NumPy out.
 
         Observations are taken as the environment gives them, in the form of ``spec.observation``: see
-        :func:`~trpo.envs.meeting.taken`, which refuses any other with a ValueError, and NaN and infinity too.
+        :func:`~trpo.envs.meeting.taken`, which refuses any other with a ValueError, and NaN and infinity too. Parts
+        that training left out (``env.drop``) may be there.
         The action is ready for the environment: clipped, rescaled, of its shape and type. ``deterministic`` takes the
         distribution's mode, otherwise a sample (from ``seed``, or fresh randomness). With the ``carry`` of a policy
         with memory, from :meth:`start` or the call before, ``(action, carry)`` is returned.
@@ -146,7 +147,7 @@ class Agent:
         """
         if isinstance(carry, bool):
             raise TypeError("act: the second argument is the memory; write deterministic=… for the other")
-        x, single = observed(self.spec, observation, action_mask)
+        x, single = observed(self.spec, observation, action_mask, self.config.env.drop)
         host, count = self._host_policy, len(jax.tree.leaves(x)[0])
         memory = host.start(count)
         if carry is not None:
@@ -193,6 +194,22 @@ EPISODE = 48
 """Bytes of an episode's return and length, in lists of Python's numbers."""
 
 
+def check_evaluation(episodes: int, max_steps: int, seed: int, group: str = "") -> None:
+    """Raise ValueError for an evaluation that cannot be; the message has the argument's name in its ``group``."""
+    for name, value, usual in (("episodes", episodes, 10), ("max_steps", max_steps, MAX_STEPS)):
+        if value < 1:
+            raise ValueError(f"{group}{name}={value}: must be ≥ 1; {usual} is usual")
+    require_seed(seed, group)
+    what = f"{group}episodes={episodes}: their returns alone take"
+    require_room(what, episodes * EPISODE, "use fewer; 10 is usual")
+
+
+def require_seed(seed: int, group: str = "") -> None:
+    """Raise ValueError for a seed that environments do not take."""
+    if seed < 0:
+        raise ValueError(f"{group}seed={seed}: must be ≥ 0")
+
+
 def evaluate(
     agent: Agent,
     env: EnvLike | None = None,
@@ -215,10 +232,9 @@ def evaluate(
     """
     keep_programs()
     require_no_fork()
-    for name, value, usual in (("episodes", episodes, 10), ("count", count, 32), ("max_steps", max_steps, MAX_STEPS)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be ≥ 1; {usual} is usual")
-    require_room(f"episodes={episodes}: their returns alone take", episodes * EPISODE, "use fewer; 10 is usual")
+    check_evaluation(episodes, max_steps, seed)
+    if count < 1:
+        raise ValueError(f"count={count}: must be ≥ 1; 32 is usual")
     count = -(-episodes // -(-episodes // count))  # no more than shares of equal size need
     require_trust(agent)
     origin = resolve(

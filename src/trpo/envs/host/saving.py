@@ -122,7 +122,10 @@ class MuJoCo:
 
     def restore(self, state: Any) -> None:
         for name, view in self._arrays().items():
-            view[...] = _put_back(view, state["arrays"][name], name)
+            value = state["arrays"][name]
+            if not isinstance(value, np.ndarray) or (value.shape, value.dtype) != (view.shape, view.dtype):
+                raise ValueError(f"array {name} is not that of such a simulation")
+            view[...] = value
         self._env.data.time = _put_back(0.0, state["time"], "time")
         self._attributes.restore(state["attributes"])
 
@@ -208,20 +211,19 @@ def _copied(value: Any) -> Any:
 def _put_back(present: Any, value: Any, where: str) -> Any:
     """Return a value as what is there, ``present``, has it; ValueError if it is of another kind, or no plain data."""
     fits = True
+    if _shape(present) == _shape(value) is not None:
+        # The same numbers may be an array after a reset, and a tuple, wider ones or a plain number after a step.
+        return _copied(value)
     match present:
         case np.random.Generator():
             fits = isinstance(value, dict)
             if fits:
                 present.bit_generator.state = copy.deepcopy(value)
                 return present
-        case np.ndarray():
-            fits = isinstance(value, np.ndarray | np.generic)
-            fits = fits and value.shape == present.shape and value.dtype == present.dtype
-            value = np.asarray(value)
-        case str():
+        case str():  # NumPy's texts too, which are no numbers
             fits = isinstance(value, str)
-        case bool() | int() | float() | np.generic():
-            fits = value is None or isinstance(value, _NUMBERS)
+        case np.ndarray() | bool() | int() | float() | np.generic():
+            fits = value is None  # such as a last action at the beginning of an episode
         case dict():
             fits = isinstance(value, dict)
         case collections.deque():
@@ -240,6 +242,15 @@ def _put_back(present: Any, value: Any, where: str) -> Any:
     if isinstance(value, collections.deque):
         return collections.deque(map(_copied, value), value.maxlen)
     return _copied(value)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a number, or of an array, a tuple or a list of numbers; None of anything else."""
+    if isinstance(value, (np.ndarray, *_NUMBERS)):
+        return np.shape(value) if np.asarray(value).dtype.kind in "biuf" else None
+    if type(value) in (tuple, list) and all(isinstance(x, _NUMBERS) for x in value):
+        return (len(value),)
+    return None
 
 
 def _is_record(value: Any) -> bool:
