@@ -402,7 +402,8 @@ def test_processes_of_one_command_stop_together_and_one_goes_on(local: Callable[
             assert a[name] == b[name] or a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_all(which: int, local: Callable[[], Local]) -> None:
     run = local()
     run.wait_for(2)

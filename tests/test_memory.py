@@ -686,7 +686,11 @@ def test_a_cue_is_remembered(env: str, cell: str) -> None:
 
 @pytest.mark.parametrize(
     ("env", "cell", "workers"),
-    [("probe:memory", "gru", 0), ("probe:memory", "lstm", 3), ("jax-probe:memory", "lstm", 0)],
+    [
+        ("probe:memory", "gru", 0),
+        pytest.param("probe:memory", "lstm", 3, marks=pytest.mark.slow),
+        ("jax-probe:memory", "lstm", 0),
+    ],
 )
 def test_a_run_whose_value_function_remembers_resumes_bit_for_bit(
     env: str, cell: str, workers: int, tmp_path: Path
@@ -779,6 +783,7 @@ def test_members_of_a_sweep_are_runs_alone() -> None:
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_number_of_environments_begins_with_new_memory() -> None:
     for env in "probe:memory", "jax-probe:memory":
         config = remembering(env, 1)

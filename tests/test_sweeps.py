@@ -107,6 +107,7 @@ def alone(env: Walk, config: trpo.Config) -> trpo.Agent:
 
 
 @pytest.mark.usual_compiler
+@pytest.mark.slow
 def test_members_equal_single_runs(x64: None) -> None:
     """Every combination, in order; four of the twelve are run alone."""
     before = device_training._compile.cache_info().misses
