@@ -96,8 +96,8 @@ class PPO(eqx.Module):
             return (optax.tree.add_scale(theta, rate, direction), optimiser), None
 
         (new, optimiser), _ = jax.lax.scan(climb, (params, state.optimiser), order)
-        start, end = problem.evaluate(params), problem.evaluate(new)
-        gradient = jax.grad(problem.surrogate)(params)
+        model, end = problem.linearise(params), problem.evaluate(new)
+        start, gradient = model.evaluation, model.gradient
         no_signal = (optax.tree.max(jax.tree.map(jnp.abs, gradient)) == 0) & (self.entropy_bonus == 0)
         finite = all_finite((new, optimiser, end.surrogate, end.mean_kl))
         result = jnp.where(finite, Result.ACCEPTED, Result.NONFINITE_TRIAL)
